@@ -1,1 +1,44 @@
-"""x"""
+"""One strategy interface over several training engines; importing this imports none of them.
+
+The contract that every strategy keeps is tested by `farandole.plugins.pytest`.
+"""
+
+from .capabilities import Capabilities
+from .errors import (
+    CheckpointError,
+    DataError,
+    EngineUnavailableError,
+    FarandoleError,
+    LauncherError,
+    OptionError,
+    StrategyStateError,
+    UnknownStrategyError,
+)
+from .launchers import Launch, detect_launch
+from .progress import Progress
+from .registry import StrategyRow, create_strategy, strategy_row, strategy_rows
+from .strategy import Batch, Strategy, Training
+from .worker import Worker
+
+__all__ = [
+    "Batch",
+    "Capabilities",
+    "CheckpointError",
+    "DataError",
+    "EngineUnavailableError",
+    "FarandoleError",
+    "Launch",
+    "LauncherError",
+    "OptionError",
+    "Progress",
+    "Strategy",
+    "StrategyRow",
+    "StrategyStateError",
+    "Training",
+    "UnknownStrategyError",
+    "Worker",
+    "create_strategy",
+    "detect_launch",
+    "strategy_row",
+    "strategy_rows",
+]

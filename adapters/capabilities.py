@@ -1,0 +1,32 @@
+"""What an engine can do, as frozen flags that callers ask instead of testing types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Framework = Literal["torch", "tensorflow"]
+Shard = Literal["parameters", "gradients", "optimizer"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Properties of a strategy with the options it was created with.
+
+    framework: whose tensors, models and optimizers it takes.
+    accelerators: device types it trains on.
+    shards: what each worker holds only a share of; empty where every worker holds a whole replica.
+    accumulates_locally: whether gradients stay at home until the last micro-batch of a step.
+    survives_failure: whether the surviving workers of a failed job can go on in their processes.
+    asynchronous: whether workers may update from gradients of different steps.
+    exact: whether the update equals one process's on the same global batch, up to rounding; false where an option is
+        lossy (compression, Adasum, PowerSGD).
+    """
+
+    framework: Framework
+    accelerators: frozenset[str] = frozenset({"cpu"})
+    shards: frozenset[Shard] = frozenset()
+    accumulates_locally: bool = True
+    survives_failure: bool = False
+    asynchronous: bool = False
+    exact: bool = True

@@ -1,0 +1,127 @@
+"""Which samples each step trains on, and which of them each worker takes.
+
+The order is a function of (seed, epoch) and nothing else. For a dataset of L samples, epoch e visits
+
+    numpy.random.RandomState(numpy.random.MT19937(numpy.random.SeedSequence([seed, e]))).permutation(L)
+
+and step s takes the s-th run of `global_batch_size` of them; the last batch of an epoch may be shorter. `RandomState` is
+used because its stream is frozen (NEP 19), so that a run resumed under a newer NumPy goes on with the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError, OptionError
+from .progress import Progress
+from .worker import Worker
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The samples of one micro-batch of one worker.
+
+    indices: positions in the dataset, never empty.
+    weight: how many of them count: their number, or 0 where they stand in for an empty share.
+    """
+
+    indices: tuple[int, ...]
+    weight: int
+
+
+@dataclass(frozen=True)
+class GlobalOrder:
+    """The order of a dataset of `length` samples in global batches, the same for every world size.
+
+    Raises:
+        DataError: the dataset is empty.
+        OptionError: the global batch size or the seed is not positive.
+    """
+
+    length: int
+    global_batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise DataError("the dataset has length 0: there is nothing to train on")
+        if self.global_batch_size < 1:
+            raise OptionError(f"global_batch_size={self.global_batch_size} must be at least 1")
+        if self.seed < 0:
+            raise OptionError(f"seed={self.seed} must not be negative")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps an epoch takes, the short last batch included."""
+        return -(-self.length // self.global_batch_size)
+
+    def size(self, step: int) -> int:
+        """Return the number of samples of a step, which only the last of an epoch may have fewer of."""
+        return min(self.global_batch_size, self.length - step * self.global_batch_size)
+
+    def global_batch(self, epoch: int, step: int) -> Indices:
+        """Return the samples of one step, in order."""
+        start = step * self.global_batch_size
+        return _epoch_order(self.length, self.seed if self.shuffle else None, epoch)[
+            start : start + self.global_batch_size
+        ]
+
+    def positions(self, start: Progress, epochs: int) -> Iterator[tuple[int, int]]:
+        """Yield (epoch, step) from `start` to the end of epoch `epochs` - 1."""
+        if start.step > self.steps_per_epoch:
+            raise DataError(
+                f"cannot start at step {start.step}: an epoch has {self.steps_per_epoch} steps "
+                f"({self.length} samples in global batches of {self.global_batch_size}). "
+                "Resume with the dataset and global_batch_size that the progress was made with."
+            )
+        first = start.step
+        for epoch in range(start.epoch, epochs):
+            for step in range(first, self.steps_per_epoch):
+                yield epoch, step
+            first = 0
+
+    def after(self, epoch: int, step: int) -> Progress:
+        """Return the progress once step (epoch, step) is done."""
+        return Progress(epoch, step + 1) if step + 1 < self.steps_per_epoch else Progress(epoch + 1, 0)
+
+    def micro_batches(self, epoch: int, step: int, worker: Worker, accumulate: int) -> tuple[MicroBatch, ...]:
+        """Return the `accumulate` micro-batches of one worker in one step.
+
+        Workers take contiguous shares whose sizes differ by at most one, and cut theirs into micro-batches alike. Every
+        worker has the same number of them, so that collectives match; an empty one repeats the first sample of the
+        global batch with weight 0 (twice, because BatchNorm refuses to train on a single value).
+        """
+        batch = self.global_batch(epoch, step)
+        share = _part(batch, worker.rank, worker.world_size)
+        micro_batches = []
+        for number in range(accumulate):
+            indices = tuple(int(i) for i in _part(share, number, accumulate))
+            stand_in = (int(batch[0]),) * 2
+            micro_batches.append(MicroBatch(indices or stand_in, len(indices)))
+        return tuple(micro_batches)
+
+
+def _part(items: Indices, number: int, parts: int) -> Indices:
+    """Return the `number`-th of `parts` contiguous parts; the first `len(items) % parts` have one more than the rest."""
+    size, extra = divmod(len(items), parts)
+    start = number * size + min(number, extra)
+    return items[start : start + size + (number < extra)]
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(length: int, seed: int | None, epoch: int) -> Indices:
+    if seed is None:
+        order = np.arange(length)
+    else:
+        stream = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
+        order = stream.permutation(length)
+    order.setflags(write=False)
+    return order.astype(np.int64, copy=False)

@@ -1,0 +1,134 @@
+"""The table of strategies: a name, where its class is, its preset options, and one line on what it is.
+
+Rows name their class as text, so that listing strategies imports no framework. Third parties add rows through the
+entry-point group `farandole.strategies`: the entry point's name is the strategy's, its object a `Strategy` subclass.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any
+
+from .errors import EngineUnavailableError, OptionError, UnknownStrategyError, did_you_mean
+from .strategy import Strategy
+
+ENTRY_POINT_GROUP = "farandole.strategies"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A distribution that an engine needs, the module that proves it works, and the command that installs it."""
+
+    distribution: str
+    module: str
+    fix: str
+
+
+_TORCH = Requirement("torch", "torch", "pip install 'farandole[torch]'")
+_HOROVOD = Requirement("horovod", "horovod.torch", "farandole horovod install")
+
+
+@dataclass(frozen=True)
+class StrategyRow:
+    """One strategy by name: `target` is `module:Class`, `launcher` the engine's own program to start workers with."""
+
+    name: str
+    target: str
+    description: str
+    launcher: str | None = "torchrun"
+    requirements: tuple[Requirement, ...] = (_TORCH,)
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    entry_point: EntryPoint | None = None
+
+    def load(self) -> type[Strategy]:
+        """Import the strategy's class, and with it the engine.
+
+        Raises:
+            EngineUnavailableError: the engine is not installed, or its import fails; the message names the fix.
+        """
+        try:
+            if self.entry_point is not None:
+                loaded: type[Strategy] = self.entry_point.load()
+                return loaded
+            module, _, attribute = self.target.partition(":")
+            loaded = getattr(importlib.import_module(module, package=__package__), attribute)
+            return loaded
+        except ModuleNotFoundError as error:
+            for requirement in self.requirements:
+                if (error.name or "").split(".")[0] == requirement.module.split(".")[0]:
+                    raise EngineUnavailableError(
+                        f"strategy {self.name!r} needs {requirement.distribution}, which is not installed. "
+                        f"Install it with: {requirement.fix}"
+                    ) from None
+            raise
+
+
+BUILT_IN = (
+    StrategyRow("local", ".torch.local:LocalStrategy", "one process of plain PyTorch, the reference", launcher=None),
+    StrategyRow("ddp", ".torch.ddp:DDPStrategy", "PyTorch DistributedDataParallel: a replica on every worker"),
+    StrategyRow(
+        "horovod",
+        ".torch.horovod:HorovodStrategy",
+        "Horovod: a replica on every worker, gradients all-reduced by Horovod",
+        launcher="horovodrun",
+        requirements=(_TORCH, _HOROVOD),
+    ),
+)
+
+
+@cache
+def strategy_rows() -> Mapping[str, StrategyRow]:
+    """Return all rows by name: the built-in ones, then those of other distributions."""
+    rows = {row.name: row for row in BUILT_IN}
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        if entry_point.name in rows:
+            owner = entry_point.dist.name if entry_point.dist is not None else entry_point.value
+            raise OptionError(
+                f"{owner} registers a strategy named {entry_point.name!r}, a name that is taken: uninstall or rename it"
+            )
+        summary = entry_point.dist.metadata["Summary"] if entry_point.dist is not None else None
+        rows[entry_point.name] = StrategyRow(
+            entry_point.name, entry_point.value, summary or entry_point.value, entry_point=entry_point
+        )
+    return MappingProxyType(rows)
+
+
+def strategy_row(name: str) -> StrategyRow:
+    """Return one row.
+
+    Raises:
+        UnknownStrategyError: no such name; the message suggests the nearest one.
+    """
+    rows = strategy_rows()
+    if name not in rows:
+        raise UnknownStrategyError(
+            f"there is no strategy {name!r}.{did_you_mean(name, rows)} Registered: {', '.join(rows)}"
+        )
+    return rows[name]
+
+
+def create_strategy(name: str, **options: Any) -> Strategy:
+    """Create a strategy by its registered name, with the engine's options as keywords.
+
+    Raises:
+        UnknownStrategyError: no such name.
+        OptionError: an option that the engine does not have, or a value that it does not take.
+        EngineUnavailableError: the engine is not installed or was built without what the strategy needs.
+        LauncherError: the environment contradicts itself.
+    """
+    row = strategy_row(name)
+    strategy_class = row.load()
+    known = [parameter for parameter in inspect.signature(strategy_class).parameters if parameter not in row.options]
+    for option in options:
+        if option not in known:
+            listed = f"Its options: {', '.join(known)}" if known else "It has none."
+            raise OptionError(f"strategy {name!r} has no option {option!r}.{did_you_mean(option, known)} {listed}")
+    strategy = strategy_class(**row.options, **options)
+    strategy.name = name
+    return strategy

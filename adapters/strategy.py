@@ -1,0 +1,251 @@
+"""The one interface over all engines: a strategy, and the training that it prepares.
+
+A public method guards (the strategy was entered, the arguments make sense), then a private hook does the engine's part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from types import TracebackType
+from typing import Any, Literal, Self, SupportsFloat
+
+from .capabilities import Capabilities
+from .errors import OptionError, StrategyStateError
+from .launchers import Launch, detect_launch
+from .progress import Progress
+from .worker import Worker
+
+ReduceOp = Literal["mean", "sum", "max", "min"]
+REDUCE_OPS: tuple[ReduceOp, ...] = ("mean", "sum", "max", "min")
+
+_log = logging.getLogger("farandole")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data on one worker.
+
+    micro: this worker's micro-batches, each collated by itself.
+    weights: how much each of them counts (samples unless told otherwise); 0 for one that stands in for an empty share.
+    global_weight: the sum of the weights over all micro-batches of all workers; reading it may wait for a reduction.
+    progress: the position after this step.
+    random_seed: what the step seeds the framework's random streams with, so that a resumed run draws what an
+        uninterrupted one would; different on every worker. `None` leaves the streams alone.
+    """
+
+    micro: tuple[Any, ...]
+    weights: tuple[float, ...]
+    global_weight: SupportsFloat
+    progress: Progress
+    random_seed: int | None = None
+
+
+class Training(ABC):
+    """A model, its optimizer and its loss on one engine; made by `Strategy.prepare`.
+
+    model: the model as the user made it, on the strategy's device; its parameters are the trained ones.
+    optimizer: an optimizer of the framework whose hyperparameters reach the engine.
+    extras: what `save(extras=...)` was given, as the last `load` found it.
+    """
+
+    model: Any
+    optimizer: Any
+    extras: dict[str, Any]
+
+    @abstractmethod
+    def step(self, batch: Batch) -> SupportsFloat:
+        """Train on one global batch and return its mean loss, the same number on every worker.
+
+        The number is waited for when it is read, not before, so that an unread loss costs no time.
+        """
+
+    @abstractmethod
+    def batches(
+        self,
+        dataset: Any,
+        global_batch_size: int,
+        *,
+        epochs: int = 1,
+        seed: int = 0,
+        start: Progress = Progress(),
+        shuffle: bool = True,
+        weight: Callable[[Any], SupportsFloat] | None = None,
+        **loader_options: Any,
+    ) -> Iterator[Batch]:
+        """Yield this worker's part of every global batch from `start` to the end of epoch `epochs` - 1.
+
+        Each sample of an epoch comes once, on one worker; `order.GlobalOrder` defines which step it belongs to, at any
+        world size alike. `weight(micro_batch)` replaces the number of samples as its weight (for example its tokens).
+        """
+
+    @abstractmethod
+    def save(self, path: str | PathLike[str], progress: Progress, extras: Mapping[str, Any] | None = None) -> None:
+        """Write everything that `load` needs to go on, as one commit: a crash leaves the previous checkpoint.
+
+        All workers call it. `extras` is any JSON value of the user's own.
+
+        Raises:
+            CheckpointError: it could not be written; raised on every worker, with the reason.
+        """
+
+    @abstractmethod
+    def load(self, path: str | PathLike[str]) -> Progress:
+        """Take up model, optimizer, scheduler and extras from `path`, and return where its training stood.
+
+        All workers call it.
+
+        Raises:
+            CheckpointError: it is missing, unfinished, or does not fit this model and optimizer; on every worker.
+        """
+
+
+class Strategy(ABC):
+    """One engine under the launcher that started this process. Used once, as a context manager."""
+
+    name: str = ""
+    capabilities: Capabilities
+
+    def __init__(self) -> None:
+        self._launch = detect_launch()
+        self._state: Literal["new", "joined", "left"] = "new"
+
+    @property
+    def launch(self) -> Launch:
+        """What the launcher said of this process."""
+        return self._launch
+
+    @property
+    def worker(self) -> Worker:
+        """Who this process is among the workers of the job."""
+        return self._launch.worker
+
+    @property
+    @abstractmethod
+    def device(self) -> Any:
+        """The device that this worker trains on, in the framework's own type."""
+
+    def __enter__(self) -> Self:
+        if self._state != "new":
+            raise StrategyStateError(f"strategy {self.name!r} was used before: create a new one for each `with` block")
+        self._join()
+        self._state = "joined"
+        worker = self.worker
+        _log.info(
+            "%s: worker %d of %d on %s, started by %s",
+            self.name,
+            worker.rank,
+            worker.world_size,
+            self.device,
+            self._launch.launcher,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._state = "left"
+        self._leave(failed=error is not None)
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Build the model and its optimizer inside: where variables are born matters to some engines."""
+        self._require_joined("scope")
+        with self._scope():
+            yield
+
+    def prepare(
+        self,
+        model: Any,
+        optimizer: Any,
+        loss_fn: Callable[[Any, Any], Any],
+        scheduler: Any = None,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+    ) -> Training:
+        """Hand a model and its optimizer to the engine; every worker goes on with rank 0's weights.
+
+        Args:
+            loss_fn: `loss_fn(model, micro_batch)` returns the mean loss of a micro-batch, a scalar.
+            scheduler: a learning-rate scheduler of `optimizer`, advanced once a step. The rate is never scaled.
+            accumulate: micro-batches that a worker cuts its share of a global batch into; the curve does not change.
+            clip_norm: largest L2 norm of the whole reduced gradient; `None` does not clip.
+
+        Raises:
+            OptionError: an argument that no engine, or not this engine, can honour.
+        """
+        self._require_joined("prepare")
+        if accumulate < 1:
+            raise OptionError(f"accumulate={accumulate} must be at least 1")
+        if clip_norm is not None and not clip_norm > 0:
+            raise OptionError(f"clip_norm={clip_norm} must be positive; None does not clip")
+        return self._prepare(model, optimizer, loss_fn, scheduler, accumulate, clip_norm)
+
+    def reduce(self, value: Any, op: ReduceOp = "mean") -> Any:
+        """Combine `value` over all workers; each leaf of a nested structure of tensors, arrays and numbers by itself.
+
+        Integers stay exact under sum, max and min; their mean is a float. All workers call it with the same structure.
+        """
+        self._require_joined("reduce")
+        if op not in REDUCE_OPS:
+            raise OptionError(f"cannot reduce with {op!r}: use one of {', '.join(REDUCE_OPS)}")
+        return self._reduce(value, op)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every worker's `value` (anything that pickles; shapes may differ), in rank order, on every worker."""
+        self._require_joined("gather")
+        return self._gather(value)
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Return the `value` of worker `root` (anything that pickles) on every worker; the others' are ignored."""
+        self._require_joined("broadcast")
+        if not 0 <= root < self.worker.world_size:
+            raise OptionError(f"there is no worker {root} among {self.worker.world_size} to broadcast from")
+        return self._broadcast(value, root)
+
+    def barrier(self) -> None:
+        """Return once every worker has called it."""
+        self._require_joined("barrier")
+        self._barrier()
+
+    def _require_joined(self, method: str) -> None:
+        if self._state != "joined":
+            raise StrategyStateError(f"{method}() works inside `with strategy:` only; this one is {self._state}")
+
+    @abstractmethod
+    def _join(self) -> None:
+        """Join the job that the launcher describes."""
+
+    @abstractmethod
+    def _leave(self, failed: bool) -> None:
+        """Leave the job; after a failure, without waiting for other workers."""
+
+    @abstractmethod
+    def _scope(self) -> contextlib.AbstractContextManager[None]: ...
+
+    @abstractmethod
+    def _prepare(
+        self,
+        model: Any,
+        optimizer: Any,
+        loss_fn: Callable[[Any, Any], Any],
+        scheduler: Any,
+        accumulate: int,
+        clip_norm: float | None,
+    ) -> Training: ...
+
+    @abstractmethod
+    def _reduce(self, value: Any, op: ReduceOp) -> Any: ...
+
+    @abstractmethod
+    def _gather(self, value: Any) -> list[Any]: ...
+
+    @abstractmethod
+    def _broadcast(self, value: Any, root: int) -> Any: ...
+
+    @abstractmethod
+    def _barrier(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Engines that train PyTorch models, on a shared `TorchStrategy`."""

@@ -1,0 +1,213 @@
+"""Turn a dataset into this worker's micro-batches, on torch's DataLoader."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, default_collate
+
+from ..errors import DataError, OptionError
+from ..order import GlobalOrder, MicroBatch
+from ..progress import Progress
+from ..structure import map_structure
+from ..worker import Worker
+
+_OURS = {
+    "batch_size": "global_batch_size",
+    "batch_sampler": "global_batch_size",
+    "sampler": "seed and shuffle",
+    "drop_last": "nothing, a short last batch is weighted exactly",
+    "generator": "seed",
+}
+
+Key = tuple[int, tuple[int, ...]]
+
+
+def order_of(dataset: Any, global_batch_size: int, seed: int, shuffle: bool, worker: Worker) -> GlobalOrder:
+    """Return the order of `dataset` in global batches.
+
+    Raises:
+        DataError: it has no length, or none above 0.
+        OptionError: the global batch is smaller than the number of workers.
+    """
+    if isinstance(dataset, IterableDataset) or not (_columns(dataset) is not None or hasattr(dataset, "__len__")):
+        raise DataError(
+            f"{type(dataset).__name__} has no length, so its samples have no reproducible order: "
+            "pass a dataset with __len__ and __getitem__, tensors, or arrays"
+        )
+    if 0 < global_batch_size < worker.world_size:
+        raise OptionError(
+            f"global_batch_size={global_batch_size} is smaller than the {worker.world_size} workers: "
+            "some would never get a sample. Raise it, or start fewer workers."
+        )
+    return GlobalOrder(_length(dataset), global_batch_size, seed, shuffle)
+
+
+class StepLoader:
+    """Loads this worker's micro-batches, step by step.
+
+    Iterating yields (epoch, step, weights, data): how many samples of each micro-batch count, and its collated data.
+
+    Raises:
+        OptionError: a loader option that the order decides, or that DataLoader does not know.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        order: GlobalOrder,
+        worker: Worker,
+        accumulate: int,
+        start: Progress,
+        epochs: int,
+        options: Mapping[str, Any],
+    ) -> None:
+        for name in options:
+            if name in _OURS:
+                raise OptionError(f"batches() decides {name!r} itself, for all workers alike: use {_OURS[name]}")
+        self._keys = _Keys(order, worker, accumulate, start, epochs)
+        columns = _columns(dataset)
+        fetch: Dataset[Any]
+        if columns is None:
+            options = dict(options)
+            fetch = _Samples(dataset, order.seed, options.pop("collate_fn", None) or default_collate)
+        elif "collate_fn" in options:
+            raise OptionError("collate_fn takes a dataset of samples; tensors and arrays are cut, not collated")
+        else:
+            fetch = _Columns(columns)
+        try:
+            self._loader = DataLoader(
+                fetch,
+                batch_size=None,
+                sampler=self._keys,
+                collate_fn=_as_it_is,
+                # A stream of its own: a DataLoader draws from the global one, which belongs to the model.
+                generator=torch.Generator().manual_seed(order.seed),
+                **options,
+            )
+        except TypeError as error:
+            raise OptionError(f"torch's DataLoader refuses an option: {error}") from None
+
+    def __iter__(self) -> Iterator[tuple[int, int, tuple[int, ...], tuple[Any, ...]]]:
+        data = iter(self._loader)
+        for epoch, step, plan in self._keys.steps():
+            yield epoch, step, tuple(part.weight for part in plan), tuple(next(data) for _ in plan)
+
+
+class _Keys(Sampler[Key]):
+    """The (epoch, indices) of each micro-batch of this worker, in the order in which it trains on them."""
+
+    def __init__(self, order: GlobalOrder, worker: Worker, accumulate: int, start: Progress, epochs: int) -> None:
+        self._order = order
+        self._share = (worker, accumulate)
+        self._span = (start, epochs)
+
+    def steps(self) -> Iterator[tuple[int, int, tuple[MicroBatch, ...]]]:
+        """Yield (epoch, step, this worker's micro-batches)."""
+        for epoch, step in self._order.positions(*self._span):
+            yield epoch, step, self._order.micro_batches(epoch, step, *self._share)
+
+    def __iter__(self) -> Iterator[Key]:
+        for epoch, _, plan in self.steps():
+            for micro_batch in plan:
+                yield epoch, micro_batch.indices
+
+
+class _Columns(Dataset[Any]):
+    """Tensors or arrays whose first dimension counts samples: a micro-batch is cut out of each at once."""
+
+    def __init__(self, columns: Any) -> None:
+        self._columns = columns
+
+    def __getitem__(self, key: Key) -> Any:
+        indices = torch.tensor(key[1])
+        return map_structure(lambda column: column[indices], self._columns)
+
+
+class _Samples(Dataset[Any]):
+    """A map-style dataset; whatever it draws at random is drawn from (seed, epoch, sample).
+
+    A sample is then the same whichever worker, or loader process, fetches it, and after a resume.
+    """
+
+    def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]) -> None:
+        self._dataset = dataset
+        self._seed = seed
+        self._collate = collate
+
+    def __getitem__(self, key: Key) -> Any:
+        epoch, indices = key
+        samples = []
+        with _random_streams_kept():
+            for index in indices:
+                seed = mix(self._seed, epoch, index)
+                random.seed(seed)
+                np.random.seed(seed & 0xFFFFFFFF)
+                torch.default_generator.manual_seed(seed)
+                samples.append(self._dataset[index])
+            return self._collate(samples)
+
+
+def mix(*numbers: int) -> int:
+    """Return 63 bits that any change of a number changes, for seeding a random stream."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@contextlib.contextmanager
+def _random_streams_kept() -> Iterator[None]:
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.default_generator.set_state(torch_state)
+
+
+def _columns(dataset: Any) -> Any:
+    """Return `dataset` as a structure of tensors where it is made of tensors and arrays only, else `None`."""
+    if isinstance(dataset, TensorDataset):
+        return tuple(dataset.tensors)
+    if isinstance(dataset, (torch.Tensor, np.ndarray)):
+        return torch.as_tensor(dataset)
+    if isinstance(dataset, Mapping):
+        parts = list(dataset.values())
+    elif isinstance(dataset, tuple):
+        parts = list(dataset)
+    else:
+        return None
+    if not parts or not all(isinstance(part, (torch.Tensor, np.ndarray)) for part in parts):
+        return None
+    return map_structure(torch.as_tensor, dataset)
+
+
+def _length(dataset: Any) -> int:
+    columns = _columns(dataset)
+    if columns is None:
+        return len(dataset)
+    lengths: list[int] = []
+    map_structure(lambda column: lengths.append(len(column)), columns)
+    if len(set(lengths)) != 1:
+        raise DataError(f"the arrays of the dataset differ in length: {', '.join(map(str, lengths))}")
+    return lengths[0]
+
+
+def _as_it_is(data: Any) -> Any:
+    return data
+
+
+def to_device(data: Any, device: torch.device) -> Any:
+    """Move all tensors of a structure to `device`."""
+    if device.type == "cpu":
+        return data
+    return map_structure(
+        lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf, data
+    )

@@ -1,0 +1,95 @@
+"""PyTorch DistributedDataParallel (https://arxiv.org/abs/2006.15704)."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from ..capabilities import Capabilities
+from ..errors import OptionError
+from .engine import Engine
+from .process_group import ProcessGroupStrategy
+
+# Buffers are broadcast once, not at each forward: Horovod and the sharding engines do not either, and one meaning serves
+# all. torch 2.13 renamed the argument and warns of the old name.
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_BUFFERS_STAY: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
+_HOOKS = ("none", "fp16", "bf16", "powersgd")
+
+
+class DDPStrategy(ProcessGroupStrategy):
+    """A replica on every worker; gradients are all-reduced in buckets while backward runs.
+
+    Args:
+        bucket_cap_mb: size of a bucket in MiB; `None` takes DDP's default.
+        gradient_as_bucket_view: keep gradients in the buckets instead of beside them (saves 4 bytes a parameter).
+        static_graph: promise that every step uses the same parameters. The first step then reduces each micro-batch.
+        find_unused_parameters: let a step leave parameters unused; without it DDP stops at such a step.
+        comm_hook: "fp16" and "bf16" halve the traffic, "powersgd" sends low-rank approximations
+            (https://arxiv.org/abs/1905.13727); all of them are lossy.
+        matrix_approximation_rank, start_powerSGD_iter: of "powersgd", as in `PowerSGDState`.
+        backend, timeout, device: see `ProcessGroupStrategy`.
+    """
+
+    def __init__(
+        self,
+        bucket_cap_mb: float | None = None,
+        gradient_as_bucket_view: bool = True,
+        static_graph: bool = False,
+        find_unused_parameters: bool = True,
+        comm_hook: Literal["none", "fp16", "bf16", "powersgd"] = "none",
+        matrix_approximation_rank: int = 1,
+        start_powerSGD_iter: int = 1000,
+        backend: str | None = None,
+        timeout: float = 1800,
+        device: str | None = None,
+    ) -> None:
+        super().__init__(backend, timeout, device)
+        if comm_hook not in _HOOKS:
+            raise OptionError(f"comm_hook={comm_hook!r} must be one of {', '.join(_HOOKS)}")
+        if bucket_cap_mb is not None and bucket_cap_mb <= 0:
+            raise OptionError(f"bucket_cap_mb={bucket_cap_mb} must be positive")
+        self._comm_hook = comm_hook
+        self._powersgd = (matrix_approximation_rank, start_powerSGD_iter)
+        self._ddp_options: dict[str, Any] = {
+            "bucket_cap_mb": bucket_cap_mb,
+            "gradient_as_bucket_view": gradient_as_bucket_view,
+            "static_graph": static_graph,
+            "find_unused_parameters": find_unused_parameters and not static_graph,
+        }
+        self.capabilities = Capabilities(
+            "torch", accelerators=frozenset({"cpu", "cuda"}), exact=comm_hook == "none"
+        )
+
+    def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        replica = DistributedDataParallel(module, **_BUFFERS_STAY, **self._ddp_options)
+        if self._comm_hook == "powersgd":
+            rank, first = self._powersgd
+            state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=first)
+            replica.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        elif self._comm_hook != "none":
+            hook = default_hooks.fp16_compress_hook if self._comm_hook == "fp16" else default_hooks.bf16_compress_hook
+            replica.register_comm_hook(None, hook)
+        return _DDPEngine(replica, optimizer)
+
+
+class _DDPEngine(Engine):
+    module: DistributedDataParallel
+
+    def __init__(self, module: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(module, optimizer)
+        self._first_step = True
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        # A static graph is recorded by a first backward that synchronizes, and DDP asserts when there was none.
+        if self._first_step and self.module.static_graph:
+            return contextlib.nullcontext()
+        return self.module.no_sync()
+
+    def reduce_gradients(self) -> None:
+        self._first_step = False

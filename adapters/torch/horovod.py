@@ -1,0 +1,205 @@
+"""Horovod for PyTorch (https://arxiv.org/abs/1802.05799)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+
+from ..capabilities import Capabilities
+from ..errors import EngineUnavailableError, OptionError
+from ..strategy import ReduceOp
+from .engine import Engine
+from .horovod_rendezvous import describe_job_to_horovod
+from .strategy import Finish, TorchStrategy
+
+try:
+    import horovod.torch as hvd
+except ModuleNotFoundError:
+    raise
+except ImportError as error:
+    raise EngineUnavailableError(
+        f"Horovod is installed, but not built for this PyTorch {torch.__version__} ({str(error).splitlines()[0]}). "
+        "Build it anew with: farandole horovod install --force"
+    ) from None
+
+_COMPRESSIONS = ("none", "fp16")
+_OPS = ("average", "adasum")
+
+
+class HorovodStrategy(TorchStrategy):
+    """A replica on every worker; Horovod's background thread all-reduces gradients while backward runs.
+
+    Args:
+        compression: "fp16" halves the traffic, lossily. (bfloat16 is no type of Horovod's: its last release cannot
+            reduce it.)
+        op: "average", or "adasum" (https://arxiv.org/abs/2006.02924), which adapts to how far gradients agree and so
+            trains another curve; it needs a Horovod built with MPI.
+        num_groups: all-reduce gradients in this many groups; 0 lets Horovod fuse them as they come.
+        device: "cpu" or "cuda", see `TorchStrategy`.
+    """
+
+    def __init__(
+        self,
+        compression: Literal["none", "fp16"] = "none",
+        op: Literal["average", "adasum"] = "average",
+        num_groups: int = 0,
+        device: str | None = None,
+    ) -> None:
+        super().__init__(device)
+        if compression == "bf16":
+            raise OptionError(
+                f"compression='bf16': Horovod {hvd.__version__} cannot all-reduce bfloat16; "
+                "use compression='fp16', or strategy 'ddp' with comm_hook='bf16'"
+            )
+        if compression not in _COMPRESSIONS:
+            raise OptionError(f"compression={compression!r} must be one of {', '.join(_COMPRESSIONS)}")
+        if op not in _OPS:
+            raise OptionError(f"op={op!r} must be one of {', '.join(_OPS)}")
+        if op == "adasum" and not hvd.mpi_built():
+            raise OptionError(
+                "op='adasum' needs a Horovod built with MPI, and this one has none: install an MPI compiler "
+                "(apt-get install libopenmpi-dev), then run: farandole horovod install --force"
+            )
+        if num_groups < 0:
+            raise OptionError(f"num_groups={num_groups} must not be negative")
+        if self.device.type == "cuda" and not hvd.nccl_built():
+            raise EngineUnavailableError(
+                "this Horovod was built without NCCL and cannot train on GPUs: run `farandole horovod install --force` "
+                "where CUDA and NCCL are installed, or pass device='cpu'"
+            )
+        self._compression = compression
+        self._adasum = op == "adasum"
+        self._num_groups = num_groups
+        self._trainings = itertools.count()
+        self.capabilities = Capabilities(
+            "torch",
+            accelerators=frozenset({"cpu", "cuda"} if hvd.nccl_built() else {"cpu"}),
+            # Elastic Horovod lets survivors go on in their processes: horovod.elastic, read in horovod/common/elastic.py.
+            survives_failure=True,
+            exact=compression == "none" and op == "average",
+        )
+
+    def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        names = f"training{next(self._trainings)}"
+        hvd.broadcast_parameters(_contiguous_state(module, names), root_rank=0)
+        compression = hvd.Compression.fp16 if self._compression == "fp16" else hvd.Compression.none
+        return _HorovodEngine(
+            module,
+            optimizer,
+            names,
+            compression=compression,
+            backward_passes_per_step=accumulate,
+            op=hvd.Adasum if self._adasum else hvd.Average,
+            groups=self._num_groups or None,
+        )
+
+    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> Finish:
+        operation = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}[op]
+        handle = hvd.allreduce_async_(tensor, op=operation)
+
+        def finish() -> torch.Tensor:
+            hvd.synchronize(handle)
+            return tensor
+
+        return finish
+
+    def _join(self) -> None:
+        super()._join()
+        self._rendezvous = describe_job_to_horovod(self.launch)
+        hvd.init()
+        found = (hvd.rank(), hvd.size())
+        said = (self.worker.rank, self.worker.world_size)
+        if found != said:
+            hvd.shutdown()
+            raise EngineUnavailableError(
+                f"{self.launch.launcher} says worker {said[0]} of {said[1]}, but Horovod found {found[0]} of {found[1]}: "
+                "this Horovod cannot be started by it. Start with: farandole run --strategy horovod"
+            )
+
+    def _leave(self, failed: bool) -> None:
+        if not failed:
+            hvd.shutdown()
+            if self._rendezvous is not None:
+                self._rendezvous.stop()
+
+    def _gather(self, value: Any) -> list[Any]:
+        gathered: list[Any] = hvd.allgather_object(value)
+        return gathered
+
+    def _broadcast(self, value: Any, root: int) -> Any:
+        return hvd.broadcast_object(value, root_rank=root)
+
+    def _barrier(self) -> None:
+        hvd.barrier()
+
+
+class _HorovodEngine(Engine):
+    """Horovod's DistributedOptimizer reduces the gradients; the user's own optimizer applies them.
+
+    Its hooks and `synchronize()` are all that is needed of it, so it wraps a stand-in: the user's optimizer stays the
+    object that schedulers and the user hold, with its state.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, names: str, op: Any, **options: Any
+    ) -> None:
+        super().__init__(module, optimizer)
+        updated = set(self.parameters)
+        named = [(f"{names}.{name}", p) for name, p in module.named_parameters() if p in updated and p.requires_grad]
+        self._trained = [parameter for _, parameter in named]
+        self._parameter_names = [name.removeprefix(f"{names}.") for name, _ in named]
+        self._grouped = options["groups"] is not None
+        self._adasum = op == hvd.Adasum
+        self._flags_name = f"{names}.has_gradient"
+        inner = optimizer if self._adasum else torch.optim.SGD(self._trained, lr=0.0)
+        self._distributed = hvd.DistributedOptimizer(inner, named_parameters=named, op=op, **options)
+        if self._adasum:
+            self.optimizer = self._distributed
+        self.zero_grad()
+
+    def reduce_gradients(self) -> None:
+        if self._adasum or hvd.size() == 1:
+            return
+        # Horovod reduces zeros for a parameter without a gradient, and the optimizer would decay it. One small tensor
+        # of counts, in the gradients' type so that Horovod fuses it with them, tells which have one nowhere.
+        counts = torch.tensor(
+            [parameter.grad is not None for parameter in self._trained], dtype=torch.float32, device=self._device
+        )
+        handle = hvd.allreduce_async_(counts, name=self._flags_name, op=hvd.Sum)
+        if self._grouped:
+            self._refuse_partial_groups(hvd.synchronize(handle))
+        self._distributed.synchronize()
+        if not self._grouped:
+            hvd.synchronize(handle)
+        for parameter, count in zip(self._trained, counts.tolist(), strict=True):
+            if count == 0:
+                parameter.grad = None
+
+    def update(self) -> None:
+        if self._adasum:
+            self._distributed.step()
+        else:
+            self.optimizer.step()
+
+    @property
+    def _device(self) -> torch.device:
+        return self._trained[0].device
+
+    def _refuse_partial_groups(self, counts: torch.Tensor) -> None:
+        """With groups, workers that lack different gradients would wait for each other for ever."""
+        partial = [
+            name for name, count in zip(self._parameter_names, counts.tolist(), strict=True) if 0 < count < hvd.size()
+        ]
+        if partial:
+            raise OptionError(
+                f"num_groups needs each parameter used by all workers or by none, but some workers did not use "
+                f"{partial[0]!r} in this step: leave num_groups out"
+            )
+
+
+def _contiguous_state(module: torch.nn.Module, names: str) -> Iterable[tuple[str, torch.Tensor]]:
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    return [(f"{names}.{name}", tensor.data) for name, tensor in tensors]

@@ -1,0 +1,49 @@
+"""Plain PyTorch in one process: what every other engine is compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..capabilities import Capabilities
+from ..errors import LauncherError
+from ..strategy import ReduceOp
+from .engine import Engine
+from .strategy import Finish, TorchStrategy
+
+
+class LocalStrategy(TorchStrategy):
+    """One worker, no engine.
+
+    Raises:
+        LauncherError: a launcher started several workers; each would train on all data by itself.
+    """
+
+    capabilities = Capabilities("torch", accelerators=frozenset({"cpu", "cuda"}))
+
+    def __init__(self, device: str | None = None) -> None:
+        super().__init__(device)
+        if self.worker.world_size > 1:
+            raise LauncherError(
+                f"strategy 'local' is one process, but {self.launch.launcher} started {self.worker.world_size} workers: "
+                "choose another strategy, 'ddp' for one, or start one worker"
+            )
+
+    def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        return Engine(module, optimizer)
+
+    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> Finish:
+        return lambda: tensor
+
+    def _leave(self, failed: bool) -> None:
+        pass
+
+    def _gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def _broadcast(self, value: Any, root: int) -> Any:
+        return value
+
+    def _barrier(self) -> None:
+        pass

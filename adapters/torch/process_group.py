@@ -1,0 +1,70 @@
+"""Strategies on torch.distributed's process group: how they join it, and its collectives."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..errors import OptionError
+from ..strategy import ReduceOp
+from .rendezvous import init_process_group
+from .strategy import Finish, TorchStrategy
+
+_OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+class ProcessGroupStrategy(TorchStrategy):
+    """Base of engines that communicate through torch.distributed's default process group.
+
+    Args:
+        backend: "gloo", "nccl" or another that torch.distributed knows; by default Gloo on CPU, NCCL on CUDA.
+        timeout: seconds that joining and each collective may take, as in `torch.distributed.init_process_group`.
+        device: "cpu" or "cuda", see `TorchStrategy`.
+    """
+
+    def __init__(self, backend: str | None = None, timeout: float = 1800, device: str | None = None) -> None:
+        super().__init__(device)
+        self._backend = backend or ("nccl" if self.device.type == "cuda" else "gloo")
+        if not dist.is_backend_available(self._backend.split(":")[-1].split(",")[0]):
+            raise OptionError(f"this PyTorch was built without the backend {self._backend!r}")
+        if timeout <= 0:
+            raise OptionError(f"timeout={timeout} must be a positive number of seconds")
+        self._timeout = timedelta(seconds=timeout)
+        self._owns_group = False
+
+    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> Finish:
+        work = dist.all_reduce(tensor, _OPS[op], async_op=True)
+
+        def finish() -> torch.Tensor:
+            if work is not None:
+                work.wait()
+            return tensor
+
+        return finish
+
+    def _join(self) -> None:
+        super()._join()
+        if not dist.is_initialized():
+            init_process_group(self.launch, self._backend, self._timeout)
+            self._owns_group = True
+
+    def _leave(self, failed: bool) -> None:
+        # After a failure other workers may be inside a collective: the group ends with the process, waiting for nobody.
+        if self._owns_group and not failed:
+            dist.destroy_process_group()
+
+    def _gather(self, value: Any) -> list[Any]:
+        gathered: list[Any] = [None] * self.worker.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def _broadcast(self, value: Any, root: int) -> Any:
+        holder = [value if self.worker.rank == root else None]
+        dist.broadcast_object_list(holder, src=root, device=self.device)
+        return holder[0]
+
+    def _barrier(self) -> None:
+        dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)

@@ -1,0 +1,87 @@
+"""Meet the other workers of a job, whichever launcher started them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import timedelta
+from typing import cast
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import torch.distributed as dist
+
+from ..errors import LauncherError
+from ..launchers import Launch
+
+_KEY = "farandole/torch_master"
+
+
+def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None:
+    """Initialize torch.distributed's default group for this launch.
+
+    Raises:
+        LauncherError: no address to meet at, or it cannot be used; the message names the variables to set.
+    """
+    worker = launch.worker
+    try:
+        dist.init_process_group(
+            backend, store=open_store(launch, timeout), rank=worker.rank, world_size=worker.world_size, timeout=timeout
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        reason = str(error).splitlines()[0]
+        where = "MASTER_ADDR={}, MASTER_PORT={}".format(*(launch.address or ("?", "?")))
+        raise LauncherError(
+            f"worker {worker.rank} of {worker.world_size} cannot meet the others at {where}: {reason}. "
+            "If another program uses the port, choose a free one in MASTER_PORT."
+        ) from None
+
+
+def open_store(launch: Launch, timeout: timedelta) -> dist.Store:
+    """Open the key-value store that all workers of this launch share.
+
+    Raises:
+        LauncherError: the launcher tells no address to meet at.
+    """
+    worker = launch.worker
+    if worker.world_size == 1 and launch.address is None:
+        return dist.HashStore()
+    if launch.launcher == "torchrun":
+        # torchrun's agent keeps the store already; only torch knows by which variables to find it.
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        return cast(dist.Store, store)
+    address = launch.address or _address_from_horovodrun(launch, timeout)
+    if address is None:
+        raise LauncherError(
+            f"{launch.launcher} started {worker.world_size} workers but tells them no address to meet at: "
+            "set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them"
+        )
+    return dist.TCPStore(*address, world_size=worker.world_size, is_master=worker.is_main, timeout=timeout)
+
+
+def _address_from_horovodrun(launch: Launch, timeout: timedelta) -> tuple[str, int] | None:
+    """Let rank 0 choose a free port and tell the others through horovodrun's own key-value server."""
+    host, port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR"), os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
+    if not host or not port:
+        return None
+    url = f"http://{host}:{port}/{_KEY}"
+    if launch.worker.is_main:
+        with socket.create_connection((host, int(port))) as connection:
+            own_host = connection.getsockname()[0]
+        with socket.socket() as probe:
+            probe.bind((own_host, 0))
+            address = (own_host, int(probe.getsockname()[1]))
+        urlopen(Request(url, data="{}:{}".format(*address).encode(), method="PUT"), timeout=60).close()
+        return address
+    deadline = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < deadline:
+        try:
+            with urlopen(url, timeout=60) as answer:
+                own_host, _, text = answer.read().decode().rpartition(":")
+                return own_host, int(text)
+        except HTTPError as error:
+            if error.code != 404:  # not there yet
+                raise
+            time.sleep(0.05)
+    raise LauncherError(f"rank 0 did not say within {timeout.total_seconds():.0f} s where to meet it")

@@ -1,0 +1,138 @@
+"""What all PyTorch engines share: the device, nested reductions, and how a model is prepared."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import LauncherError, OptionError
+from ..strategy import ReduceOp, Strategy, Training
+from ..structure import map_structure
+from .engine import Engine
+
+Finish = Callable[[], torch.Tensor]
+
+
+class TorchStrategy(Strategy):
+    """Base of the PyTorch engines, which supply `wrap`, `start_all_reduce` and the collectives on objects.
+
+    Args:
+        device: "cpu" or "cuda"; by default CUDA where this machine has a GPU for each of its workers.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        super().__init__()
+        self._device = _choose_device(device, self.worker.local_rank, self.worker.local_world_size)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this worker: the CPU, or the GPU numbered by its local rank."""
+        return self._device
+
+    @abstractmethod
+    def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        """Hand `module` (on this device) to the engine; all workers start from rank 0's parameters and buffers.
+
+        `accumulate` is the number of backward passes that precede each update.
+        """
+
+    @abstractmethod
+    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> Finish:
+        """Start to reduce `tensor` in place ("sum", "max" or "min"); the returned function waits and returns it."""
+
+    def _join(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+    def _scope(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def _prepare(
+        self,
+        model: Any,
+        optimizer: Any,
+        loss_fn: Callable[[Any, Any], Any],
+        scheduler: Any,
+        accumulate: int,
+        clip_norm: float | None,
+    ) -> Training:
+        from .training import TorchTraining
+
+        return TorchTraining(self, model, optimizer, loss_fn, scheduler, accumulate, clip_norm)
+
+    def _reduce(self, value: Any, op: ReduceOp) -> Any:
+        started = [_Leaf(self, leaf, op) for leaf in _leaves(value)]
+        finished = iter([leaf.finish() for leaf in started])
+        return map_structure(lambda _: next(finished), value)
+
+
+class _Leaf:
+    """One tensor, array or number on its way through an all-reduce and back into its own type."""
+
+    def __init__(self, strategy: TorchStrategy, value: Any, op: ReduceOp) -> None:
+        self._value = value
+        self._divisor = strategy.worker.world_size if op == "mean" else None
+        tensor = _as_tensor(value)
+        self._dtype = tensor.dtype
+        tensor = tensor.detach().to(device=strategy.device, dtype=_wide(tensor.dtype), copy=True)
+        self._shape = tensor.shape
+        self._finish = strategy.start_all_reduce(
+            tensor.contiguous().reshape(-1), "sum" if op == "mean" else op
+        )
+
+    def finish(self) -> Any:
+        tensor = self._finish().reshape(self._shape)
+        if self._divisor is not None:
+            tensor = tensor / self._divisor
+        if self._dtype.is_floating_point or (self._divisor is None and self._dtype != torch.bool):
+            tensor = tensor.to(self._dtype)
+        if isinstance(self._value, torch.Tensor):
+            return tensor.to(self._value.device)
+        array = tensor.cpu().numpy()
+        return array if isinstance(self._value, np.ndarray) else array.item()
+
+
+def _leaves(value: Any) -> list[Any]:
+    leaves: list[Any] = []
+    map_structure(leaves.append, value)
+    return leaves
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, (bool, int, np.ndarray, np.generic)):
+        return torch.as_tensor(np.asarray(value))
+    raise OptionError(f"cannot reduce a {type(value).__name__}: only tensors, arrays and numbers, nested or not")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to add up in: half precision would round each partial sum, and engines know few integer types."""
+    if dtype.is_floating_point:
+        return torch.float64 if dtype == torch.float64 else torch.float32
+    if dtype.is_complex:
+        raise OptionError("cannot reduce complex numbers: reduce their real and imaginary parts")
+    return torch.int64
+
+
+def _choose_device(name: str | None, local_rank: int, local_world_size: int) -> torch.device:
+    if name not in (None, "cpu", "cuda"):
+        raise OptionError(f"device={name!r} must be 'cpu' or 'cuda'; which GPU follows from the local rank")
+    gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "cpu" or (name is None and gpus == 0):
+        return torch.device("cpu")
+    if gpus == 0:
+        raise OptionError("device='cuda' was asked for, but PyTorch finds no CUDA GPU on this machine")
+    if gpus == 1 and local_world_size > 1 or local_rank >= gpus:
+        raise LauncherError(
+            f"{local_world_size} workers on this machine, but only {gpus} GPU(s): start at most {gpus} of them here, "
+            "or pass device='cpu'"
+        )
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,180 @@
+"""A training step and its data, the same on every PyTorch engine."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from typing import Any, SupportsFloat
+
+import torch
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+
+from ..errors import DataError, OptionError
+from ..order import GlobalOrder
+from ..pending import Pending
+from ..progress import Progress
+from ..strategy import Batch, Training
+from . import checkpoint
+from .data import StepLoader, mix, order_of, to_device
+from .engine import LossModule
+from .strategy import TorchStrategy
+
+
+class TorchTraining(Training):
+    """A PyTorch model on one engine."""
+
+    def __init__(
+        self,
+        strategy: TorchStrategy,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: Callable[[Any, Any], torch.Tensor],
+        scheduler: Any,
+        accumulate: int,
+        clip_norm: float | None,
+    ) -> None:
+        _check(model, optimizer, scheduler)
+        self._strategy = strategy
+        self._accumulate = accumulate
+        self._clip_norm = clip_norm
+        self.model = model.to(strategy.device)
+        self.scheduler = scheduler
+        self.extras: dict[str, Any] = {}
+        self._engine = strategy.wrap(LossModule(model, loss_fn), optimizer, accumulate)
+        self.optimizer = self._engine.optimizer
+        self._last_loss: Pending | None = None
+        if strategy.broadcast(bool(optimizer.state)):
+            optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
+        if strategy.worker.world_size > 1:
+            _warn_of_batch_norm(model)
+
+    def step(self, batch: Batch) -> Pending:
+        if len(batch.micro) != self._accumulate:
+            raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={self._accumulate}")
+        if self._last_loss is not None:
+            self._last_loss.item()  # long reduced by now; a reduction is never left behind
+        if batch.random_seed is not None:
+            torch.manual_seed(batch.random_seed)
+        engine = self._engine
+        engine.zero_grad()
+        last = len(batch.micro) - 1
+        total: torch.Tensor | None = None
+        loss_sum: Pending | None = None
+        for number, (micro_batch, weight) in enumerate(zip(batch.micro, batch.weights, strict=True)):
+            with contextlib.ExitStack() as stack:
+                if number < last:
+                    stack.enter_context(engine.no_sync())
+                if weight == 0:
+                    stack.enter_context(_without_side_effects(self.model))
+                loss = engine.forward(micro_batch)
+                _check_loss(loss)
+                share = weight / _positive(batch)
+                if weight > 0:
+                    part = loss.detach().to(torch.float64) * share
+                    total = part if total is None else total + part
+                if number == last:
+                    loss_sum = self._start_sum(loss.new_zeros((), dtype=torch.float64) if total is None else total)
+                engine.backward(loss * (share * self._strategy.worker.world_size))
+        engine.reduce_gradients()
+        if self._clip_norm is not None:
+            engine.clip_grad_norm(self._clip_norm)
+        engine.update()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        assert loss_sum is not None
+        self._last_loss = loss_sum
+        return loss_sum
+
+    def batches(
+        self,
+        dataset: Any,
+        global_batch_size: int,
+        *,
+        epochs: int = 1,
+        seed: int = 0,
+        start: Progress = Progress(),
+        shuffle: bool = True,
+        weight: Callable[[Any], SupportsFloat] | None = None,
+        **loader_options: Any,
+    ) -> Iterator[Batch]:
+        worker = self._strategy.worker
+        order = order_of(dataset, global_batch_size, seed, shuffle, worker)
+        loader = StepLoader(dataset, order, worker, self._accumulate, start, epochs, loader_options)
+        return self._batches(loader, order, weight)
+
+    def _batches(
+        self, loader: StepLoader, order: GlobalOrder, weight: Callable[[Any], SupportsFloat] | None
+    ) -> Iterator[Batch]:
+        for epoch, step, counts, data in loader:
+            micro = tuple(to_device(micro_batch, self._strategy.device) for micro_batch in data)
+            weights = tuple(float(count) for count in counts)
+            global_weight: SupportsFloat = float(order.size(step))
+            if weight is not None:
+                weights = tuple(float(weight(part)) if count else 0.0 for part, count in zip(micro, counts, strict=True))
+                global_weight = self._start_sum(torch.tensor(sum(weights), dtype=torch.float64))
+            seed = mix(order.seed, epoch, step, self._strategy.worker.rank)
+            yield Batch(micro, weights, global_weight, order.after(epoch, step), seed)
+
+    def save(self, path: str | PathLike[str], progress: Progress, extras: Mapping[str, Any] | None = None) -> None:
+        checkpoint.save(self._strategy, path, self, progress, extras)
+
+    def load(self, path: str | PathLike[str]) -> Progress:
+        return checkpoint.load(self._strategy, path, self)
+
+    def _start_sum(self, value: torch.Tensor) -> Pending:
+        finish = self._strategy.start_all_reduce(value.to(self._strategy.device).reshape(1), "sum")
+        return Pending(lambda: finish().item())
+
+
+def _positive(batch: Batch) -> float:
+    weight = float(batch.global_weight)
+    if not weight > 0:
+        raise DataError(f"the weights of the global batch before {batch.progress} add up to {weight}: it has no mean")
+    return weight
+
+
+def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise OptionError("LBFGS evaluates the model several times a step, which no engine here can: use another optimizer")
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise OptionError("ReduceLROnPlateau follows a metric: leave scheduler out and call its step(metric) yourself")
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if not trained:
+        raise OptionError("the model has no parameter that requires a gradient: there is nothing to train")
+    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not updated <= {id(parameter) for parameter in model.parameters()}:
+        raise OptionError(
+            "the optimizer holds parameters that the model does not: no engine would reduce their gradients. "
+            "Make them part of the model, and build the optimizer from model.parameters()."
+        )
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise OptionError(f"loss_fn must return the mean loss of a micro-batch, a scalar tensor, but returned {kind}")
+
+
+def _warn_of_batch_norm(model: torch.nn.Module) -> None:
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
+    local = [name for name in layers if not isinstance(model.get_submodule(name), SyncBatchNorm)]
+    if local:
+        warnings.warn(
+            f"BatchNorm ({local[0]!r}{' and others' if len(local) > 1 else ''}) normalizes over one worker's micro-batch, "
+            "so the curve depends on the number of workers; GroupNorm or LayerNorm would not",
+            stacklevel=4,
+        )
+
+
+@contextlib.contextmanager
+def _without_side_effects(model: torch.nn.Module) -> Iterator[None]:
+    """Run a stand-in for an empty share: it leaves no trace in buffers (BatchNorm) or random streams."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = [buffer.device for buffer in model.parameters() if buffer.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices=devices):
+        yield
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
