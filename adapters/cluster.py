@@ -46,7 +46,9 @@ def read_tf_config(environ: Mapping[str, str]) -> Cluster | None:
         raise LauncherError(f"TF_CONFIG's cluster does not map task types to lists of addresses. Expected {_EXAMPLE}")
     foreign = sorted(set(cluster) - {"chief", "worker"})
     if foreign:
-        raise LauncherError(f"TF_CONFIG has tasks of type {', '.join(foreign)}; synchronous training takes workers only")
+        raise LauncherError(
+            f"TF_CONFIG has tasks of type {', '.join(foreign)}; synchronous training takes workers only"
+        )
     tasks = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, [])))]
     rank = _rank(config.get("task"), tasks)
     addresses = tuple(_address(cluster[kind][index]) for kind, index in tasks)

@@ -4,8 +4,8 @@ The order is a function of (seed, epoch) and nothing else. For a dataset of L sa
 
     numpy.random.RandomState(numpy.random.MT19937(numpy.random.SeedSequence([seed, e]))).permutation(L)
 
-and step s takes the s-th run of `global_batch_size` of them; the last batch of an epoch may be shorter. `RandomState` is
-used because its stream is frozen (NEP 19), so that a run resumed under a newer NumPy goes on with the same order.
+and step s takes the s-th run of `global_batch_size` of them; the last batch of an epoch may be shorter. `RandomState`
+is used because its stream is frozen (NEP 19): a run that is resumed under a newer NumPy goes on with the same order.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class GlobalOrder:
 
 
 def _part(items: Indices, number: int, parts: int) -> Indices:
-    """Return the `number`-th of `parts` contiguous parts; the first `len(items) % parts` have one more than the rest."""
+    """Return the `number`-th of `parts` contiguous parts; the first `len(items) % parts` have one item more."""
     size, extra = divmod(len(items), parts)
     start = number * size + min(number, extra)
     return items[start : start + size + (number < extra)]

@@ -40,7 +40,7 @@ class Pending:
         return hash(self.item())
 
     def __eq__(self, other: object) -> bool:
-        return self.item() == _number(other)
+        return bool(self.item() == _number(other))
 
     def __lt__(self, other: Any) -> bool:
         return bool(self.item() < _number(other))

@@ -53,12 +53,15 @@ def load(strategy: TorchStrategy, path: str | PathLike[str], training: TorchTrai
         _check_model(training.model, read["state"]["model"])
         read["optimizer"] = _optimizer_state(training.model, training.optimizer, read["state"]["optimizer"])
 
+    def take_up() -> None:
+        training.model.load_state_dict(read["state"]["model"])
+        training.optimizer.load_state_dict(read["optimizer"])
+        if training.scheduler is not None and read["state"]["scheduler"] is not None:
+            training.scheduler.load_state_dict(read["state"]["scheduler"])
+        training.extras = read["manifest"]["extras"]
+
     _together(strategy, read_and_check, f"cannot load {path}")
-    training.model.load_state_dict(read["state"]["model"])
-    training.optimizer.load_state_dict(read["optimizer"])
-    if training.scheduler is not None and read["state"]["scheduler"] is not None:
-        training.scheduler.load_state_dict(read["state"]["scheduler"])
-    training.extras = read["manifest"]["extras"]
+    _together(strategy, take_up, f"cannot load {path}")
     return Progress(**read["manifest"]["progress"])
 
 
@@ -121,7 +124,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path / _MANIFEST} is damaged: {error}") from None
     if manifest.get("format", 0) > FORMAT:
-        raise CheckpointError(f"{path} has format {manifest['format']}, newer than this Farandole's {FORMAT}: upgrade it")
+        raise CheckpointError(
+            f"{path} has format {manifest['format']}, newer than this Farandole's {FORMAT}: upgrade it"
+        )
     if manifest.get("framework") != "torch":
         raise CheckpointError(f"{path} was saved by {manifest.get('framework')}, not by PyTorch")
     data = path / manifest["data"]
@@ -143,12 +148,13 @@ def _check_model(model: torch.nn.Module, saved: Mapping[str, Any]) -> None:
             raise CheckpointError(f"the checkpoint's {name!r} is not in the model")
         if isinstance(own[name], torch.Tensor) and own[name].shape != saved[name].shape:
             raise CheckpointError(
-                f"{name!r} has shape {tuple(saved[name].shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
+                f"{name!r} has shape {tuple(saved[name].shape)} in the checkpoint, "
+                f"{tuple(own[name].shape)} in the model"
             )
 
 
 def _named_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     groups = [
         {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
     ]

@@ -15,8 +15,8 @@ from ..errors import OptionError
 from .engine import Engine
 from .process_group import ProcessGroupStrategy
 
-# Buffers are broadcast once, not at each forward: Horovod and the sharding engines do not either, and one meaning serves
-# all. torch 2.13 renamed the argument and warns of the old name.
+# Buffers are broadcast once, not at each forward: Horovod and the sharding engines do not either, and one meaning
+# serves all. torch 2.13 renamed the argument and warns of the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _BUFFERS_STAY: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 _HOOKS = ("none", "fp16", "bf16", "powersgd")
@@ -62,9 +62,7 @@ class DDPStrategy(ProcessGroupStrategy):
             "static_graph": static_graph,
             "find_unused_parameters": find_unused_parameters and not static_graph,
         }
-        self.capabilities = Capabilities(
-            "torch", accelerators=frozenset({"cpu", "cuda"}), exact=comm_hook == "none"
-        )
+        self.capabilities = Capabilities("torch", accelerators=frozenset({"cpu", "cuda"}), exact=comm_hook == "none")
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         replica = DistributedDataParallel(module, **_BUFFERS_STAY, **self._ddp_options)

@@ -16,6 +16,7 @@ from .horovod_rendezvous import describe_job_to_horovod
 from .strategy import Finish, TorchStrategy
 
 try:
+    import horovod
     import horovod.torch as hvd
 except ModuleNotFoundError:
     raise
@@ -43,7 +44,7 @@ class HorovodStrategy(TorchStrategy):
 
     def __init__(
         self,
-        compression: Literal["none", "fp16"] = "none",
+        compression: Literal["none", "fp16", "bf16"] = "none",
         op: Literal["average", "adasum"] = "average",
         num_groups: int = 0,
         device: str | None = None,
@@ -51,7 +52,7 @@ class HorovodStrategy(TorchStrategy):
         super().__init__(device)
         if compression == "bf16":
             raise OptionError(
-                f"compression='bf16': Horovod {hvd.__version__} cannot all-reduce bfloat16; "
+                f"compression='bf16': Horovod {horovod.__version__} cannot all-reduce bfloat16; "
                 "use compression='fp16', or strategy 'ddp' with comm_hook='bf16'"
             )
         if compression not in _COMPRESSIONS:
@@ -73,17 +74,17 @@ class HorovodStrategy(TorchStrategy):
         self._compression = compression
         self._adasum = op == "adasum"
         self._num_groups = num_groups
-        self._trainings = itertools.count()
+        self._modules = itertools.count()
         self.capabilities = Capabilities(
             "torch",
             accelerators=frozenset({"cpu", "cuda"} if hvd.nccl_built() else {"cpu"}),
-            # Elastic Horovod lets survivors go on in their processes: horovod.elastic, read in horovod/common/elastic.py.
+            # Elastic Horovod lets survivors go on in their processes (horovod/common/elastic.py).
             survives_failure=True,
             exact=compression == "none" and op == "average",
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        names = f"training{next(self._trainings)}"
+        names = f"module{next(self._modules)}"
         hvd.broadcast_parameters(_contiguous_state(module, names), root_rank=0)
         compression = hvd.Compression.fp16 if self._compression == "fp16" else hvd.Compression.none
         return _HorovodEngine(
@@ -96,9 +97,10 @@ class HorovodStrategy(TorchStrategy):
             groups=self._num_groups or None,
         )
 
-    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> Finish:
+    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
         operation = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}[op]
-        handle = hvd.allreduce_async_(tensor, op=operation)
+        # Without a name Horovod makes up a new one each time, and negotiates it anew instead of from its cache.
+        handle = hvd.allreduce_async_(tensor, op=operation, name=f"farandole.{name}")
 
         def finish() -> torch.Tensor:
             hvd.synchronize(handle)
@@ -115,8 +117,8 @@ class HorovodStrategy(TorchStrategy):
         if found != said:
             hvd.shutdown()
             raise EngineUnavailableError(
-                f"{self.launch.launcher} says worker {said[0]} of {said[1]}, but Horovod found {found[0]} of {found[1]}: "
-                "this Horovod cannot be started by it. Start with: farandole run --strategy horovod"
+                f"{self.launch.launcher} says worker {said[0]} of {said[1]}, Horovod found {found[0]} of {found[1]}:"
+                " this Horovod cannot be started by it. Start with: farandole run --strategy horovod"
             )
 
     def _leave(self, failed: bool) -> None:
@@ -126,11 +128,12 @@ class HorovodStrategy(TorchStrategy):
                 self._rendezvous.stop()
 
     def _gather(self, value: Any) -> list[Any]:
-        gathered: list[Any] = hvd.allgather_object(value)
+        # Horovod's default name is the value's type: workers with values of different types would wait for ever.
+        gathered: list[Any] = hvd.allgather_object(value, name="farandole.gather")
         return gathered
 
     def _broadcast(self, value: Any, root: int) -> Any:
-        return hvd.broadcast_object(value, root_rank=root)
+        return hvd.broadcast_object(value, root_rank=root, name="farandole.broadcast")
 
     def _barrier(self) -> None:
         hvd.barrier()

@@ -1,14 +1,15 @@
 """Let Horovod join a job that another launcher started.
 
-Horovod's Gloo controller meets at a small HTTP server that horovodrun keeps. Where another launcher started the workers,
-rank 0 keeps that server, as Horovod's own integrations (Ray, Spark) do, and the launcher's store carries its address.
+Horovod's Gloo controller meets at a small HTTP server that horovodrun keeps. Where another launcher started the
+workers, rank 0 keeps that server, as Horovod's own integrations (Ray, Spark) do, and the launcher's store carries its
+address.
 """
 
 from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..launchers import Launch
 
@@ -17,6 +18,8 @@ _TIMEOUT = timedelta(minutes=30)
 
 class Rendezvous(Protocol):
     """A running server that workers meet at."""
+
+    def start(self) -> int: ...
 
     def stop(self) -> None: ...
 
@@ -30,12 +33,12 @@ def describe_job_to_horovod(launch: Launch) -> Rendezvous | None:
     if launch.launcher in ("horovodrun", "openmpi") or worker.world_size == 1:
         return None
     from horovod.runner.http.http_server import RendezvousServer
-    from torch.distributed import PrefixStore
+    from torch._C._distributed_c10d import PrefixStore
 
     from .rendezvous import open_store
 
     store = PrefixStore("farandole/horovod", open_store(launch, _TIMEOUT))
-    server: Any = None
+    server: Rendezvous | None = None
     if worker.is_main:
         server = RendezvousServer()
         store.set("address", f"{_own_address(launch)}:{server.start()}")

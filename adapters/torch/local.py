@@ -26,14 +26,14 @@ class LocalStrategy(TorchStrategy):
         super().__init__(device)
         if self.worker.world_size > 1:
             raise LauncherError(
-                f"strategy 'local' is one process, but {self.launch.launcher} started {self.worker.world_size} workers: "
-                "choose another strategy, 'ddp' for one, or start one worker"
+                f"strategy 'local' is one process, but {self.launch.launcher} started {self.worker.world_size} "
+                "workers: choose another strategy, 'ddp' for one, or start one worker"
             )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         return Engine(module, optimizer)
 
-    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> Finish:
+    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
         return lambda: tensor
 
     def _leave(self, failed: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -35,7 +36,7 @@ class ProcessGroupStrategy(TorchStrategy):
         self._timeout = timedelta(seconds=timeout)
         self._owns_group = False
 
-    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> Finish:
+    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
         work = dist.all_reduce(tensor, _OPS[op], async_op=True)
 
         def finish() -> torch.Tensor:
@@ -55,6 +56,9 @@ class ProcessGroupStrategy(TorchStrategy):
         # After a failure other workers may be inside a collective: the group ends with the process, waiting for nobody.
         if self._owns_group and not failed:
             dist.destroy_process_group()
+            # Gloo's threads outlive the group while a model holds it, and release the last collective's tensors under
+            # the GIL; one that asks for it while the interpreter ends aborts the process (pytorch#179291).
+            time.sleep(0.02)
 
     def _gather(self, value: Any) -> list[Any]:
         gathered: list[Any] = [None] * self.worker.world_size

@@ -11,6 +11,8 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, Store, TCPStore  # exported by torch.distributed, but not typed
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import LauncherError
 from ..launchers import Launch
@@ -38,7 +40,7 @@ def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None
         ) from None
 
 
-def open_store(launch: Launch, timeout: timedelta) -> dist.Store:
+def open_store(launch: Launch, timeout: timedelta) -> Store:
     """Open the key-value store that all workers of this launch share.
 
     Raises:
@@ -46,18 +48,18 @@ def open_store(launch: Launch, timeout: timedelta) -> dist.Store:
     """
     worker = launch.worker
     if worker.world_size == 1 and launch.address is None:
-        return dist.HashStore()
+        return HashStore()
     if launch.launcher == "torchrun":
         # torchrun's agent keeps the store already; only torch knows by which variables to find it.
-        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-        return cast(dist.Store, store)
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        return cast(Store, store)
     address = launch.address or _address_from_horovodrun(launch, timeout)
     if address is None:
         raise LauncherError(
             f"{launch.launcher} started {worker.world_size} workers but tells them no address to meet at: "
             "set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them"
         )
-    return dist.TCPStore(*address, world_size=worker.world_size, is_master=worker.is_main, timeout=timeout)
+    return TCPStore(*address, world_size=worker.world_size, is_master=worker.is_main, timeout=timeout)
 
 
 def _address_from_horovodrun(launch: Launch, timeout: timedelta) -> tuple[str, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ class TorchStrategy(Strategy):
 
     def __init__(self, device: str | None = None) -> None:
         super().__init__()
+        self._trainings = itertools.count()
         self._device = _choose_device(device, self.worker.local_rank, self.worker.local_world_size)
 
     @property
@@ -42,8 +44,15 @@ class TorchStrategy(Strategy):
         """
 
     @abstractmethod
-    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> Finish:
-        """Start to reduce `tensor` in place ("sum", "max" or "min"); the returned function waits and returns it."""
+    def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
+        """Start to reduce `tensor` in place ("sum", "max" or "min"); the returned function waits and returns it.
+
+        No two reductions of one name may be under way at once; engines that plan by name reuse the plan.
+        """
+
+    def next_training(self) -> int:
+        """Return the number of a new training, the same on every worker."""
+        return next(self._trainings)
 
     def _join(self) -> None:
         if self._device.type == "cuda":
@@ -66,7 +75,7 @@ class TorchStrategy(Strategy):
         return TorchTraining(self, model, optimizer, loss_fn, scheduler, accumulate, clip_norm)
 
     def _reduce(self, value: Any, op: ReduceOp) -> Any:
-        started = [_Leaf(self, leaf, op) for leaf in _leaves(value)]
+        started = [_Leaf(self, leaf, op, f"leaf{number}") for number, leaf in enumerate(_leaves(value))]
         finished = iter([leaf.finish() for leaf in started])
         return map_structure(lambda _: next(finished), value)
 
@@ -74,21 +83,19 @@ class TorchStrategy(Strategy):
 class _Leaf:
     """One tensor, array or number on its way through an all-reduce and back into its own type."""
 
-    def __init__(self, strategy: TorchStrategy, value: Any, op: ReduceOp) -> None:
+    def __init__(self, strategy: TorchStrategy, value: Any, op: ReduceOp, name: str) -> None:
         self._value = value
         self._divisor = strategy.worker.world_size if op == "mean" else None
         tensor = _as_tensor(value)
         self._dtype = tensor.dtype
         tensor = tensor.detach().to(device=strategy.device, dtype=_wide(tensor.dtype), copy=True)
         self._shape = tensor.shape
-        self._finish = strategy.start_all_reduce(
-            tensor.contiguous().reshape(-1), "sum" if op == "mean" else op
-        )
+        self._finish = strategy.start_all_reduce(tensor.reshape(-1), "sum" if op == "mean" else op, name)
 
     def finish(self) -> Any:
         tensor = self._finish().reshape(self._shape)
         if self._divisor is not None:
-            tensor = tensor / self._divisor
+            tensor = (tensor if tensor.is_floating_point() else tensor.double()) / self._divisor
         if self._dtype.is_floating_point or (self._divisor is None and self._dtype != torch.bool):
             tensor = tensor.to(self._dtype)
         if isinstance(self._value, torch.Tensor):
@@ -130,7 +137,7 @@ def _choose_device(name: str | None, local_rank: int, local_world_size: int) -> 
         return torch.device("cpu")
     if gpus == 0:
         raise OptionError("device='cuda' was asked for, but PyTorch finds no CUDA GPU on this machine")
-    if gpus == 1 and local_world_size > 1 or local_rank >= gpus:
+    if (gpus == 1 and local_world_size > 1) or local_rank >= gpus:
         raise LauncherError(
             f"{local_world_size} workers on this machine, but only {gpus} GPU(s): start at most {gpus} of them here, "
             "or pass device='cpu'"

@@ -37,6 +37,7 @@ class TorchTraining(Training):
     ) -> None:
         _check(model, optimizer, scheduler)
         self._strategy = strategy
+        self._number = strategy.next_training()
         self._accumulate = accumulate
         self._clip_norm = clip_norm
         self.model = model.to(strategy.device)
@@ -75,7 +76,7 @@ class TorchTraining(Training):
                     part = loss.detach().to(torch.float64) * share
                     total = part if total is None else total + part
                 if number == last:
-                    loss_sum = self._start_sum(loss.new_zeros((), dtype=torch.float64) if total is None else total)
+                    loss_sum = self._start_sum(torch.zeros((), dtype=torch.float64) if total is None else total, "loss")
                 engine.backward(loss * (share * self._strategy.worker.world_size))
         engine.reduce_gradients()
         if self._clip_norm is not None:
@@ -107,13 +108,18 @@ class TorchTraining(Training):
     def _batches(
         self, loader: StepLoader, order: GlobalOrder, weight: Callable[[Any], SupportsFloat] | None
     ) -> Iterator[Batch]:
+        global_weight_before: SupportsFloat = 0.0
         for epoch, step, counts, data in loader:
             micro = tuple(to_device(micro_batch, self._strategy.device) for micro_batch in data)
             weights = tuple(float(count) for count in counts)
             global_weight: SupportsFloat = float(order.size(step))
             if weight is not None:
-                weights = tuple(float(weight(part)) if count else 0.0 for part, count in zip(micro, counts, strict=True))
-                global_weight = self._start_sum(torch.tensor(sum(weights), dtype=torch.float64))
+                weights = tuple(
+                    float(weight(part)) if count else 0.0 for part, count in zip(micro, counts, strict=True)
+                )
+                float(global_weight_before)
+                global_weight = self._start_sum(torch.tensor(sum(weights), dtype=torch.float64), "weight")
+                global_weight_before = global_weight
             seed = mix(order.seed, epoch, step, self._strategy.worker.rank)
             yield Batch(micro, weights, global_weight, order.after(epoch, step), seed)
 
@@ -123,8 +129,9 @@ class TorchTraining(Training):
     def load(self, path: str | PathLike[str]) -> Progress:
         return checkpoint.load(self._strategy, path, self)
 
-    def _start_sum(self, value: torch.Tensor) -> Pending:
-        finish = self._strategy.start_all_reduce(value.to(self._strategy.device).reshape(1), "sum")
+    def _start_sum(self, value: torch.Tensor, name: str) -> Pending:
+        flat = value.to(self._strategy.device).reshape(1)
+        finish = self._strategy.start_all_reduce(flat, "sum", f"training{self._number}.{name}")
         return Pending(lambda: finish().item())
 
 
@@ -137,7 +144,9 @@ def _positive(batch: Batch) -> float:
 
 def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise OptionError("LBFGS evaluates the model several times a step, which no engine here can: use another optimizer")
+        raise OptionError(
+            "LBFGS evaluates the model several times a step, which no engine here can: use another optimizer"
+        )
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise OptionError("ReduceLROnPlateau follows a metric: leave scheduler out and call its step(metric) yourself")
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -162,8 +171,8 @@ def _warn_of_batch_norm(model: torch.nn.Module) -> None:
     local = [name for name in layers if not isinstance(model.get_submodule(name), SyncBatchNorm)]
     if local:
         warnings.warn(
-            f"BatchNorm ({local[0]!r}{' and others' if len(local) > 1 else ''}) normalizes over one worker's micro-batch, "
-            "so the curve depends on the number of workers; GroupNorm or LayerNorm would not",
+            f"BatchNorm ({local[0]!r}{' and others' if len(local) > 1 else ''}) normalizes over one worker's "
+            "micro-batch, so the curve depends on the number of workers; GroupNorm or LayerNorm would not",
             stacklevel=4,
         )
 

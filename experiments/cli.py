@@ -1,0 +1,117 @@
+"""The command `farandole experiment NAME`; an experiment is imported when it is named, a framework never."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..adapters.errors import OptionError
+from .table import EXPERIMENTS, Entry, experiment_entry
+
+
+class _Experiments(click.Group):
+    """Lists experiments from their table, and makes the command of the one that is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(EXPERIMENTS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        return _command(experiment_entry(cmd_name))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Experiments"):
+            formatter.write_dl([(entry.name, entry.description) for entry in EXPERIMENTS.values()])
+
+
+@click.command(cls=_Experiments, subcommand_metavar="NAME [OPTIONS]")
+def experiment() -> None:
+    """Run a study that compares strategies, and say whether it passed.
+
+    The table goes to standard output, progress to standard error; the exit code is 1 where a bound is failed.
+    """
+
+
+def _names(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> list[str] | None:
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if text is not None and not names:
+        raise OptionError("--strategies names no strategy: leave it out to run all that are installed")
+    return names or None
+
+
+def _numbers(_ctx: click.Context, _parameter: click.Parameter, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise OptionError(f"--workers {text} is not a number, or several with commas between, as in 2,3") from None
+    if min(numbers) < 1:
+        raise OptionError(f"--workers {text}: ask for at least one")
+    return numbers
+
+
+def _writable(_ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise OptionError(f"--json {path}: there is no folder {path.absolute().parent}; create it first")
+    return path
+
+
+def _common_options() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--strategies"],
+            metavar="A,B",
+            callback=_names,
+            help="Run these only, with commas between.  [default: all that are installed]",
+        ),
+        click.Option(
+            ["--workers"],
+            metavar="N[,M]",
+            default="2",
+            show_default=True,
+            callback=_numbers,
+            help="Start this many; several numbers make a row each. Strategies of one process take 1.",
+        ),
+        click.Option(
+            ["--json", "json_path"],
+            type=click.Path(dir_okay=False, writable=True, path_type=Path),
+            callback=_writable,
+            help="Write rows, verdict and environment here.",
+        ),
+    ]
+
+
+def _command(entry: Entry) -> click.Command:
+    study = entry.load()
+    callback: Callable[..., None] = click.pass_context(lambda ctx, **given: _run(ctx, entry.name, given))
+    return click.Command(
+        entry.name, params=[*_common_options(), *study.options], help=entry.description, callback=callback
+    )
+
+
+def _run(ctx: click.Context, name: str, options: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from .choice import asked_strategies, check_requirements, installed_strategies
+    from .display import Display
+    from .report import Report
+    from .runner import run_jobs
+
+    asked, workers, json_path = options.pop("strategies"), options.pop("workers"), options.pop("json_path")
+    study, display = experiment_entry(name).load(), Display()
+    check_requirements(name, study)
+    if asked is None:
+        strategies, left_out = installed_strategies(study)
+        for why in left_out.values():
+            display.note(f"left out: {why}")
+    else:
+        strategies = asked_strategies(name, study, asked)
+    finished, failures = run_jobs(name, study.jobs(strategies, workers, options), display)
+    rows = study.rows(finished)
+    report = Report(name, study.columns, rows, [*failures, *study.judge(rows)])
+    if json_path is not None:
+        report.write(json_path)
+    report.show(Console())
+    if not report.passed:
+        ctx.exit(1)

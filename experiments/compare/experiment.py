@@ -1,0 +1,81 @@
+"""`compare`: the same program under each strategy, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median, quantiles
+from typing import Any
+
+import click
+
+from ...adapters.registry import Requirement
+from ..curve import LOSS_BOUND, max_loss_diff
+from ..experiment import Column, Experiment, Finished, Job, Row, above, below, placements
+
+ACCURACY = 0.97
+_REFERENCE = "local"
+_WARM_UP = 5  # steps that are not timed: engines set themselves up in the first ones
+
+
+class Compare(Experiment):
+    """Trains a convolutional network on scikit-learn's digits.
+
+    Rows: the accuracy on 297 scans held back; `samples_per_s` of all workers together; the median and the 95th
+    percentile of a step in ms, loading its data included; the largest worker's peak memory in MB; and how far the loss
+    is from that of one process at worst, as a share of max(1, |loss|).
+    """
+
+    columns = (
+        Column("strategy"),
+        Column("workers"),
+        Column("test_accuracy", ".3f"),
+        Column("samples_per_s", ",.0f"),
+        Column("step_ms", ".2f"),
+        Column("step_ms_p95", ".2f"),
+        Column("peak_mb", ",.0f"),
+        Column("max_loss_diff", ".1e"),
+    )
+    options = (
+        click.Option(
+            ["--epochs"], type=click.IntRange(min=1), default=10, show_default=True, help="Passes over the data."
+        ),
+    )
+    requirements = (Requirement("scikit-learn", "sklearn", "pip install scikit-learn"),)
+
+    def jobs(self, strategies: Sequence[str], workers: Sequence[int], options: Mapping[str, Any]) -> list[Job]:
+        # The reference comes first, asked for or not.
+        ordered = dict.fromkeys([_REFERENCE, *strategies])
+        return [Job(strategy, number, options) for strategy, number in placements(ordered, workers)]
+
+    def work(self, strategy: str, options: Mapping[str, Any]) -> Any:
+        from .measure import measure
+
+        return measure(strategy, options["epochs"])
+
+    def rows(self, finished: Sequence[Finished]) -> list[Row]:
+        reference = next((done.results[0]["losses"] for done in finished if done.job.strategy == _REFERENCE), None)
+        return [_row(done, reference) for done in finished]
+
+    def judge(self, rows: Sequence[Row]) -> list[str]:
+        failures = []
+        for row in rows:
+            failures += below(row, "test_accuracy", ACCURACY)
+            failures += above(row, "max_loss_diff", LOSS_BOUND)
+        return failures
+
+
+def _row(done: Finished, reference: Sequence[float] | None) -> Row:
+    main = done.results[0]
+    seconds, samples = main["seconds"][_WARM_UP:], main["samples"][_WARM_UP:]
+    # Every worker's own account of the loss is held against the reference: they are to be the same number.
+    diffs = [] if reference is None else [max_loss_diff(result["losses"], reference) for result in done.results]
+    return {
+        "strategy": done.job.strategy,
+        "workers": done.job.workers,
+        "test_accuracy": main["test_accuracy"],
+        "samples_per_s": sum(samples) / sum(seconds),
+        "step_ms": 1000 * median(seconds),
+        "step_ms_p95": 1000 * quantiles(seconds, n=20)[-1],
+        "peak_mb": max(result["peak_mb"] for result in done.results),
+        "max_loss_diff": max(diffs) if diffs else None,
+    }

@@ -1,0 +1,49 @@
+"""Run the training program in a worker, and measure what it does."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from ...adapters import Batch
+from ..progress import tell
+from .train import train
+
+
+def measure(strategy: str, epochs: int) -> dict[str, Any]:
+    """Return the curve and what it cost: seconds and samples for each step, and the worker's peak memory in MB."""
+    losses: list[SupportsFloat] = []
+    samples: list[float] = []
+    times = [time.perf_counter()]
+
+    def on_step(batch: Batch, loss: SupportsFloat) -> None:
+        times.append(time.perf_counter())
+        losses.append(loss)  # not read yet, which would wait for it
+        samples.append(float(batch.global_weight))
+        if batch.progress.step == 0:
+            tell(f"epoch {batch.progress.epoch} of {epochs}, loss {loss:.4f}")
+
+    accuracy = train(strategy, epochs, on_step)
+    return {
+        "test_accuracy": accuracy,
+        "losses": [float(loss) for loss in losses],
+        "samples": samples,
+        "seconds": [after - before for before, after in itertools.pairwise(times)],
+        "peak_mb": peak_memory_mb(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory of this process so far, in MB (1e6 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux's getrusage also counts what the process was before exec, a copy of the launcher.
+        kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(kilobytes) * 1024 / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

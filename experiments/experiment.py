@@ -1,0 +1,108 @@
+"""What an experiment is: the jobs that it runs, what a worker of them does, and what counts as passed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import click
+
+from ..adapters.registry import Requirement, strategy_row
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: its key in a row, and how `format` shows a number."""
+
+    name: str
+    spec: str = ""
+
+    def show(self, value: Any) -> str:
+        """Return `value` as a person reads it; a dash where there is none."""
+        return "-" if value is None else format(value, self.spec)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Workers to start once. `options` is what the experiment tells them: any JSON. `timeout` is in seconds."""
+
+    strategy: str
+    workers: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 900
+
+    def __str__(self) -> str:
+        told = "".join(f", {name} {value}" for name, value in self.options.items() if isinstance(value, str))
+        return f"{self.strategy}, {self.workers} worker{'s' if self.workers > 1 else ''}{told}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that ended well, with what `Experiment.work` returned on each worker, in rank order."""
+
+    job: Job
+    results: Sequence[Any]
+
+
+class Experiment(ABC):
+    """One study. Its module imports no framework, because the command line imports it; `work` imports what it needs.
+
+    columns: of its table, in order; each row has them as keys.
+    options: what it can be asked beside strategies and workers, as click options.
+    requirements: what it needs beside the strategies' engines.
+    strategies: the strategies that it is made for; `None` where any will do.
+    """
+
+    columns: ClassVar[tuple[Column, ...]]
+    options: ClassVar[tuple[click.Option, ...]] = ()
+    requirements: ClassVar[tuple[Requirement, ...]] = ()
+    strategies: ClassVar[tuple[str, ...] | None] = None
+
+    @abstractmethod
+    def jobs(self, strategies: Sequence[str], workers: Sequence[int], options: Mapping[str, Any]) -> list[Job]:
+        """Return the jobs for these strategies and numbers of workers, in the order in which they are to run."""
+
+    @abstractmethod
+    def work(self, strategy: str, options: Mapping[str, Any]) -> Any:
+        """Do the work of one worker of a job, and return any JSON; runs in the worker's own process."""
+
+    @abstractmethod
+    def rows(self, finished: Sequence[Finished]) -> list[Row]:
+        """Return the table's rows. Jobs that failed are missing, and have been reported."""
+
+    @abstractmethod
+    def judge(self, rows: Sequence[Row]) -> list[str]:
+        """Return a line for each row and bound that it fails; none where the experiment passed."""
+
+
+def placements(strategies: Iterable[str], workers: Iterable[int]) -> Iterator[tuple[str, int]]:
+    """Yield each strategy with each number of workers; those that are one process by nature once, with 1."""
+    numbers = list(dict.fromkeys(workers))
+    for strategy in strategies:
+        for number in numbers if strategy_row(strategy).launcher is not None else [1]:
+            yield strategy, number
+
+
+def above(row: Row, column: str, bound: float) -> list[str]:
+    """Return a line where the row's number is above `bound`, missing or not a number; else nothing."""
+    return [] if _is_number(row[column]) and row[column] <= bound else [_failure(row, column, f"at most {bound:g}")]
+
+
+def below(row: Row, column: str, bound: float) -> list[str]:
+    """Return a line where the row's number is below `bound`, missing or not a number; else nothing."""
+    return [] if _is_number(row[column]) and row[column] >= bound else [_failure(row, column, f"at least {bound:g}")]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == value
+
+
+def _failure(row: Row, column: str, bound: str) -> str:
+    labels = ", ".join(f"{name}={value}" for name, value in row.items() if isinstance(value, str) or name == "workers")
+    value = row[column]
+    said = "is missing" if value is None else f"is {value:.4g}"
+    return f"{labels}: {column} {said}, must be {bound}"

@@ -1,0 +1,1 @@
+"""What a training step of ours costs beside the same model hand-written on the raw engine."""

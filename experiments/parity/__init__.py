@@ -1,0 +1,1 @@
+"""The study that holds every engine's curve against plain code in one process."""

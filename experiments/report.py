@@ -1,0 +1,70 @@
+"""An experiment's result: a table and a verdict for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .environment import describe_environment
+from .experiment import Column, Row
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an experiment found: its rows, and a line for each bound that one fails and each job that failed."""
+
+    experiment: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    failures: Sequence[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were rows, and nothing failed."""
+        return bool(self.rows) and not self.failures
+
+    def show(self, console: Console) -> None:
+        """Print the table, and below it what failed."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for column in self.columns:
+            numeric = all(not isinstance(row[column.name], str) for row in self.rows)
+            # Words of a heading may stand on lines of their own, so that eight columns fit into 80 characters.
+            table.add_column(column.name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(column.show(row[column.name]) for column in self.columns))
+        if self.rows:
+            console.print(table)
+        if self.passed:
+            console.print(f"{self.experiment}: passed", markup=False, highlight=False)
+            return
+        console.print(f"{self.experiment}: FAILED", markup=False, highlight=False)
+        for failure in self.failures or ["there is no row: no job ran"]:
+            console.print(f"  - {failure}", markup=False, highlight=False, soft_wrap=True)
+
+    def write(self, path: Path) -> None:
+        """Write `{"experiment", "passed", "rows", "failures", "environment"}`; numbers that JSON lacks become null."""
+        content = {
+            "experiment": self.experiment,
+            "passed": self.passed,
+            "rows": list(self.rows),
+            "failures": list(self.failures),
+            "environment": describe_environment(),
+        }
+        path.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,67 @@
+"""Run an experiment's jobs, one after the other, with the launch command of `farandole run`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..plugins.launch.job import JobResult, run_job
+from .display import Display
+from .experiment import Finished, Job
+from .progress import told
+from .worker import error_path, result_path
+
+_TAIL = 20  # lines of a failed worker's traceback that are shown
+
+
+def run_jobs(name: str, jobs: Sequence[Job], display: Display) -> tuple[list[Finished], list[str]]:
+    """Return the jobs that ended well, and a line for each that did not, whose worker's last words are displayed."""
+    finished: list[Finished] = []
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="farandole-") as folder:
+        for number, job in enumerate(jobs):
+            path = Path(folder) / f"{number}.json"
+            path.write_text(json.dumps({"experiment": name, "strategy": job.strategy, "options": dict(job.options)}))
+            with display.job(job, number, len(jobs)) as say:
+                outcome = _run(job, path, say)
+            failure = _failure(outcome, path, job)
+            if failure is None:
+                results = [json.loads(result_path(path, rank).read_text()) for rank in range(job.workers)]
+                finished.append(Finished(job, results))
+            else:
+                failures.append(f"{job}: {failure}")
+                display.failed_job(job, failure, _last_words(outcome, path, job.workers))
+    return finished, failures
+
+
+def _run(job: Job, path: Path, say: Callable[[str | None], None]) -> JobResult:
+    return run_job(
+        job.strategy,
+        job.workers,
+        ["-m", f"{__package__}.worker", str(path)],
+        timeout=job.timeout,
+        env={"OMP_NUM_THREADS": "1"},  # whatever the machine and the number of workers, so that rows can be compared
+        on_line=lambda line: say(told(line)),
+    )
+
+
+def _failure(outcome: JobResult, path: Path, job: Job) -> str | None:
+    if outcome.timed_out:
+        return f"the job did not end within {job.timeout:g} s and was killed"
+    if outcome.returncode != 0:
+        return f"the job ended with exit code {outcome.returncode}"
+    if outcome.survivors:
+        return f"the job left processes running ({', '.join(map(str, outcome.survivors))}; killed)"
+    silent = [str(rank) for rank in range(job.workers) if not result_path(path, rank).exists()]
+    return f"worker {', '.join(silent)} wrote no result" if silent else None
+
+
+def _last_words(outcome: JobResult, path: Path, workers: int) -> list[str]:
+    """The traceback of the worker that failed first; without one, what workers were at, or the end of the output."""
+    written = [error for rank in range(workers) if (error := error_path(path, rank)).exists()]
+    if written:
+        first = min(written, key=lambda error: error.stat().st_mtime_ns)
+        return first.read_text().splitlines()[-_TAIL:]
+    return outcome.stacks.splitlines() or outcome.output.splitlines()[-_TAIL:]

@@ -1,0 +1,57 @@
+"""The table of experiments: a name, where its class is, and one line on what it shows."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from ..adapters.errors import OptionError, did_you_mean
+from .experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One experiment by name; `target` is `module:Class`, imported when the experiment is asked for."""
+
+    name: str
+    target: str
+    description: str
+
+    def load(self) -> Experiment:
+        """Import the experiment and create it."""
+        module, _, attribute = self.target.partition(":")
+        experiment: Experiment = getattr(importlib.import_module(module, package=__package__), attribute)()
+        return experiment
+
+
+_ENTRIES = (
+    Entry(
+        "compare",
+        ".compare.experiment:Compare",
+        "Train one program on real data under each strategy: accuracy, speed, memory, and the same curve.",
+    ),
+    Entry(
+        "parity",
+        ".parity.experiment:Parity",
+        "Hold losses and weights of every engine, in every variant, against plain code in one process.",
+    ),
+    Entry(
+        "overhead",
+        ".overhead.experiment:Overhead",
+        "Time a training step against the same model hand-written on the raw engine.",
+    ),
+)
+EXPERIMENTS = {entry.name: entry for entry in _ENTRIES}
+
+
+def experiment_entry(name: str) -> Entry:
+    """Return one experiment.
+
+    Raises:
+        OptionError: no such name; the message suggests the nearest one.
+    """
+    if name not in EXPERIMENTS:
+        raise OptionError(
+            f"there is no experiment {name!r}.{did_you_mean(name, EXPERIMENTS)} There are: {', '.join(EXPERIMENTS)}"
+        )
+    return EXPERIMENTS[name]

@@ -1,0 +1,106 @@
+"""Where built wheels are kept: one folder for each target, a wheel in it appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import platformdirs
+
+from .failure import HorovodBuildError
+
+
+def root() -> Path:
+    """Return the folder of this cache: under `FARANDOLE_CACHE_DIR`, or the user's cache folder without it."""
+    base = os.environ.get("FARANDOLE_CACHE_DIR") or platformdirs.user_cache_dir("farandole")
+    return Path(base).expanduser().absolute() / "horovod"
+
+
+class Slot:
+    """The folder of one target: its wheel, the log of its build, and a lock that one build holds at a time."""
+
+    def __init__(self, key: str, libraries: Sequence[str]) -> None:
+        self.folder = root() / key
+        self.log = self.folder / "build.log"
+        self._libraries = libraries
+        self._leftover = self.folder / "building"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HorovodBuildError(
+                f"Cannot write to the cache {self.folder}: {error.strerror}. "
+                "Set FARANDOLE_CACHE_DIR to a folder of yours."
+            ) from error
+
+    def wheel(self, damaged: Callable[[], None] = lambda: None) -> Path | None:
+        """Return the wheel, or `None` without a sound one; a damaged one is deleted, and `damaged` called."""
+        for path in sorted(self.folder.glob("*.whl")):
+            if is_sound(path, self._libraries):
+                return path
+            damaged()
+            path.unlink(missing_ok=True)
+        return None
+
+    def publish(self, wheel: Path) -> Path:
+        """Put a finished wheel here in one step and return its new path.
+
+        Raises:
+            HorovodBuildError: the wheel is not a sound archive with the libraries of the target.
+        """
+        if not is_sound(wheel, self._libraries):
+            wanted = " and ".join(self._libraries)
+            raise HorovodBuildError(f"The build left no usable wheel: {wheel.name} lacks {wanted}. Log: {self.log}")
+        partial = self.folder / f".{wheel.name}.{os.getpid()}"
+        try:
+            shutil.copyfile(wheel, partial)
+            os.replace(partial, self.folder / wheel.name)
+        finally:
+            partial.unlink(missing_ok=True)
+        return self.folder / wheel.name
+
+    @contextlib.contextmanager
+    def lock(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the lock of this target; `waiting` is called once where another process has it.
+
+        The system drops the lock when its holder dies, however it dies.
+        """
+        import fcntl  # not on Windows, where Horovod does not build either but --help must work
+
+        with (self.folder / "lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Yield an empty temporary folder, deleted afterwards; call it under the lock.
+
+        Its path is noted first, so that the next build deletes what a killed one left behind.
+        """
+        if self._leftover.exists():
+            shutil.rmtree(self._leftover.read_text(), ignore_errors=True)
+        try:
+            with tempfile.TemporaryDirectory(prefix="farandole-horovod-", ignore_cleanup_errors=True) as folder:
+                self._leftover.write_text(folder)
+                yield Path(folder).resolve()
+        finally:
+            self._leftover.unlink(missing_ok=True)
+
+
+def is_sound(wheel: Path, libraries: Sequence[str]) -> bool:
+    """Say whether a wheel is a whole archive that holds these compiled libraries (prefixes of paths)."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+            has_all = all(any(name.startswith(f"{library}.") for name in names) for library in libraries)
+            return has_all and archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return False

@@ -1,0 +1,141 @@
+"""What a wheel is built for: everything that decides whether it fits, and the name it has in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .edits import digest
+from .failure import HorovodBuildError
+from .frameworks import Framework, select, switch
+from .frameworks import variables as framework_variables
+from .gpu import Gpu, decide
+from .source import VERSION
+from .toolchain import mpi_version
+from .toolchain import variables as tool_variables
+
+# The user's own settings that change what is compiled, beside those that this module decides about.
+_SETTINGS = re.compile(
+    r"CXX|CXXFLAGS|CUDACXX|CUDAFLAGS|LDFLAGS|HOROVOD_(WITH(OUT)?_NVTX|(GPU|CUDA|NCCL|BUILD|ALLOW|DEBUG|LOCAL|CPU_OP).*)"
+)
+_DECISIONS = re.compile(r"HOROVOD_WITH(OUT)?_(PYTORCH|TENSORFLOW|MXNET|MPI|GLOO)")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The identity of a wheel: versions of all that it is bound to (`None`: built without), settings and edits."""
+
+    python: str
+    abi: str
+    platform: str
+    torch: str | None = None
+    tensorflow: str | None = None
+    cuda: str | None = None
+    nccl: str | None = None
+    mpi: str | None = None
+    settings: tuple[tuple[str, str], ...] = ()
+    horovod: str = VERSION
+    edits: str = field(default_factory=digest)
+
+    @property
+    def key(self) -> str:
+        """A folder name that differs for every two targets that differ."""
+        parts = [self.horovod, f"py{self.python}"]
+        parts += [f"{name}-{value}" for name, value in self._versions() if value]
+        readable = re.sub(r"[^\w.+]+", "-", "-".join(parts))[:120]
+        return f"{readable}-{hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]}"
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The prefixes of the compiled libraries in the wheel, one for each framework."""
+        names = {"horovod/torch/mpi_lib_v2": self.torch, "horovod/tensorflow/mpi_lib": self.tensorflow}
+        return tuple(name for name, version in names.items() if version)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that the wheel must be able to import."""
+        names = {"horovod.torch": self.torch, "horovod.tensorflow": self.tensorflow}
+        return tuple(name for name, version in names.items() if version)
+
+    def __str__(self) -> str:
+        found = [(name, value) for name, value in self._versions() if value and (name != "CUDA" or self.nccl)]
+        versions = [value if name == "MPI" else f"{name} {value}" for name, value in found]
+        without = [name for name, value in self._versions() if not value and name in ("MPI", "NCCL")]
+        tail = f", without {' and '.join(without)}" if without else ""
+        return f"Horovod {self.horovod} for Python {self.python}, {', '.join(versions)}, Gloo{tail}"
+
+    def _versions(self) -> list[tuple[str, str | None]]:
+        return [
+            ("torch", self.torch),
+            ("TensorFlow", self.tensorflow),
+            ("CUDA", self.cuda),
+            ("NCCL", self.nccl),
+            ("MPI", self.mpi),
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A target, and how to reach it here; `notes` are for the user."""
+
+    target: Target
+    frameworks: tuple[Framework, ...]
+    gpu: Gpu | None
+    notes: tuple[str, ...]
+
+    def variables(self, links: Path) -> dict[str, str]:
+        """Return the environment of the build; `links` is a folder of the user's for links to libraries."""
+        mpi = {"HOROVOD_WITH_MPI": "1"} if self.target.mpi else {"HOROVOD_WITHOUT_MPI": "1"}
+        if not self.target.mpi:
+            mpi["HOROVOD_CPU_OPERATIONS"] = os.environ.get("HOROVOD_CPU_OPERATIONS", "GLOO")
+        kept = {name: value for name, value in os.environ.items() if not _DECISIONS.fullmatch(name)}
+        gpu = self.gpu.variables(links) if self.gpu else {}
+        return kept | framework_variables(self.frameworks) | {"HOROVOD_WITH_GLOO": "1"} | mpi | gpu | tool_variables()
+
+
+def plan(*, frameworks: Sequence[str] = (), mpi: bool | None = None, nccl: bool | None = None) -> Plan:
+    """Decide what to build in this environment; `None` takes what the machine has.
+
+    Raises:
+        FarandoleError: a framework, MPI or NCCL that was asked for is not here, or no framework is.
+    """
+    if sys.platform == "win32":
+        raise HorovodBuildError("Horovod does not build on Windows. Use Linux, macOS or WSL 2.")
+    chosen = select(frameworks)
+    gpu, note = decide(chosen, nccl)
+    if mpi is None:
+        mpi = switch("MPI")
+    mpi_found = None if mpi is False else mpi_version()
+    if mpi and mpi_found is None:
+        raise HorovodBuildError(
+            "MPI is asked for, but its C++ compiler (mpicxx) is not on PATH: apt-get install libopenmpi-dev | "
+            "dnf install openmpi-devel | module load openmpi"
+        )
+    versions = {framework.name: framework.version for framework in chosen}
+    target = Target(
+        python=sysconfig.get_python_version(),
+        abi=str(sysconfig.get_config_var("SOABI")),
+        platform="-".join([sysconfig.get_platform(), *filter(None, platform.libc_ver())]),
+        torch=versions.get("torch"),
+        tensorflow=versions.get("tensorflow"),
+        cuda=_cuda(chosen[0], gpu),
+        nccl=gpu.nccl.version if gpu else None,
+        mpi=mpi_found,
+        settings=tuple(sorted((name, value) for name, value in os.environ.items() if _SETTINGS.fullmatch(name))),
+    )
+    return Plan(target, chosen, gpu, (note,) if note else ())
+
+
+def _cuda(framework: Framework, gpu: Gpu | None) -> str | None:
+    """The CUDA of the framework, and of the compiler where one is used."""
+    if framework.cuda is None:
+        return None
+    return f"{framework.cuda} (compiler {gpu.cuda})" if gpu else framework.cuda

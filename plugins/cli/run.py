@@ -1,0 +1,95 @@
+"""`farandole run`: print the engine's launch command, then become it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import click
+
+from ...adapters.errors import LauncherError, OptionError, did_you_mean
+from ..launch.command import Command, launch_command
+from ..launch.hosts import parse_hosts
+
+
+# What follows the script belongs to the script.
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("-s", "--strategy", required=True, metavar="NAME", help="The engine: see `farandole strategies`.")
+@click.option(
+    "-n", "--workers", type=int, metavar="N", help="How many workers.  [default: 1, or as many as --hosts have slots]"
+)
+@click.option("--hosts", metavar="A:2,B:2", help="Machines and how many workers each takes.  [default: this machine]")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="P", help="TCP port to meet at.  [default: a free one]")
+@click.option("-m", "--module", is_flag=True, help="SCRIPT is the name of a module, as in `python -m`.")
+@click.option("--dry-run", is_flag=True, help="Print the command and stop.")
+@click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="SCRIPT [ARGUMENTS]...")
+def run(
+    strategy: str,
+    workers: int | None,
+    hosts: str | None,
+    port: int | None,
+    module: bool,
+    dry_run: bool,
+    program: tuple[str, ...],
+) -> None:
+    """Run SCRIPT on several workers, by the engine's launcher.
+
+    It prints the command that you could type yourself (torchrun, horovodrun, deepspeed or plain python), then
+    becomes it: output, exit code and Ctrl-C are the launcher's. Options before SCRIPT are those below; what follows
+    it is SCRIPT's.
+
+    \b
+    Examples:
+      One process, the reference for all others
+        farandole run --strategy local train.py --lr 0.1
+      Two workers of PyTorch DDP on this machine
+        farandole run --strategy ddp -n 2 train.py --lr 0.1
+      A module instead of a script
+        farandole run --strategy ddp -n 2 -m mypackage.train --lr 0.1
+      Two workers of Horovod on each of two machines, by ssh
+        farandole run --strategy horovod --hosts a:2,b:2 train.py
+      Only show the command
+        farandole run --strategy horovod -n 2 --dry-run train.py
+
+    SCRIPT creates the strategy itself: `create_strategy("ddp")`.
+    """
+    if workers is None:
+        workers = sum(host.slots for host in parse_hosts(hosts)) if hosts else 1
+    _check_program(module, program[0])
+    command = launch_command(strategy, workers, ["-m", *program] if module else program, hosts=hosts, port=port)
+    if dry_run:
+        click.echo(str(command))
+    else:
+        click.echo(str(command), err=True)
+        _become(command)
+
+
+def _become(command: Command) -> None:
+    """Replace this process, so that signals reach the launcher and its exit code is ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})
+    except OSError as error:
+        raise LauncherError(f"cannot start {command.argv[0]}: {error.strerror}. See: farandole doctor") from None
+
+
+def _check_program(module: bool, name: str) -> None:
+    """Raise `OptionError` where there is nothing to run: each worker would say so in a traceback."""
+    if module:
+        package = name.split(".")[0]
+        if importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [os.getcwd()]) is None:
+            raise OptionError(f"there is no module {package!r}, neither installed nor in {os.getcwd()}")
+        return
+    script = Path(name)
+    if script.is_file() or (script / "__main__.py").is_file():
+        return
+    if script.is_dir():
+        raise OptionError(f"{name} is a folder without a __main__.py: name a script in it")
+    if not script.parent.is_dir():
+        raise OptionError(f"there is no script {name}: the folder {script.parent} does not exist")
+    near = did_you_mean(script.name, sorted(path.name for path in script.parent.glob("*.py")))
+    raise OptionError(f"there is no script {name} in {script.parent.resolve()}.{near}")

@@ -1,0 +1,119 @@
+"""`farandole strategies`: what can be chosen, and the options of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.text import Text
+
+from ...adapters.errors import LauncherError
+from ...adapters.registry import StrategyRow, create_strategy, strategy_row, strategy_rows
+from ..launch.installed import problem
+from .console import console, table
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def strategies(name: str | None, as_json: bool) -> None:
+    """List the strategies, or show the options of one.
+
+    With NAME, its engine is imported, and its options are shown with their defaults, and what it can do.
+    """
+    if name is None:
+        _list(as_json)
+    else:
+        _show(strategy_row(name), as_json)
+
+
+def _list(as_json: bool) -> None:
+    rows = [_describe(row) for row in strategy_rows().values()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, default=str))
+        return
+    listed = table("Strategy", "Framework", "Launcher", "Ready", "What it is")
+    for row in rows:
+        ready = Text("yes", "green") if row["installed"] else Text("no", "yellow")
+        listed.add_row(row["name"], row["framework"], row["launcher"] or "python", ready, row["description"])
+    out = console()
+    out.print(listed)
+    for found in dict.fromkeys((row["problem"], row["fix"]) for row in rows if not row["installed"]):
+        names = [row["name"] for row in rows if (row["problem"], row["fix"]) == found]
+        said = f"{', '.join(names)}: needs {found[0]}. Mend it with: {found[1]}"
+        out.print(Text(said), soft_wrap=True)
+    out.print("Options of one: farandole strategies NAME", soft_wrap=True)
+
+
+def _describe(row: StrategyRow) -> dict[str, Any]:
+    """What is known of a strategy without importing its engine."""
+    found = None
+    for requirement in row.requirements:
+        if found is None and (seen := problem(requirement)) is not None:
+            found = f"{requirement.distribution}, which is {seen[0]}", seen[1]
+    return {
+        "name": row.name,
+        "framework": row.requirements[0].module.split(".")[0],
+        "launcher": row.launcher,
+        "description": row.description,
+        "preset": dict(row.options),
+        "installed": found is None,
+        "problem": found and found[0],
+        "fix": found and found[1],
+    }
+
+
+def _show(row: StrategyRow, as_json: bool) -> None:
+    strategy_class = row.load()
+    options = [
+        parameter
+        for parameter in inspect.signature(strategy_class).parameters.values()
+        if parameter.name not in row.options
+    ]
+    about = inspect.getdoc(strategy_class) or ""
+    can = _capabilities(row)
+    if as_json:
+        listed = [{"name": option.name, "default": option.default, "type": _type(option)} for option in options]
+        described = {**_describe(row), "options": listed, "capabilities": can, "about": about}
+        click.echo(json.dumps(described, indent=2, default=str))
+        return
+    out = console()
+    out.print(Text(row.name, "bold") + Text(f": {row.description}"), soft_wrap=True)
+    out.print(Text(f"\n{about}"), soft_wrap=True)
+    if options:
+        defaults = table("Option", "Default", "Type")
+        for option in options:
+            defaults.add_row(option.name, repr(option.default), _type(option))
+        out.print()
+        out.print(defaults)
+        example = f"{options[0].name}={options[0].default!r}"
+        out.print(Text(f'In a script: create_strategy("{row.name}", {example})'), soft_wrap=True)
+    if can is not None:
+        said = ", ".join(f"{name} {_words(value)}" for name, value in can.items())
+        out.print(Text(f"\nWith its defaults: {said}"))
+
+
+def _capabilities(row: StrategyRow) -> Mapping[str, Any] | None:
+    """What it can do here with its default options; `None` where the environment lets nobody create it."""
+    try:
+        capabilities = create_strategy(row.name).capabilities
+    except LauncherError:
+        return None
+    return {
+        name: sorted(value) if isinstance(value, frozenset) else value
+        for name, value in dataclasses.asdict(capabilities).items()
+    }
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(value) or "nothing"
+    return {True: "yes", False: "no"}.get(value, str(value))
+
+
+def _type(option: inspect.Parameter) -> str:
+    return str(option.annotation)

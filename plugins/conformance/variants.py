@@ -1,0 +1,51 @@
+"""The ways in which one small training program is run to compare curves. Framework-free: names and numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+STEPS = 100
+GLOBAL_BATCH = 32
+SEED = 11
+DTYPES = ("float32", "float64")
+
+LOSS_BOUND = {"float32": 1e-5, "float64": 1e-12}
+"""Largest |loss - reference| / max(1, |reference|) of any step, from the contract's first point."""
+
+WEIGHT_BOUND = {"float32": 1e-5, "float64": 1e-12}
+"""Largest relative distance, by norm, of any weight tensor after the last step."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    length: samples in the dataset; 97 leaves one sample to the last batch, so that all workers but one get none.
+    unused: whether the model has a parameter that the loss never reaches.
+    tokens: whether samples count by their tokens, of which each has another number.
+    """
+
+    name: str
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    length: int = 160
+    accumulate: int = 1
+    clip_norm: float | None = None
+    schedule: bool = False
+    unused: bool = False
+    tokens: bool = False
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("sgd_momentum"),
+        Variant("adamw", optimizer="adamw"),
+        Variant("accumulate_4", accumulate=4),
+        Variant("clip", clip_norm=0.2),
+        Variant("schedule", optimizer="adamw", schedule=True),
+        Variant("unused_parameter", optimizer="adamw", unused=True),
+        Variant("empty_share", optimizer="adamw", length=97, accumulate=2),
+        Variant("tokens", optimizer="adamw", length=97, tokens=True, clip_norm=0.5),
+    )
+}

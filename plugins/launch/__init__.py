@@ -1,0 +1,1 @@
+"""Start jobs: the launch command of a strategy, and a runner that accounts for every process."""

@@ -1,0 +1,113 @@
+"""The conformance suite as a class of tests to inherit from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from ..conformance.jobs import Outcome, run_conformance, run_fault
+from ..conformance.variants import DTYPES, LOSS_BOUND, VARIANTS, WEIGHT_BOUND
+
+FAULT_SECONDS = 15
+"""How long a job may live after one of its workers broke; its start is granted on top."""
+
+START_SECONDS = 12
+
+Run = Callable[[int], Outcome]
+
+
+class Conformance:
+    """Every promise of the contract, tested in real processes under the strategy's own launcher.
+
+    One job for each number of workers serves all tests but those that break a worker.
+
+    strategy: a registered name.
+    options: engine options to create it with.
+    workers: the numbers of workers to test at; only 1 for an engine that knows no other.
+    dtypes: the types to compare curves in.
+    faults: whether to break workers too, a job for each way.
+    excluded: checks that these options legally do not pass, each with the reason.
+    """
+
+    strategy: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = {}
+    workers: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    dtypes: ClassVar[tuple[str, ...]] = DTYPES
+    faults: ClassVar[bool] = True
+    excluded: ClassVar[Mapping[str, str]] = {}
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Parametrize over what the class says."""
+        from ..conformance.checks import CHECKS
+        from ..conformance.faults import HOW, WHERE
+
+        values: dict[str, tuple[Any, ...]] = {
+            "world_size": self.workers,
+            "variant": tuple(VARIANTS),
+            "dtype": self.dtypes,
+            "check": tuple(name for name in CHECKS if name not in self.excluded),
+            "where": WHERE if self.faults else (),
+            "how": HOW if self.faults else (),
+        }
+        for name, choices in values.items():
+            if name in metafunc.fixturenames:
+                metafunc.parametrize(name, choices, scope="class")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def run(cls, tmp_path_factory: pytest.TempPathFactory) -> Run:
+        """Return the outcome of the class's job with a number of workers, which runs once."""
+        from ..conformance.checks import CHECKS
+
+        @cache
+        def run(world_size: int) -> Outcome:
+            return run_conformance(
+                cls.strategy,
+                world_size,
+                tmp_path_factory.mktemp(f"{cls.strategy}-{world_size}"),
+                options=cls.options,
+                curves=[(variant, dtype) for variant in VARIANTS for dtype in cls.dtypes],
+                checks=[name for name in CHECKS if name not in cls.excluded],
+            )
+
+        return run
+
+    def test_curve(self, run: Run, world_size: int, variant: str, dtype: str) -> None:
+        """Contract 1 and 2: losses and weights of 100 steps equal plain code's in one process."""
+        from ..conformance.curves import read_curve
+        from ..conformance.reference import reference_curve
+
+        reference = reference_curve(variant, dtype)
+        curve = read_curve(run(world_size).path(f"curve-{variant}-{dtype}.npz"))
+        assert reference.loss_diff(curve) <= LOSS_BOUND[dtype]
+        assert reference.weight_diff(curve) <= WEIGHT_BOUND[dtype]
+
+    def test_check(self, run: Run, world_size: int, check: str) -> None:
+        """Contract 1 to 6 and 8: one promise, kept by all workers."""
+        run(world_size).check(check)
+
+    def test_samples_are_the_same_at_any_world_size(self, run: Run) -> None:
+        """Contract 2 and 3: what a sample draws at random depends on (seed, epoch, sample) only."""
+        drawn = [run(world_size).check("samples_know_no_worker") for world_size in self.workers]
+        assert all(other == drawn[0] for other in drawn)
+
+    def test_job_ends_cleanly(self, run: Run, world_size: int) -> None:
+        """A job that did its work exits with 0 and leaves no process."""
+        job = run(world_size).job
+        assert job.returncode == 0 and not job.survivors, job.describe()
+
+    def test_fault_is_loud_and_bounded(self, where: str, how: str, tmp_path: Path) -> None:
+        """Contract 7: one broken worker ends the job soon, with its traceback, and leaves no process."""
+        from ..conformance.faults import MESSAGE
+
+        job = run_fault(self.strategy, min(2, max(self.workers)), where, how, tmp_path, self.options)
+        assert job.returncode != 0 and not job.timed_out and not job.survivors, job.describe()
+        assert "nothing broke" not in job.output, job.describe()
+        assert job.seconds < START_SECONDS + FAULT_SECONDS, job.describe()
+        if how == "raise":
+            assert "Traceback" in job.output and MESSAGE in job.output, job.describe()
+        assert (tmp_path / "before" / "manifest.json").exists(), "the checkpoint before the fault is gone"

@@ -1,0 +1,27 @@
+"""The contract, for every strategy of ours, and for options that take another path through their engine."""
+
+from farandole.plugins.pytest import Conformance
+
+
+class TestLocal(Conformance):
+    strategy = "local"
+    workers = (1,)
+
+
+class TestDDP(Conformance):
+    strategy = "ddp"
+
+
+class TestHorovod(Conformance):
+    strategy = "horovod"
+
+
+class TestDDPStaticGraph(Conformance):
+    """A static graph forbids steps that use other parameters, and synchronizes once in the first step."""
+
+    strategy = "ddp"
+    options = {"static_graph": True, "gradient_as_bucket_view": False, "bucket_cap_mb": 0.001}
+    workers = (2,)
+    dtypes = ("float64",)
+    faults = False
+    excluded = {"parameter_used_by_some_workers_gets_the_mean": "a static graph promises that workers use the same"}

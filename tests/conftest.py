@@ -1,0 +1,25 @@
+"""Distributions made up for a test: a module and its entry points, found as an installed one is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MakeDistribution = Callable[[str, str, dict[str, str]], Path]
+
+
+@pytest.fixture
+def make_distribution(tmp_path: Path) -> MakeDistribution:
+    """Return a function that writes a distribution, and returns the folder to put on PYTHONPATH."""
+
+    def make(name: str, source: str, strategies: dict[str, str]) -> Path:
+        folder = tmp_path / "site"
+        metadata = folder / f"{name}-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (folder / f"{name}.py").write_text(source)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nSummary: of a test\n")
+        rows = "".join(f"{strategy} = {name}:{target}\n" for strategy, target in strategies.items())
+        (metadata / "entry_points.txt").write_text(f"[farandole.strategies]\n{rows}")
+        return folder
+
+    return make

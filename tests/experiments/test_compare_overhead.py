@@ -1,0 +1,88 @@
+"""`farandole experiment compare` and `overhead` from the command line to the JSON, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farandole.experiments.compare.experiment import Compare
+from farandole.experiments.display import Display
+from farandole.experiments.experiment import Job
+from farandole.experiments.overhead.experiment import Overhead
+from farandole.experiments.runner import run_jobs
+
+pytest.importorskip("torch")
+pytest.importorskip("horovod.torch")
+pytest.importorskip("sklearn")
+
+
+def experiment(*arguments: str, path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    main = "from farandole.plugins.cli.main import main; main(prog_name='farandole')"
+    environ = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run(
+        [sys.executable, "-c", main, "experiment", *arguments, "--json", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environ,
+    )
+    return done, json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_compare_passes_end_to_end(tmp_path: Path):
+    done, report = experiment("compare", "--workers", "2", "--epochs", "5", path=tmp_path / "compare.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "compare: passed" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert report["experiment"] == "compare"
+    assert report["passed"] is True
+    assert report["environment"]["torch"]
+    rows = {row["strategy"]: row for row in report["rows"]}
+    assert {"local", "ddp", "horovod"} <= set(rows)
+    for row in rows.values():
+        assert list(row) == [column.name for column in Compare.columns]
+        assert row["test_accuracy"] >= 0.97
+        assert row["max_loss_diff"] <= 1e-5
+        assert 0 < row["step_ms"] <= row["step_ms_p95"]
+        assert row["samples_per_s"] > 0
+        assert row["peak_mb"] > 50
+    assert (rows["local"]["workers"], rows["ddp"]["workers"], rows["horovod"]["workers"]) == (1, 2, 2)
+
+
+def test_overhead_times_both_sides_of_every_engine(tmp_path: Path):
+    # No time is judged: this machine has other things to do.
+    done, report = experiment(
+        "overhead", "--strategies", "ddp,horovod", "--models", "small", "--pairs", "8", path=tmp_path / "overhead.json"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(row["strategy"], row["workers"]) for row in report["rows"]] == [("ddp", 2), ("horovod", 2)]
+    for row in report["rows"]:
+        assert list(row) == [column.name for column in Overhead.columns]
+        assert row["model"] == "small"
+        assert row["step_ms"] > 0
+        assert row["raw_step_ms"] > 0
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+
+
+def test_a_job_that_fails_is_reported_with_its_workers_words_and_the_others_go_on(
+    capfd: pytest.CaptureFixture[str],
+):
+    wrong, right = Job("local", 1, {"model": "tiny", "pairs": 3}), Job("local", 1, {"model": "small", "pairs": 3})
+    finished, failures = run_jobs("overhead", [wrong, right], Display())
+    assert [done.job for done in finished] == [right]
+    assert failures == ["local, 1 worker, model tiny: the job ended with exit code 1"]
+    assert "KeyError: 'tiny'" in capfd.readouterr().err
+
+
+def test_a_job_that_takes_too_long_is_killed_and_reported(capfd: pytest.CaptureFixture[str]):
+    slow = Job("local", 1, {"model": "large", "pairs": 100_000}, timeout=6)
+    finished, failures = run_jobs("overhead", [slow], Display())
+    assert finished == []
+    assert failures == ["local, 1 worker, model large: the job did not end within 6 s and was killed"]
+    assert "worker.py" in capfd.readouterr().err  # the stack of where it stood

@@ -1,0 +1,155 @@
+"""`farandole run` in real processes: what the engines' own launchers promise of exit codes, Ctrl-C and orphans."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from farandole.adapters import OptionError
+from farandole.plugins.launch.command import launch_command, script_folders
+from farandole.plugins.launch.installed import package
+from farandole.plugins.launch.job import JobResult, Marked, run_marked
+from farandole.plugins.launch.ports import free_port
+
+PROGRAM = Path(__file__).with_name("fault_program.py")
+FARANDOLE = [sys.executable, "-m", "farandole.plugins.cli.main"]
+BOUND = 15.0  # seconds from a failure to the end of the job
+ENGINES = [
+    pytest.param(name, marks=pytest.mark.skipif(package(engine) is None, reason=f"{engine} is not installed"))
+    for name, engine in (("ddp", "torch"), ("horovod", "horovod"))
+]
+
+
+class Run:
+    """A job of two workers that is disturbed, where it is, once both have met."""
+
+    def __init__(self, strategy: str, fault: str, *arguments: str, disturb: Callable[[Marked], object] | None = None):
+        self.ready: list[dict[str, object]] = []
+        self._met = threading.Event()
+        self._met_at = 0.0
+        self._disturb = disturb
+        started = time.monotonic()
+        argv = [*FARANDOLE, "run", "--strategy", strategy, "-n", "2", str(PROGRAM), strategy, fault, *arguments]
+        self.result: JobResult = run_marked(argv, timeout=100, on_line=self._line, during=self._during)
+        assert self._met.is_set(), self.result.describe()
+        self.seconds_after = started + self.result.seconds - self._met_at
+
+    def _line(self, line: str) -> None:
+        for text in line.split("READY ")[1:]:
+            self.ready.append(json.JSONDecoder().raw_decode(text)[0])
+        if len(self.ready) == 2 and not self._met.is_set():
+            self._met_at = time.monotonic()
+            self._met.set()
+
+    def _during(self, job: Marked) -> None:
+        if self._disturb is not None and self._met.wait(80):
+            time.sleep(0.5)  # let worker 0 enter its collective
+            self._met_at = time.monotonic()
+            self._disturb(job)
+
+
+def interrupt(job: Marked) -> None:
+    """What a terminal does at Ctrl-C."""
+    os.killpg(job.launcher, signal.SIGINT)
+
+
+def nothing_is_left(run: Run) -> None:
+    assert not run.result.timed_out, run.result.describe()
+    assert run.result.survivors == (), run.result.describe()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("strategy", ENGINES)
+def test_a_script_that_succeeds(strategy: str) -> None:
+    arguments = ["a b", "--", "-n", "3", "--strategy", "x", "$HOME $$ ${local_rank}", "it's"]
+    run = Run(strategy, "none", *arguments)
+    assert run.result.returncode == 0, run.result.describe()
+    nothing_is_left(run)
+    assert sorted((told["rank"], told["size"]) for told in run.ready) == [(0, 2), (1, 2)]
+    assert all(told["arguments"] == arguments for told in run.ready)
+    assert f"{PROGRAM} {strategy} none 'a b' --" in run.result.output.splitlines()[0]  # the printed command
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("fault", ["raise", "exit", "kill"])
+@pytest.mark.parametrize("strategy", ENGINES)
+def test_a_worker_that_fails_ends_the_job(strategy: str, fault: str) -> None:
+    run = Run(strategy, fault)
+    assert run.result.returncode > 0, run.result.describe()
+    assert run.seconds_after < BOUND
+    nothing_is_left(run)
+    if fault == "raise":
+        assert "ValueError: the mistake in the script" in run.result.output
+        assert f'File "{PROGRAM}", line ' in run.result.output
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("strategy", ENGINES)
+def test_control_c_ends_the_job_even_where_workers_do_not_listen(strategy: str) -> None:
+    run = Run(strategy, "deaf", disturb=interrupt)
+    assert run.result.returncode != 0, run.result.describe()
+    assert run.seconds_after < BOUND
+    nothing_is_left(run)
+
+
+@pytest.mark.timeout(30)
+def test_one_process_is_python_itself(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys; print(os.getpid(), os.getppid()); sys.exit(int(sys.argv[1]))")
+    started = subprocess.Popen(
+        [*FARANDOLE, "run", "-s", "local", "script.py", "3"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    output, _ = started.communicate(timeout=25)
+    assert output.split() == [str(started.pid), str(os.getpid())]
+    assert started.returncode == 3
+
+
+@pytest.mark.timeout(120)
+def test_the_lines_for_several_hosts_start_one_job() -> None:
+    """Two addresses of this machine stand for two hosts."""
+    port = free_port()
+    program = ["-m", PROGRAM.stem, "ddp", "none", "a b"]
+    with pytest.raises(OptionError) as raised:
+        launch_command("ddp", 2, program, hosts="127.0.0.2:1,127.0.0.3:1", port=port)
+    lines = [line.split(": ", 1)[1] for line in str(raised.value).splitlines()[1:]]
+    env = {**os.environ, "PATH": os.pathsep.join(map(str, [*script_folders(), os.environ["PATH"]]))}
+    started = [
+        subprocess.Popen(shlex.split(line), cwd=PROGRAM.parent, env=env, stdout=subprocess.PIPE, text=True)
+        for line in lines
+    ]
+    try:
+        outputs = [process.communicate(timeout=100)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0]
+    told = [json.loads(output.split("READY ")[1]) for output in outputs]
+    assert [(one["rank"], one["size"], one["arguments"]) for one in told] == [(0, 2, ["a b"]), (1, 2, ["a b"])]
+
+
+@pytest.mark.timeout(30)
+def test_the_command_line_imports_no_framework() -> None:
+    heavy = ["torch", "tensorflow", "horovod", "deepspeed", "numpy", "sklearn", "rich", "farandole.adapters"]
+    code = (
+        "import sys\nfrom farandole.plugins.cli.main import main\nmain(['--help'], standalone_mode=False)\n"
+        f"print('LOADED', [name for name in {heavy} if name in sys.modules])"
+    )
+    for _ in range(5):
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25, check=True)
+        seconds = time.monotonic() - started
+        assert done.stdout.endswith("LOADED []\n"), done.stdout
+        if seconds < 0.3:
+            break
+    else:  # five times in a row
+        pytest.fail(f"`farandole --help` took {seconds:.2f} s")

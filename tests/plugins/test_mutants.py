@@ -1,0 +1,38 @@
+"""`parity` turns red for each thing that can be wrong with a curve, and for nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).with_name("mutant_strategies.py").read_text()
+MUTANTS = {
+    "wrong_weights": ("WrongWeights", {"empty_share", "tokens"}),
+    "wrong_clip": ("WrongClip", {"clip", "tokens"}),
+    "wrong_shard": ("WrongShard", None),
+    "nothing_wrong": ("NothingWrong", set()),
+}
+
+
+def test_parity_finds_each_mutant_in_the_variants_that_it_breaks(make_distribution: Any, tmp_path: Path) -> None:
+    site = make_distribution("mutants", SOURCE, {name: target for name, (target, _) in MUTANTS.items()})
+    report = tmp_path / "parity.json"
+    command = ["experiment", "parity", "--strategies", ",".join(MUTANTS), "--workers", "2", "--json", str(report)]
+    done = subprocess.run(
+        [sys.executable, "-m", "farandole.plugins.cli.main", *command],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    written = json.loads(report.read_text())
+    assert not written["passed"]
+    for name, (_, broken) in MUTANTS.items():
+        rows = [row for row in written["rows"] if row["strategy"] == name]
+        red = {row["variant"] for row in rows if row["dtype"] == "float32" and row["max_weight_diff"] > 1e-5}
+        everything = {row["variant"] for row in rows}
+        assert len(everything) == 8, f"{name} did not run: {done.stdout + done.stderr}"
+        assert red == (everything if broken is None else broken), name

@@ -1,0 +1,245 @@
+"""Experiments without their jobs: choosing, judging, reporting."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from farandole.adapters.errors import EngineUnavailableError, FarandoleError, OptionError, UnknownStrategyError
+from farandole.adapters.registry import Requirement, strategy_rows
+from farandole.experiments.choice import asked_strategies, check_requirements, installed_strategies
+from farandole.experiments.cli import experiment as command
+from farandole.experiments.compare.experiment import Compare
+from farandole.experiments.curve import max_loss_diff
+from farandole.experiments.experiment import Column, Finished, Job, placements
+from farandole.experiments.overhead.experiment import Overhead
+from farandole.experiments.overhead.statistics import median_interval
+from farandole.experiments.progress import told
+from farandole.experiments.report import Report
+from farandole.experiments.table import EXPERIMENTS, experiment_entry
+
+COLUMNS = (Column("strategy"), Column("workers"), Column("ratio", ".3f"))
+
+
+def invoke(*arguments: str) -> str:
+    """Return the message of the error that the command ends with."""
+    result = CliRunner().invoke(command, list(arguments))
+    assert isinstance(result.exception, FarandoleError), result.output
+    return str(result.exception)
+
+
+def test_help_imports_no_framework():
+    code = (
+        "import sys\n"
+        "from farandole.experiments.cli import experiment\n"
+        "for arguments in (['--help'], ['compare', '--help'], ['overhead', '--help']):\n"
+        "    try: experiment(arguments)\n"
+        "    except SystemExit as done: assert not done.code\n"
+        "print([name for name in ('torch', 'horovod', 'sklearn', 'tensorflow', 'numpy.random') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "[]"
+    for entry in EXPERIMENTS.values():
+        assert entry.name in printed
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_entry_loads_and_judges_its_own_columns(name: str):
+    study = experiment_entry(name).load()
+    empty = {column.name: None for column in study.columns}
+    assert study.judge([]) == []
+    assert {"strategy", "workers"} <= set(empty)
+
+
+def test_unknown_names_suggest_the_nearest():
+    assert "Did you mean 'compare'?" in invoke("comapre")
+    assert "Did you mean 'ddp'?" in invoke("compare", "--strategies", "local,dpd")
+    assert "Did you mean 'medium'?" in invoke("overhead", "--models", "medum")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--workers", "0"], "at least one"),
+        (["--workers", "two"], "not a number"),
+        (["--strategies", ","], "names no strategy"),
+        (["--json", "/no/such/folder/report.json"], "no folder /no/such/folder"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(arguments: list[str], said: str):
+    assert said in invoke("compare", *arguments)
+
+
+def test_installed_strategies_are_the_default_and_the_rest_is_named_with_its_fix(monkeypatch: pytest.MonkeyPatch):
+    rows = strategy_rows()
+    absent = Requirement("nosuch", "no_such_module", "pip install nosuch")
+    engines = {name: row for name, row in rows.items() if name != "ddp"}
+    engines["ddp"] = type(rows["ddp"])("ddp", rows["ddp"].target, "", requirements=(absent,))
+    monkeypatch.setattr("farandole.experiments.choice.strategy_rows", lambda: engines)
+    monkeypatch.setattr("farandole.experiments.choice.strategy_row", engines.__getitem__)
+    chosen, left_out = installed_strategies(Compare())
+    assert "local" in chosen
+    assert "ddp" not in chosen
+    assert "pip install nosuch" in left_out["ddp"]
+    with pytest.raises(EngineUnavailableError, match="pip install nosuch"):
+        asked_strategies("compare", Compare(), ["local", "ddp"])
+
+
+def test_an_experiment_refuses_what_it_is_not_made_for():
+    class OnlyHorovod(Overhead):
+        strategies = ("horovod",)
+        requirements = (Requirement("nosuch", "no_such_module", "pip install nosuch"),)
+
+    with pytest.raises(OptionError, match="not made for strategy 'local', only for: horovod"):
+        asked_strategies("overhead", OnlyHorovod(), ["local"])
+    with pytest.raises(EngineUnavailableError, match="pip install nosuch"):
+        check_requirements("overhead", OnlyHorovod())
+    with pytest.raises(UnknownStrategyError):
+        asked_strategies("overhead", Overhead(), ["hrovod"])
+
+
+def test_a_strategy_of_one_process_is_placed_once():
+    assert list(placements(["local", "ddp"], [2, 3, 2])) == [("local", 1), ("ddp", 2), ("ddp", 3)]
+
+
+def test_compare_runs_its_reference_first_whether_asked_or_not():
+    jobs = Compare().jobs(["horovod", "ddp"], [2, 3], {"epochs": 1})
+    assert [(job.strategy, job.workers) for job in jobs] == [
+        ("local", 1),
+        ("horovod", 2),
+        ("horovod", 3),
+        ("ddp", 2),
+        ("ddp", 3),
+    ]
+
+
+def finished(strategy: str, workers: int, losses: list[float], accuracy: float = 0.99) -> Finished:
+    steps = len(losses)
+    worker = {
+        "test_accuracy": accuracy,
+        "losses": losses,
+        "samples": [64.0] * steps,
+        "seconds": [9.0] * 5 + [0.5] * (steps - 5),
+        "peak_mb": 100.0,
+    }
+    return Finished(Job(strategy, workers), [{**worker, "peak_mb": 100.0 + rank} for rank in range(workers)])
+
+
+def test_compare_rows_hold_what_their_names_say():
+    curve = [2.0] * 10
+    local, ddp = Compare().rows([finished("local", 1, curve), finished("ddp", 3, [*curve[:-1], 2.00001])])
+    assert list(ddp) == [column.name for column in Compare.columns]
+    assert local["max_loss_diff"] == 0
+    assert ddp["max_loss_diff"] == pytest.approx(5e-6)  # a share of the loss, which is above 1
+    assert ddp["samples_per_s"] == pytest.approx(128)
+    assert ddp["step_ms"] == pytest.approx(500)  # the first steps are not timed
+    assert ddp["peak_mb"] == 102
+    assert Compare().judge([local, ddp]) == []
+
+
+def test_compare_fails_an_accuracy_a_curve_and_a_worker_that_saw_another_loss():
+    curve = [2.0] * 10
+    other = finished("horovod", 2, curve)
+    other.results[1]["losses"] = [*curve[:-1], 2.1]
+    rows = Compare().rows(
+        [
+            finished("local", 1, curve),
+            finished("ddp", 2, curve, accuracy=0.9),
+            other,
+            finished("fsdp", 2, [*curve[:-1], math.nan]),
+        ]
+    )
+    failures = Compare().judge(rows)
+    assert len(failures) == 3
+    assert failures[0] == "strategy=ddp, workers=2: test_accuracy is 0.9, must be at least 0.97"
+    assert failures[1].startswith("strategy=horovod, workers=2: max_loss_diff is 0.05, must be at most 1e-05")
+    assert failures[2] == "strategy=fsdp, workers=2: max_loss_diff is nan, must be at most 1e-05"
+
+
+def test_compare_without_its_reference_does_not_pass():
+    rows = Compare().rows([finished("ddp", 2, [2.0] * 10)])
+    assert Compare().judge(rows) == ["strategy=ddp, workers=2: max_loss_diff is missing, must be at most 1e-05"]
+
+
+def test_a_curve_of_other_length_is_no_curve_to_compare():
+    with pytest.raises(ValueError, match="2 steps"):
+        max_loss_diff([1.0, 1.0], [1.0])
+    assert math.isnan(max_loss_diff([1.0, math.nan, 1.0], [1.0, 1.0, 1.0]))
+
+
+def test_overhead_judges_medium_and_large_on_several_workers_only():
+    def row(model: str, workers: int, ratio: float) -> dict[str, object]:
+        pairs = {"ours": [ratio] * 9, "raw": [1.0] * 9}
+        job = Job("ddp" if workers > 1 else "local", workers, {"model": model, "pairs": 9})
+        (found,) = Overhead().rows([Finished(job, [pairs] * workers)])
+        assert list(found) == [column.name for column in Overhead.columns]
+        return found
+
+    kept = [row("small", 2, 3.0), row("medium", 1, 2.0), row("medium", 2, 1.05), row("large", 2, 1.03)]
+    assert Overhead().judge(kept) == []
+    failures = Overhead().judge([row("medium", 2, 1.06), row("large", 2, 1.04)])
+    assert failures == [
+        "strategy=ddp, workers=2, model=medium: ratio is 1.06, must be at most 1.05",
+        "strategy=ddp, workers=2, model=large: ratio is 1.04, must be at most 1.03",
+    ]
+
+
+def test_median_interval_holds_the_median_as_often_as_it_says():
+    # From a table of order statistics: for n = 10, the 2nd and the 9th (97.9 %); for n = 200, the 86th and the 115th.
+    assert median_interval(range(1, 11)) == (2, 9)
+    assert median_interval(range(1, 201)) == (86, 115)
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    draw = random.Random(0)
+    held = 0
+    for _ in range(400):
+        low, high = median_interval([draw.lognormvariate(0, 1) for _ in range(50)])
+        held += low <= 1 <= high
+    assert 0.93 <= held / 400 <= 0.99
+
+
+def test_report_json_is_strict_and_complete(tmp_path: Path):
+    row = {"strategy": "ddp", "workers": 2, "ratio": math.nan}
+    Report("overhead", COLUMNS, [row], ["ddp: ratio is nan"]).write(tmp_path / "report.json")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    content = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert content["experiment"] == "overhead"
+    assert content["passed"] is False
+    assert content["rows"] == [{"strategy": "ddp", "workers": 2, "ratio": None}]
+    assert {"date", "platform", "cpu_count", "python", "farandole", "torch", "numpy"} <= set(content["environment"])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_tables_fit_into_80_columns_without_cutting_a_word(name: str, capsys: pytest.CaptureFixture[str]):
+    columns = experiment_entry(name).load().columns
+    row = {column.name: 123.456 if column.spec else 2 for column in columns}
+    row.update({key: value for key, value in {"strategy": "horovod", "model": "medium"}.items() if key in row})
+    Report(name, columns, [row], []).show(Console(width=80))
+    printed = capsys.readouterr().out
+    assert all(len(line.rstrip()) <= 80 for line in printed.splitlines())
+    for word in [*(word for column in columns for word in column.name.split("_")), "horovod", "passed"]:
+        assert word in printed
+
+
+def test_report_names_each_failure_and_does_not_pass_without_rows(capsys: pytest.CaptureFixture[str]):
+    Report("compare", COLUMNS, [], []).show(Console(width=80))
+    assert "FAILED" in capsys.readouterr().out
+    Report("compare", COLUMNS, [{"strategy": "ddp", "workers": 2, "ratio": None}], ["[ddp] so"]).show(Console(width=80))
+    printed = capsys.readouterr().out
+    assert "FAILED" in printed
+    assert "- [ddp] so" in printed
+
+
+def test_progress_lines_are_found_behind_a_launchers_prefix():
+    assert told("[0]<stdout>:farandole progress: epoch 1 of 3") == "epoch 1 of 3"
+    assert told("epoch 1 of 3") is None
