@@ -1,5 +1,7 @@
 """Distributions made up for a test: a module and its entry points, found as an installed one is."""
 
+import contextlib
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,3 +25,15 @@ def make_distribution(tmp_path: Path) -> MakeDistribution:
         return folder
 
     return make
+
+
+@pytest.fixture
+def free_ports() -> Callable[[int], list[int]]:
+    """Return a function that finds ports that nobody listens on."""
+
+    def find(number: int) -> list[int]:
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+            return [listener.getsockname()[1] for listener in sockets]
+
+    return find

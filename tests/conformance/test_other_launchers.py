@@ -1,0 +1,87 @@
+"""A strategy reads who it is from whatever started it: each engine under launchers that are not its own."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farandole.plugins.conformance.jobs import Outcome
+from farandole.plugins.conformance.variants import LOSS_BOUND
+from farandole.plugins.launch.command import launch_command
+from farandole.plugins.launch.job import run_marked
+
+OF_LAUNCHER = {"torchrun": "ddp", "horovodrun": "horovod"}
+
+
+def specify(folder: Path, strategy: str) -> list[str]:
+    """Write what `launch_command` cannot be asked for: the program of another strategy's job."""
+    specification = folder / "spec.json"
+    asked = {"curves": [("clip", "float32")], "checks": ["collectives_do_what_they_say"], "resume": [], "save": None}
+    specification.write_text(json.dumps({"strategy": strategy, "options": {}, **asked}))
+    return ["-m", "farandole.plugins.conformance.worker", str(specification)]
+
+
+def judge(outcome: Outcome) -> None:
+    from farandole.plugins.conformance.curves import read_curve
+    from farandole.plugins.conformance.reference import reference_curve
+
+    curve = read_curve(outcome.path("curve-clip-float32.npz"))
+    assert reference_curve("clip", "float32").loss_diff(curve) <= LOSS_BOUND["float32"]
+    outcome.check("collectives_do_what_they_say")
+    assert outcome.job.returncode == 0, outcome.job.describe()
+    assert not outcome.job.survivors, outcome.job.describe()
+
+
+@pytest.mark.parametrize(("launcher", "strategy"), [("torchrun", "horovod"), ("horovodrun", "ddp")])
+def test_engine_under_anothers_launcher(launcher: str, strategy: str, tmp_path: Path) -> None:
+    command = launch_command(OF_LAUNCHER[launcher], 2, specify(tmp_path, strategy))
+    judge(Outcome(run_marked(command.argv, env=command.env, timeout=120), tmp_path, 2))
+
+
+def environments(kind: str, port: int, other_port: int) -> list[dict[str, str]]:
+    """Return what two processes of one machine find in their environments."""
+    if kind == "tf_config":
+        cluster = {"worker": [f"127.0.0.1:{port}", f"127.0.0.1:{other_port}"]}
+        return [
+            {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})}
+            for rank in range(2)
+        ]
+    if kind == "slurm":
+        step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost"}
+        job = {"SLURM_JOB_ID": str(port), "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}
+        return [{**step, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if kind == "openmpi":
+        sizes = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    else:
+        sizes = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "CROSS_RANK": "0"}
+        names = ("RANK", "LOCAL_RANK")
+    return [{**meeting, **sizes, **dict.fromkeys(names, str(rank))} for rank in range(2)]
+
+
+START_BY_HAND = """
+import json, os, subprocess, sys
+jobs = [subprocess.Popen(sys.argv[2:], env={**os.environ, **more}) for more in json.loads(sys.argv[1])]
+sys.exit(max(job.wait() for job in jobs))
+"""
+
+
+@pytest.mark.parametrize("kind", ["tf_config", "slurm", "openmpi", "deepspeed"])
+def test_ddp_in_an_environment(kind: str, tmp_path: Path, free_ports: Any) -> None:
+    """Slurm and Open MPI are not on this machine; what they tell their processes is."""
+    told = json.dumps(environments(kind, *free_ports(2)))
+    program = [sys.executable, "-c", START_BY_HAND, told, sys.executable, *specify(tmp_path, "ddp")]
+    judge(Outcome(run_marked(program, timeout=120), tmp_path, 2))
+
+
+def test_busy_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        job = run_marked([sys.executable, *specify(tmp_path, "ddp")], env=told, timeout=60)
+    assert job.returncode != 0, job.describe()
+    assert f"MASTER_PORT={port}" in job.output.splitlines()[-1], job.describe()

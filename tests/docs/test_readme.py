@@ -1,0 +1,263 @@
+"""The README stays true: its programs run as written, its commands parse, its tables say what the code says."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from farandole.adapters import detect_launch, strategy_row, strategy_rows
+from farandole.adapters.registry import ENTRY_POINT_GROUP
+from farandole.plugins.cli.main import main
+from farandole.plugins.launch.command import find_launcher
+from farandole.plugins.launch.installed import package
+from farandole.plugins.launch.job import run_marked
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+TOKENS = MarkdownIt("commonmark").enable("table").parse(README)
+FARANDOLE = [sys.executable, "-m", "farandole.plugins.cli.main"]
+TOY = (ROOT / "tests/plugins/toy_strategy.py").read_text()
+
+needs_horovod = pytest.mark.skipif(package("horovod") is None, reason="Horovod is not installed")
+
+
+def fences(language: str) -> list[str]:
+    return [token.content for token in TOKENS if token.type == "fence" and token.info == language]
+
+
+def commands() -> list[str]:
+    """Every command of ours in a block of shell."""
+    return [line for block in fences("bash") for line in block.splitlines() if line.startswith("farandole ")]
+
+
+def programs() -> dict[str, str]:
+    """Every Python block by the file name in its first line."""
+    return {block.splitlines()[0].removeprefix("# "): block for block in fences("python")}
+
+
+def inline(token: Token) -> str:
+    return "".join(child.content for child in token.children or [])
+
+
+def code_spans(token: Token) -> list[str]:
+    return [child.content for child in token.children or [] if child.type == "code_inline"]
+
+
+@cache
+def table(first_heading: str, second_heading: str) -> list[list[Token]]:
+    """The body of the one table with these first headings, as the cells of each row."""
+    rows: list[list[Token]] = []
+    for token in TOKENS:
+        if token.type == "table_open":
+            rows.append([])
+            cells: list[list[Token]] = []
+        elif token.type == "tr_open":
+            cells.append([])
+        elif token.type == "inline" and token.level == 4:
+            cells[-1].append(token)
+        elif token.type == "table_close" and [inline(cell) for cell in cells[0][:2]] == [first_heading, second_heading]:
+            return cells[1:]
+    raise LookupError(f"the README has no table that begins with {first_heading} | {second_heading}")
+
+
+# The two commands.
+
+
+def test_both_commands_set_up_one_environment() -> None:
+    lines = [line for block in fences("bash") for line in block.splitlines() if line.startswith("python3 ")]
+    assert len(lines) == 2
+    set_up = "python3 -m venv .venv && .venv/bin/pip install -q tox && .venv/bin/tox -e full"
+    assert [line.removeprefix(set_up) for line in lines] == [" -- farandole experiment compare --workers 2", ""]
+
+
+def test_ci_finds_the_test_command() -> None:
+    extract = next(line for line in (ROOT / ".ci/run").read_text().splitlines() if line.startswith("command="))
+    found = subprocess.run(["bash", "-c", f'{extract}; echo "$command"'], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.endswith("tox -e full\n") and found.stdout.count("\n") == 1
+
+
+# Programs.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the README's programs, and what its commands name beside them."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name, text in programs().items():
+        (folder / name).write_text(text)
+    (folder / "mypackage").mkdir()
+    (folder / "mypackage/__init__.py").touch()
+    return folder
+
+
+def run(folder: Path, *command: str) -> dict[int, float]:
+    """Run a job in `folder` and return the loss of each epoch that it printed."""
+    with contextlib.chdir(folder):
+        job = run_marked(command, timeout=60)
+    assert job.returncode == 0 and not job.survivors, job.describe()
+    return {int(epoch): float(loss) for epoch, loss in re.findall(r"epoch (\d+): loss ([\d.]+)", job.output)}
+
+
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> list[dict[int, float]]:
+    """The losses that the commands below the loop print, run one after the other: by `local`, by `ddp`, and resumed."""
+    block = next(block for block in fences("bash") if "--resume" in block)
+    return [run(folder, *FARANDOLE, *shlex.split(line)[1:]) for line in block.splitlines()]
+
+
+def test_programs_are_all_run_here() -> None:
+    assert set(programs()) == {"train.py", "test_mine.py"}
+
+
+@needs_horovod
+@pytest.mark.timeout(120)
+def test_loop_as_written(printed: list[dict[int, float]]) -> None:
+    local, ddp, resumed = printed
+    assert list(local) == [1, 2, 3, 4, 5, 6]
+    assert list(ddp) == [1, 2, 3]
+    assert list(resumed) == [4, 5, 6]
+    assert ddp | resumed == pytest.approx(local, abs=1e-5)
+    assert local[6] < local[1] / 10
+
+
+@needs_horovod
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("launcher", ["horovodrun", "torchrun"])
+def test_engine_under_another_ones_launcher(launcher: str, printed: list[dict[int, float]], tmp_path: Path) -> None:
+    _, example, _, _, tested = next(row for row in table("Launcher", "For example") if inline(row[0]) == launcher)
+    assert inline(tested).startswith("in real jobs")
+    words = [find_launcher(launcher), *shlex.split(inline(example))[1:]]
+    (tmp_path / "train.py").write_text(programs()["train.py"])
+    losses = run(tmp_path, *(sys.executable if word == "python" else word for word in words))
+    assert losses == pytest.approx(printed[1], abs=1e-5)
+
+
+@pytest.mark.timeout(60)
+def test_strategy_of_your_own(make_distribution: Callable[..., Path], folder: Path) -> None:
+    (row,) = tomllib.loads(fences("toml")[0])["project"]["entry-points"][ENTRY_POINT_GROUP]
+    site = make_distribution("toy", TOY, {row: "ToyStrategy"})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", "test_mine.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert row == "mine"
+    assert all(f"TestMine::test_job_ends_cleanly[{workers}]" in done.stdout for workers in (1, 2, 3))
+
+
+# Commands.
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_parses(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    words = shlex.split(line)[1:]
+    command: click.Command = main
+    context = click.Context(main, info_name="farandole")
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        found = command.get_command(context, name)
+        assert found is not None, f"there is no command {name}"
+        command = found
+        context = click.Context(command, info_name=name, parent=context)
+    command.make_context(command.name, words, parent=context.parent)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("line", [line for line in commands() if line.split()[1] in ("run", "strategies")])
+def test_command_ends_well(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are not started here: of those, the command line is made."""
+    if "horovod" in line and package("horovod") is None:
+        pytest.skip("Horovod is not installed")
+    monkeypatch.chdir(folder)
+    words = shlex.split(line)[1:]
+    if words[0] == "run" and "--dry-run" not in words:
+        words.insert(1, "--dry-run")
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert result.stdout
+
+
+# Tables.
+
+
+def test_strategies_are_those_of_the_registry() -> None:
+    launchers = {"torchrun", "horovodrun", "deepspeed"}
+    listed = {}
+    for name, _, needs, launcher in table("Strategy", "What it is"):
+        assert inline(launcher) in launchers | {"python"}
+        listed[inline(name)] = (code_spans(needs), inline(launcher))
+    assert listed == {
+        row.name: ([requirement.distribution for requirement in row.requirements], row.launcher or "python")
+        for row in strategy_rows().values()
+        if row.entry_point is None
+    }
+
+
+def listed_options() -> dict[str, dict[str, object]]:
+    listed: dict[str, dict[str, object]] = {}
+    for name, option, _ in table("Strategy", "Option and default"):
+        option_name, _, default = inline(option).partition("=")
+        listed.setdefault(inline(name), {})[option_name] = ast.literal_eval(default)
+    return listed
+
+
+@pytest.mark.parametrize("name", [row.name for row in strategy_rows().values() if row.entry_point is None])
+def test_options_and_defaults_are_those_of_the_strategy(name: str) -> None:
+    if name == "horovod" and package("horovod") is None:
+        pytest.skip("Horovod is not installed")
+    row = strategy_row(name)
+    parameters = inspect.signature(row.load()).parameters
+    actual = {option: parameter.default for option, parameter in parameters.items() if option not in row.options}
+    assert listed_options()[name] == actual
+
+
+def launches() -> list[tuple[str, dict[str, str]]]:
+    """Each launcher with the environment of the only worker of a job, in the variables of its row."""
+    cluster = json.dumps({"cluster": {"worker": ["localhost:2222"]}, "task": {"type": "worker", "index": 0}})
+    found = []
+    for name, _, variables, _, _ in table("Launcher", "For example"):
+        counts = {variable: "1" if re.search("SIZE|TASKS", variable) else "0" for variable in code_spans(variables)}
+        found.append((inline(name), counts | ({"TF_CONFIG": cluster} if "TF_CONFIG" in counts else {})))
+    return found
+
+
+@pytest.mark.parametrize(("launcher", "environ"), launches())
+def test_launcher_is_read_from_the_variables_of_its_row(launcher: str, environ: dict[str, str]) -> None:
+    launch = detect_launch(environ)
+    assert launch.launcher == launcher
+    assert (launch.worker.rank, launch.worker.world_size) == (0, 1)
+
+
+@pytest.mark.parametrize("words", [inline(row[0]) for row in table("The message says", "What to do")])
+def test_quoted_messages_are_in_the_code(words: str) -> None:
+    sources = (path for folder in ("adapters", "plugins") for path in (ROOT / folder).rglob("*.py"))
+    assert any(words in path.read_text() for path in sources)
+
+
+def test_links_lead_somewhere() -> None:
+    targets = [
+        str(child.attrs["href"]) for token in TOKENS for child in token.children or [] if child.type == "link_open"
+    ]
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
