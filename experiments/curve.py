@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LOSS_BOUND = 1e-5  # float32, as a share of max(1, |loss|)
-
 
 def max_loss_diff(losses: Sequence[float], reference: Sequence[float]) -> float:
     """Return the largest |loss - reference| / max(1, |reference|) over all steps, NaN where one of them is.

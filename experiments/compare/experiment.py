@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ...adapters.registry import Requirement
-from ..curve import LOSS_BOUND, max_loss_diff
+from ...plugins.conformance.variants import LOSS_BOUND
+from ..curve import max_loss_diff
 from ..experiment import Column, Experiment, Finished, Job, Row, above, below, placements
 
 ACCURACY = 0.97
@@ -60,7 +61,7 @@ class Compare(Experiment):
         failures = []
         for row in rows:
             failures += below(row, "test_accuracy", ACCURACY)
-            failures += above(row, "max_loss_diff", LOSS_BOUND)
+            failures += above(row, "max_loss_diff", LOSS_BOUND["float32"])
         return failures
 
 

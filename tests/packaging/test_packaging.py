@@ -1,4 +1,4 @@
-"""What is shipped: a wheel, and an editable install, each built from a copy of the tree and tried in an empty environment."""
+"""A wheel and an editable install: built from a copy of the tree, and tried in environments that hold nothing else."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def python(*arguments: str, cwd: Path | None = None) -> str:
 
 def use_in_an_empty_environment(wheel: Path, folder: Path) -> Path:
     """Install a wheel without what it depends on, run PROGRAM, and return where it found `farandole.adapters`."""
-    venv.create(folder, with_pip=False)
+    venv.create(folder, symlinks=True, with_pip=False)
     interpreter = str(folder / "bin/python")
     python("-m", "pip", "--python", interpreter, "install", "--no-deps", "--no-index", str(wheel))
     done = subprocess.run([interpreter, "-I", "-c", PROGRAM], cwd=folder, capture_output=True, text=True)

@@ -1,0 +1,525 @@
+"""The training step in one process, against the same step written by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from farandole.adapters import (
+    Batch,
+    DataError,
+    LauncherError,
+    OptionError,
+    Progress,
+    Strategy,
+    StrategyStateError,
+    create_strategy,
+)
+
+LAUNCHERS = ("HOROVOD_", "OMPI_", "SLURM_", "TF_CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+LENGTH, BATCH, EPOCHS, SEED = 23, 7, 3, 5  # the last batch has 2 samples: with 3 micro-batches, one is empty
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(LAUNCHERS):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def strategy() -> Iterator[Strategy]:
+    with create_strategy("local", device="cpu") as strategy, strategy.scope():
+        yield strategy
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 1)).double()
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(LENGTH, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return x, x.sin().sum(1, keepdim=True)
+
+
+def mse(model: nn.Module, batch: Any) -> torch.Tensor:
+    return functional.mse_loss(model(batch[0]), batch[1])
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.1)
+
+
+def steps() -> Iterator[torch.Tensor]:
+    """The samples of each step, by the published definition of the order."""
+    for epoch in range(EPOCHS):
+        stream = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([SEED, epoch])))
+        yield from torch.from_numpy(stream.permutation(LENGTH)).split(BATCH)
+
+
+def distance(model: nn.Module, other: nn.Module) -> float:
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((one - two).abs().max()) for one, two in pairs)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3, 8])
+@pytest.mark.parametrize("make_optimizer", [sgd, adamw])
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+@pytest.mark.parametrize("decay", [False, True])
+def test_a_step_is_the_step_written_by_hand_on_the_whole_global_batch(
+    strategy: Strategy, accumulate: int, make_optimizer: Callable[..., Any], clip_norm: float | None, decay: bool
+) -> None:
+    x, y = data()
+    plain = net()
+    optimizer = make_optimizer(plain)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.7) if decay else None
+    expected = []
+    for indices in steps():
+        loss = mse(plain, (x[indices], y[indices]))
+        optimizer.zero_grad()
+        loss.backward()
+        if clip_norm is not None:
+            assert torch.nn.utils.clip_grad_norm_(plain.parameters(), clip_norm) > clip_norm
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        expected.append(loss.item())
+
+    model = net()
+    own = make_optimizer(model)
+    own_scheduler = torch.optim.lr_scheduler.StepLR(own, 2, 0.7) if decay else None
+    training = strategy.prepare(model, own, mse, own_scheduler, accumulate, clip_norm)
+    losses = [training.step(batch) for batch in training.batches((x, y), BATCH, epochs=EPOCHS, seed=SEED)]
+    assert [float(loss) for loss in losses] == pytest.approx(expected, rel=0, abs=1e-13)
+    assert distance(model, plain) < 1e-13
+    assert training.model is model
+    assert training.optimizer is own
+
+
+def test_batches_say_where_they_stand(strategy: Strategy) -> None:
+    model = net()
+    training = strategy.prepare(model, sgd(model), mse, accumulate=3)
+    batches = list(training.batches(data(), BATCH, epochs=2))
+    assert [batch.progress for batch in batches] == [
+        *(Progress(0, 1), Progress(0, 2), Progress(0, 3), Progress(1, 0)),
+        *(Progress(1, 1), Progress(1, 2), Progress(1, 3), Progress(2, 0)),
+    ]
+    assert [batch.weights for batch in batches[:4]] == [(3, 2, 2), (3, 2, 2), (3, 2, 2), (1, 1, 0)]
+    assert [float(batch.global_weight) for batch in batches[:4]] == [7, 7, 7, 2]
+    resumed = list(training.batches(data(), BATCH, epochs=2, start=Progress(0, 3)))
+    assert [batch.progress for batch in resumed] == [batch.progress for batch in batches[3:]]
+    assert all(torch.equal(one.micro[0][0], two.micro[0][0]) for one, two in zip(resumed, batches[3:], strict=True))
+
+
+def masked_mean(model: nn.Module, batch: Any) -> torch.Tensor:
+    x, y, mask = batch
+    return (functional.mse_loss(model(x), y, reduction="none").squeeze(1) * mask).sum() / mask.sum()
+
+
+def masks() -> torch.Tensor:
+    return 1.0 + torch.arange(LENGTH) % 4 * 2.0
+
+
+def test_a_weight_function_makes_the_mean_one_over_what_it_counts(strategy: Strategy) -> None:
+    x, y = data()
+    mask = masks()
+    plain = net()
+    optimizer = sgd(plain, 0.01)
+    expected = []
+    for indices in steps():
+        loss = masked_mean(plain, (x[indices], y[indices], mask[indices]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+
+    model = net()
+    training = strategy.prepare(model, sgd(model, 0.01), masked_mean, accumulate=3)
+    stand_ins = 0
+    losses = []
+    for batch in training.batches((x, y, mask), BATCH, epochs=EPOCHS, seed=SEED, weight=lambda part: part[2].sum()):
+        losses.append(float(training.step(batch)))
+        assert float(batch.global_weight) == sum(batch.weights)
+        stand_ins += batch.weights.count(0.0)
+    assert losses == pytest.approx(expected, rel=0, abs=1e-13)
+    assert distance(model, plain) < 1e-13
+    assert stand_ins == EPOCHS  # a stand-in counts nothing, whatever the function says of its samples
+
+
+def test_a_micro_batch_in_which_nothing_counts_changes_nothing(strategy: Strategy) -> None:
+    """All its labels are padding, so its own mean loss is not a number."""
+    x, labels = torch.randn(4, 4, dtype=torch.float64), torch.tensor([0, 0, -100, -100])
+
+    def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
+        return functional.cross_entropy(model(batch[0]).expand(-1, 2) * torch.tensor([1.0, -1.0]), batch[1])
+
+    plain = net()
+    optimizer = sgd(plain)
+    expected = loss_fn(plain, (x, labels))
+    expected.backward()
+    optimizer.step()
+    model = net()
+    training = strategy.prepare(model, sgd(model), loss_fn, accumulate=2)
+    (batch,) = training.batches((x, labels), 4, shuffle=False, weight=lambda part: (part[1] >= 0).sum())
+    assert batch.weights == (2.0, 0.0)
+    assert float(training.step(batch)) == pytest.approx(expected.item(), rel=0, abs=1e-13)
+    assert distance(model, plain) < 1e-13
+
+
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_weights_that_add_up_to_nothing_have_no_mean(strategy: Strategy, weight: float) -> None:
+    model = net()
+    training = strategy.prepare(model, sgd(model), mse, accumulate=2)
+    with pytest.raises(DataError, match="weight"):
+        for batch in training.batches(data(), BATCH, weight=lambda part: weight):
+            training.step(batch)
+    assert distance(model, net()) == 0
+
+
+def test_a_negative_weight_is_refused(strategy: Strategy) -> None:
+    model = net()
+    weights = iter([-1.0, 3.0])
+    training = strategy.prepare(model, sgd(model), mse, accumulate=2)
+    with pytest.raises(DataError, match=r"weight\(micro_batch\) returned -1\.0"):
+        next(training.batches(data(), BATCH, weight=lambda part: next(weights)))
+
+
+class Noisy(nn.Module):
+    """Batch statistics and dropout: what a stand-in for an empty share must leave no trace in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.5)
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.drop(self.norm(x)))
+
+
+def noisy() -> Noisy:
+    torch.manual_seed(0)
+    return Noisy().double()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_stand_in_leaves_no_trace(strategy: Strategy, place: int) -> None:
+    x, y = data()
+    real, stand_in = (x[:5], y[:5]), (x[[6, 6]], y[[6, 6]])
+    models, losses, streams = [], [], []
+    for accumulate in (1, 2):
+        model = noisy()
+        training = strategy.prepare(model, sgd(model), mse, accumulate=accumulate)
+        micro, weights = [real], [5.0]
+        if accumulate == 2:
+            micro.insert(place, stand_in)
+            weights.insert(place, 0.0)
+        for _ in range(3):
+            losses.append(float(training.step(Batch(tuple(micro), tuple(weights), 5.0, Progress(0, 1)))))
+        models.append(model)
+        streams.append(torch.get_rng_state())
+    assert losses[:3] == losses[3:]
+    assert distance(*models) == 0
+    assert int(models[0].norm.num_batches_tracked) == 3
+    assert torch.equal(*streams)
+
+
+def run(strategy: Strategy, model: nn.Module, start: Progress, seed: int = SEED) -> list[float]:
+    training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), mse, accumulate=2)
+    batches = training.batches(data(), BATCH, epochs=EPOCHS, seed=seed, start=start)
+    return [float(training.step(batch)) for batch in batches]
+
+
+def test_dropout_draws_after_a_resume_what_it_would_have_drawn(strategy: Strategy) -> None:
+    model = noisy()
+    training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), mse, accumulate=2)
+    whole = []
+    for batch in training.batches(data(), BATCH, epochs=EPOCHS, seed=SEED):
+        whole.append(float(training.step(batch)))
+        if len(whole) == 6:
+            state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            place = batch.progress
+    resumed = noisy()
+    resumed.load_state_dict(state)
+    torch.manual_seed(12345)
+    assert run(strategy, resumed, place) == whole[6:]
+    assert distance(resumed, model) == 0
+
+
+def test_dropout_draws_something_else_in_each_step_and_for_each_seed(strategy: Strategy) -> None:
+    model = net()
+    training = strategy.prepare(model, sgd(model), mse)
+    seeds = [
+        batch.random_seed for seed in (0, 1) for batch in training.batches(data(), BATCH, epochs=EPOCHS, seed=seed)
+    ]
+    assert len(set(seeds)) == len(seeds) == 24
+    assert None not in seeds
+
+
+def test_a_batch_without_a_seed_leaves_the_random_stream_alone(strategy: Strategy) -> None:
+    model = noisy()
+    training = strategy.prepare(model, sgd(model), mse)
+    x, y = data()
+    torch.manual_seed(7)
+    expected = float(mse(noisy_at(7), (x, y)))
+    torch.manual_seed(7)
+    assert float(training.step(Batch(((x, y),), (23.0,), 23.0, Progress(0, 1)))) == pytest.approx(expected, abs=1e-13)
+
+
+def noisy_at(seed: int) -> Noisy:
+    """A fresh model, with the random stream at `seed` afterwards."""
+    model = noisy()
+    torch.manual_seed(seed)
+    return model
+
+
+def test_a_parameter_without_a_gradient_is_neither_updated_nor_decayed(strategy: Strategy) -> None:
+    model = net()
+    model.add_module("unused", nn.Linear(3, 3).double())
+    model.forward = lambda x: model[2](model[1](model[0](x)))  # type: ignore[method-assign]
+    model[0].bias.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    training = strategy.prepare(model, adamw(model), mse, accumulate=2, clip_norm=1.0)
+    for batch in training.batches(data(), BATCH):
+        training.step(batch)
+    unchanged = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
+    assert unchanged == {"unused.weight", "unused.bias", "0.bias"}
+
+
+def test_a_learning_rate_that_is_changed_acts(strategy: Strategy) -> None:
+    model = net()
+    training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), mse)
+    first, second, *_ = training.batches(data(), BATCH)
+    training.optimizer.param_groups[0]["lr"] = 0.0
+    training.step(first)
+    assert distance(model, net()) == 0
+    training.optimizer.param_groups[0]["lr"] = 0.1
+    training.step(second)
+    assert distance(model, net()) > 0
+
+
+def test_a_loss_that_was_not_read_can_still_be_read_later(strategy: Strategy) -> None:
+    model = net()
+    training = strategy.prepare(model, sgd(model), mse)
+    first, second, *_ = training.batches(data(), BATCH)
+    unread = training.step(first)
+    training.step(second)
+    assert float(unread) == pytest.approx(float(mse(net(), first.micro[0])), abs=1e-13)
+
+
+def test_a_loss_of_one_element_is_a_scalar(strategy: Strategy) -> None:
+    model = net()
+    training = strategy.prepare(model, sgd(model), lambda model, batch: mse(model, batch).reshape(1))
+    batch = next(training.batches(data(), BATCH))
+    assert float(training.step(batch)) == pytest.approx(float(mse(net(), batch.micro[0])), abs=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind"),
+    [
+        (lambda loss: torch.stack([loss, loss, loss]), "a tensor of shape (3,)"),
+        (lambda loss: loss.new_zeros(0), "a tensor of shape (0,)"),
+        (lambda loss: loss.item(), "float"),
+        (lambda loss: None, "NoneType"),
+        (lambda loss: (loss, "accuracy"), "tuple"),
+        (lambda loss: {"loss": loss}, "dict"),
+    ],
+)
+def test_what_is_no_scalar_loss_is_refused(strategy: Strategy, returned: Callable[..., Any], kind: str) -> None:
+    model = net()
+    training = strategy.prepare(model, sgd(model), lambda model, batch: returned(mse(model, batch)))
+    with pytest.raises(OptionError) as caught:
+        training.step(next(training.batches(data(), BATCH)))
+    assert "loss_fn must return the mean loss of a micro-batch, a scalar tensor" in str(caught.value)
+    assert str(caught.value).endswith(f"returned {kind}")
+
+
+def test_an_error_of_the_loss_function_comes_through_as_it_is(strategy: Strategy) -> None:
+    def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
+        raise ZeroDivisionError("mine")
+
+    model = net()
+    training = strategy.prepare(model, sgd(model), loss_fn)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        training.step(next(training.batches(data(), BATCH)))
+
+
+@pytest.mark.parametrize(("own", "given"), [(1, 2), (3, 2)])
+def test_a_batch_cut_for_another_training_is_refused(strategy: Strategy, own: int, given: int) -> None:
+    model, other = net(), net()
+    training = strategy.prepare(model, sgd(model), mse, accumulate=own)
+    batches = strategy.prepare(other, sgd(other), mse, accumulate=given).batches(data(), BATCH)
+    with pytest.raises(OptionError, match=f"the batch has {given} micro-batches, but accumulate={own}"):
+        training.step(next(batches))
+
+
+def frozen() -> nn.Sequential:
+    model = net()
+    model.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make_model", "make_optimizer", "make_scheduler", "said"),
+    [
+        pytest.param(net, lambda m: torch.optim.LBFGS(m.parameters()), None, "use another optimizer", id="LBFGS"),
+        pytest.param(
+            net, sgd, torch.optim.lr_scheduler.ReduceLROnPlateau, r"call its step\(metric\) yourself", id="plateau"
+        ),
+        pytest.param(net, lambda m: sgd(net(1)), None, "parameters that the model does not", id="another model's"),
+        pytest.param(
+            net,
+            lambda m: torch.optim.SGD([*m.parameters(), nn.Parameter(torch.ones(1))], lr=0.1),
+            None,
+            "build the optimizer from model.parameters",
+            id="one parameter more",
+        ),
+        pytest.param(frozen, sgd, None, "no parameter that requires a gradient", id="all frozen"),
+        pytest.param(nn.GELU, lambda m: sgd(net()), None, "no parameter that requires a gradient", id="no parameters"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    strategy: Strategy, make_model: Any, make_optimizer: Any, make_scheduler: Any, said: str
+) -> None:
+    model = make_model()
+    optimizer = make_optimizer(model)
+    scheduler = None if make_scheduler is None else make_scheduler(optimizer)
+    with pytest.raises(OptionError, match=said):
+        strategy.prepare(model, optimizer, mse, scheduler)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ({"accumulate": 0}, "accumulate=0 must be at least 1"),
+        ({"clip_norm": 0.0}, "clip_norm=0.0 must be positive; None does not clip"),
+        ({"clip_norm": -1.0}, "clip_norm=-1.0"),
+        ({"clip_norm": float("nan")}, "clip_norm=nan"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(strategy: Strategy, argument: dict[str, Any], said: str) -> None:
+    model = net()
+    with pytest.raises(OptionError, match=said):
+        strategy.prepare(model, sgd(model), mse, **argument)
+
+
+def test_a_training_refuses_bad_data_before_the_first_step(strategy: Strategy) -> None:
+    model = net()
+    training = strategy.prepare(model, sgd(model), mse)
+    with pytest.raises(DataError, match="length 0"):
+        training.batches((torch.zeros(0, 4), torch.zeros(0, 1)), BATCH)
+    with pytest.raises(DataError, match="differ in length"):
+        training.batches((torch.zeros(3, 4), torch.zeros(2, 1)), BATCH)
+    with pytest.raises(OptionError, match="global_batch_size=0"):
+        training.batches(data(), 0)
+    with pytest.raises(OptionError, match="'batch_size'"):
+        training.batches(data(), BATCH, batch_size=3)
+    with pytest.raises(DataError, match="cannot start at step 5: an epoch has 4 steps"):
+        next(training.batches(data(), BATCH, start=Progress(0, 5)))
+
+
+def test_a_strategy_works_inside_its_block_only_and_once() -> None:
+    strategy = create_strategy("local")
+    model = net()
+    calls: list[Callable[[], Any]] = [
+        lambda: strategy.prepare(model, sgd(model), mse),
+        lambda: strategy.scope().__enter__(),
+        lambda: strategy.reduce(1),
+        lambda: strategy.gather(1),
+        lambda: strategy.broadcast(1),
+        lambda: strategy.barrier(),
+    ]
+    for state in ("new", "left"):
+        for call in calls:
+            with pytest.raises(StrategyStateError, match=f"inside `with strategy:` only; this one is {state}"):
+                call()
+        if state == "new":
+            with strategy:
+                pass
+    with pytest.raises(StrategyStateError, match="strategy 'local' was used before: create a new one"), strategy:
+        pass
+
+
+def test_local_refuses_to_be_one_of_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LauncherError, match="'local' is one process, but environment started 2 workers.*'ddp'"):
+        create_strategy("local")
+
+
+def test_a_device_is_cpu_or_cuda() -> None:
+    with pytest.raises(OptionError, match="device='tpu' must be 'cpu' or 'cuda'"):
+        create_strategy("local", device="tpu")
+    assert create_strategy("local", device="cpu").device == torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu() -> None:
+    with pytest.raises(OptionError, match="device='cuda' was asked for, but PyTorch finds no CUDA GPU"):
+        create_strategy("local", device="cuda")
+
+
+@pytest.mark.parametrize("op", ["mean", "sum", "max", "min"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        2.5,
+        3,
+        True,
+        torch.tensor([1.5, 2.5], dtype=torch.float16),
+        torch.tensor([1, 2]),
+        np.array([1.5, 2.5], np.float32),
+    ],
+    ids=["float", "int", "bool", "half", "integers", "array"],
+)
+def test_a_reduction_keeps_type_and_shape_but_a_mean_is_no_integer(strategy: Strategy, op: Any, value: Any) -> None:
+    reduced = strategy.reduce({"a": [value]}, op)["a"][0]
+    assert type(reduced) is (
+        float if op == "mean" and isinstance(value, int) else int if value is True else type(value)
+    )
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        whole = "int" in str(value.dtype) and op == "mean"
+        assert str(reduced.dtype).removeprefix("torch.") == (
+            "float64" if whole else str(value.dtype).removeprefix("torch.")
+        )
+        assert reduced.tolist() == value.tolist()
+        assert reduced is not value
+    else:
+        assert reduced == value
+
+
+def test_a_reduction_leaves_its_argument_alone(strategy: Strategy) -> None:
+    value = torch.ones(2)
+    strategy.reduce(value).add_(1)
+    assert value.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "op", "said"),
+    [
+        ("text", "mean", "cannot reduce a str"),
+        (None, "mean", "cannot reduce a NoneType"),
+        (torch.zeros(1, dtype=torch.complex64), "mean", "cannot reduce complex numbers"),
+        (1.0, "avg", "cannot reduce with 'avg': use one of mean, sum, max, min"),
+    ],
+)
+def test_what_cannot_be_reduced_is_refused(strategy: Strategy, value: Any, op: Any, said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        strategy.reduce(value, op)
+
+
+def test_a_broadcast_from_nobody_is_refused(strategy: Strategy) -> None:
+    with pytest.raises(OptionError, match="there is no worker 1 among 1"):
+        strategy.broadcast("x", root=1)
