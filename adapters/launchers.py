@@ -118,7 +118,7 @@ def _read(variables: _Variables, environ: Mapping[str, str]) -> Launch | None:
     if local_world_size is None:
         local_world_size = world_size
     if node_rank is None:
-        node_rank = rank // local_world_size
+        node_rank = rank // max(1, local_world_size)
     worker = _checked_worker(variables, environ, rank, world_size, local_rank, local_world_size, node_rank)
     return Launch(variables.launcher, worker, _master(environ))
 
@@ -178,11 +178,10 @@ def _slurm_master(environ: Mapping[str, str]) -> tuple[str, int] | None:
 
 def first_slurm_host(nodes: str) -> str:
     """Return the first host of a Slurm host list: `gpu[003-007,9],login1` gives `gpu003`."""
-    match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
+    match = re.match(r"(?:[^,\[\]]|\[\w[^\]]*\])+", nodes)
     if match is None:
         raise LauncherError(f"{nodes!r} is not a Slurm host list")
-    prefix, first, suffix = match.groups()
-    return prefix + (first or "") + (suffix or "")
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", match.group())
 
 
 def _tasks_per_node(text: str) -> list[int]:

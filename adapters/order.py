@@ -55,8 +55,8 @@ class GlobalOrder:
             raise DataError("the dataset has length 0: there is nothing to train on")
         if self.global_batch_size < 1:
             raise OptionError(f"global_batch_size={self.global_batch_size} must be at least 1")
-        if self.seed < 0:
-            raise OptionError(f"seed={self.seed} must not be negative")
+        if not 0 <= self.seed < 2**63:
+            raise OptionError(f"seed={self.seed} must be from 0 to 2**63 - 1")
 
     @property
     def steps_per_epoch(self) -> int:

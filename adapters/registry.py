@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +21,7 @@ from .errors import EngineUnavailableError, OptionError, UnknownStrategyError, d
 from .strategy import Strategy
 
 ENTRY_POINT_GROUP = "farandole.strategies"
+STRATEGY_VARIABLE = "FARANDOLE_STRATEGY"
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,30 @@ def strategy_row(name: str) -> StrategyRow:
     return rows[name]
 
 
-def create_strategy(name: str, **options: Any) -> Strategy:
+def create_strategy(name: str | None = None, **options: Any) -> Strategy:
     """Create a strategy by its registered name, with the engine's options as keywords.
 
+    Without a name it is the one that `farandole run --strategy` started this process for.
+
     Raises:
-        UnknownStrategyError: no such name.
+        UnknownStrategyError: no such name, or none was given here or to `farandole run`.
         OptionError: an option that the engine does not have, or a value that it does not take.
         EngineUnavailableError: the engine is not installed or was built without what the strategy needs.
         LauncherError: the environment contradicts itself.
     """
+    asked = os.environ.get(STRATEGY_VARIABLE)
+    if name and asked and name != asked:
+        warnings.warn(
+            f"this program creates strategy {name!r}, but was started for {asked!r} "
+            f"({STRATEGY_VARIABLE}, as `farandole run` sets it): create_strategy() without a name takes that one",
+            stacklevel=2,
+        )
+    name = name or asked
+    if not name:
+        raise UnknownStrategyError(
+            "no strategy was named: create_strategy('ddp') names one, "
+            f"and so does `farandole run --strategy ddp`, or {STRATEGY_VARIABLE}=ddp"
+        )
     row = strategy_row(name)
     strategy_class = row.load()
     known = [parameter for parameter in inspect.signature(strategy_class).parameters if parameter not in row.options]

@@ -20,6 +20,8 @@ class Worker:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise LauncherError(f"rank {self.rank} does not exist among {self.world_size} workers")
+        if self.local_world_size > self.world_size:
+            raise LauncherError(f"{self.local_world_size} workers of one machine are more than all {self.world_size}")
         if not 0 <= self.local_rank < self.local_world_size:
             raise LauncherError(
                 f"local rank {self.local_rank} does not exist among {self.local_world_size} workers of one machine"

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from .environment import describe_environment
@@ -33,15 +34,20 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table, and below it what failed."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for column in self.columns:
-            numeric = all(not isinstance(row[column.name], str) for row in self.rows)
-            # Words of a heading may stand on lines of their own, so that eight columns fit into 80 characters.
-            table.add_column(column.name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+            text = any(isinstance(row[column.name], str) for row in self.rows)
+            # Each word of a heading has its line, so that eight columns fit into 80 characters.
+            heading = column.name.replace("_", "\n")
+            table.add_column(heading, justify="left" if text else "right", no_wrap=True, vertical="bottom")
         for row in self.rows:
             table.add_row(*(column.show(row[column.name]) for column in self.columns))
         if self.rows:
+            # A table that is wider than the window wraps there; shortened numbers would be worse.
+            natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+            console.width = max(natural, console.width)
             console.print(table)
+            console.print()
         if self.passed:
             console.print(f"{self.experiment}: passed", markup=False, highlight=False)
             return

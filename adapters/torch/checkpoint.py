@@ -1,7 +1,7 @@
-"""Save and load a training by names, so that any engine of replicas takes up what another one left.
+"""Save and load a training, as one commit that all workers agree on.
 
-A checkpoint is a folder: `state-<token>.pt` holds the tensors, and `manifest.json`, replaced atomically and last, says
-which of them is the commit. Tensors are read with `weights_only`: a checkpoint never runs code.
+A checkpoint is a folder: `state-<token>.pt` holds the state, and `manifest.json`, replaced atomically and last, names
+the file that is the commit. Tensors are read with `weights_only`: a checkpoint never runs code.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
@@ -16,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, FarandoleError
 from ..progress import Progress
+from .named_state import check_fits, state_of, take_up
 from .strategy import TorchStrategy
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
+_OURS = re.compile(r"state-[0-9a-f]{16}\.pt(\.manifest)?")
 
 
 def save(
@@ -39,7 +44,7 @@ def save(
 
     def write() -> None:
         if strategy.worker.is_main:
-            _write(Path(path), strategy, training, progress, dict(extras or {}))
+            _write(Path(path), strategy, state_of(training), progress, dict(extras or {}))
 
     _together(strategy, write, f"cannot save to {path}")
 
@@ -49,20 +54,18 @@ def load(strategy: TorchStrategy, path: str | PathLike[str], training: TorchTrai
     read: dict[str, Any] = {}
 
     def read_and_check() -> None:
-        read["manifest"], read["state"] = _read(Path(path))
-        _check_model(training.model, read["state"]["model"])
-        read["optimizer"] = _optimizer_state(training.model, training.optimizer, read["state"]["optimizer"])
+        read["manifest"], read["progress"] = _read_manifest(Path(path))
+        read["state"] = _read_state(Path(path) / read["manifest"]["data"])
+        check_fits(training, read["state"])
 
-    def take_up() -> None:
-        training.model.load_state_dict(read["state"]["model"])
-        training.optimizer.load_state_dict(read["optimizer"])
-        if training.scheduler is not None and read["state"]["scheduler"] is not None:
-            training.scheduler.load_state_dict(read["state"]["scheduler"])
+    def take() -> None:
+        take_up(training, read["state"])
         training.extras = read["manifest"]["extras"]
 
     _together(strategy, read_and_check, f"cannot load {path}")
-    _together(strategy, take_up, f"cannot load {path}")
-    return Progress(**read["manifest"]["progress"])
+    _together(strategy, take, f"cannot load {path}")
+    progress: Progress = read["progress"]
+    return progress
 
 
 def _together(strategy: TorchStrategy, act: Callable[[], None], failure: str) -> None:
@@ -80,14 +83,9 @@ def _together(strategy: TorchStrategy, act: Callable[[], None], failure: str) ->
 
 
 def _write(
-    path: Path, strategy: TorchStrategy, training: TorchTraining, progress: Progress, extras: dict[str, Any]
+    path: Path, strategy: TorchStrategy, state: dict[str, Any], progress: Progress, extras: dict[str, Any]
 ) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    state = {
-        "model": training.model.state_dict(),
-        "optimizer": _named_optimizer_state(training.model, training.optimizer),
-        "scheduler": None if training.scheduler is None else training.scheduler.state_dict(),
-    }
     data = f"state-{secrets.token_hex(8)}.pt"
     manifest = {
         "format": FORMAT,
@@ -102,6 +100,12 @@ def _write(
     try:
         with _synced(path / data) as file:
             torch.save(state, file)
+        unsafe = get_unsafe_globals_in_checkpoint(path / data)
+        if unsafe:
+            raise CheckpointError(
+                f"the state holds {unsafe[0]}, which could not be loaded without running code: "
+                "keep tensors, numbers and text in it"
+            )
         with _synced(path / f"{data}.manifest") as file:
             file.write(text.encode())
         os.replace(path / f"{data}.manifest", path / _MANIFEST)
@@ -110,74 +114,51 @@ def _write(
         (path / f"{data}.manifest").unlink(missing_ok=True)
         raise
     _sync_folder(path)
-    for stale in path.glob("state-*"):
-        if stale.name != data:
+    for stale in path.iterdir():
+        if _OURS.fullmatch(stale.name) and stale.name != data:
             stale.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_manifest(path: Path) -> tuple[dict[str, Any], Progress]:
+    file = path / _MANIFEST
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = json.loads(file.read_text())
     except FileNotFoundError:
         found = "is not there" if not path.exists() else "has no manifest.json: no save to it was ever finished"
         raise CheckpointError(f"{path} {found}") from None
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path / _MANIFEST} is damaged: {error}") from None
-    if manifest.get("format", 0) > FORMAT:
+        raise CheckpointError(f"{file} is damaged: {error}") from None
+    if isinstance(manifest, dict) and isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT:
         raise CheckpointError(
             f"{path} has format {manifest['format']}, newer than this Farandole's {FORMAT}: upgrade it"
         )
-    if manifest.get("framework") != "torch":
-        raise CheckpointError(f"{path} was saved by {manifest.get('framework')}, not by PyTorch")
-    data = path / manifest["data"]
     try:
-        state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
+        framework, progress = manifest["framework"], Progress(**manifest["progress"])
+        if not (isinstance(manifest["format"], int) and isinstance(manifest["extras"], dict)):
+            raise TypeError("a part of it has another type")
+        if not _OURS.fullmatch(manifest["data"]):
+            raise ValueError(f"{manifest['data']!r} is not the name of a state file")
+    except (KeyError, TypeError, ValueError, FarandoleError) as error:
+        raise CheckpointError(f"{file} is damaged: {type(error).__name__}: {error}") from None
+    if framework != "torch":
+        raise CheckpointError(f"{path} was saved by {framework}, not by PyTorch")
+    return manifest, progress
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{data} is missing") from None
+        raise CheckpointError(f"{file} is missing") from None
+    except pickle.UnpicklingError as error:
+        # torch's own message tells how to load it all the same, code and all: not ours to pass on.
+        if re.search(r"WeightsUnpickler error: .*(GLOBAL|reduce|instantiate)", str(error)):
+            raise CheckpointError(f"{file} was refused: it holds what could run code") from None
+        raise CheckpointError(f"{file} is damaged: it is not a file of torch.save") from None
     except Exception as error:
-        raise CheckpointError(f"{data} is damaged: {str(error).splitlines()[0]}") from error
-    return manifest, state
-
-
-def _check_model(model: torch.nn.Module, saved: Mapping[str, Any]) -> None:
-    own = model.state_dict()
-    for name in own.keys() | saved.keys():
-        if name not in saved:
-            raise CheckpointError(f"the model's {name!r} is not in the checkpoint")
-        if name not in own:
-            raise CheckpointError(f"the checkpoint's {name!r} is not in the model")
-        if isinstance(own[name], torch.Tensor) and own[name].shape != saved[name].shape:
-            raise CheckpointError(
-                f"{name!r} has shape {tuple(saved[name].shape)} in the checkpoint, "
-                f"{tuple(own[name].shape)} in the model"
-            )
-
-
-def _named_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    groups = [
-        {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
-    ]
-    state = {names[parameter]: slots for parameter, slots in optimizer.state.items() if slots}
-    return {"class": type(optimizer).__name__, "state": state, "groups": groups}
-
-
-def _optimizer_state(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Translate what is saved by name into the numbering of this optimizer's `load_state_dict`."""
-    if type(optimizer).__name__ != saved["class"]:
-        raise CheckpointError(f"its optimizer is {saved['class']}, but this training uses {type(optimizer).__name__}")
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    own_groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-    saved_groups = [group["params"] for group in saved["groups"]]
-    if own_groups != saved_groups:
-        raise CheckpointError("its optimizer groups parameters in another way than this training's")
-    numbers = {name: number for number, name in enumerate(name for group in own_groups for name in group)}
-    groups = []
-    for group in saved["groups"]:
-        groups.append({**group, "params": [numbers[name] for name in group["params"]]})
-    return {"state": {numbers[name]: slots for name, slots in saved["state"].items()}, "param_groups": groups}
+        reason = str(error).splitlines()
+        raise CheckpointError(f"{file} is damaged: {reason[0] if reason else type(error).__name__}") from None
+    return state
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ _OURS = {
     "sampler": "seed and shuffle",
     "drop_last": "nothing, a short last batch is weighted exactly",
     "generator": "seed",
+    "in_order": "nothing, micro-batches must come in the order that their weights are counted in",
 }
 
 Key = tuple[int, tuple[int, ...]]
@@ -92,7 +93,7 @@ class StepLoader:
                 generator=torch.Generator().manual_seed(order.seed),
                 **options,
             )
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise OptionError(f"torch's DataLoader refuses an option: {error}") from None
 
     def __iter__(self) -> Iterator[tuple[int, int, tuple[int, ...], tuple[Any, ...]]]:
@@ -173,20 +174,35 @@ def _random_streams_kept() -> Iterator[None]:
 
 
 def _columns(dataset: Any) -> Any:
-    """Return `dataset` as a structure of tensors where it is made of tensors and arrays only, else `None`."""
+    """Return `dataset` as a structure of tensors where it is made of tensors and arrays, else `None`.
+
+    Raises:
+        DataError: it mixes them with something else, or one cannot be cut into samples.
+    """
     if isinstance(dataset, TensorDataset):
         return tuple(dataset.tensors)
     if isinstance(dataset, (torch.Tensor, np.ndarray)):
-        return torch.as_tensor(dataset)
-    if isinstance(dataset, Mapping):
-        parts = list(dataset.values())
-    elif isinstance(dataset, tuple):
-        parts = list(dataset)
-    else:
+        return _column(dataset)
+    if not isinstance(dataset, (Mapping, tuple)):
         return None
-    if not parts or not all(isinstance(part, (torch.Tensor, np.ndarray)) for part in parts):
-        return None
-    return map_structure(torch.as_tensor, dataset)
+    parts = list(dataset.values() if isinstance(dataset, Mapping) else dataset)
+    others = [part for part in parts if not isinstance(part, (torch.Tensor, np.ndarray))]
+    if others and (isinstance(dataset, Mapping) or len(others) < len(parts)):
+        raise DataError(
+            f"a {type(dataset).__name__} as dataset must hold tensors or arrays only, but this one has a "
+            f"{type(others[0]).__name__}: make it an array, or pass a dataset with __len__ and __getitem__"
+        )
+    return None if others or not parts else map_structure(_column, dataset)
+
+
+def _column(values: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
+    try:
+        column = torch.as_tensor(values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"an array of the dataset cannot become a tensor: {str(error).splitlines()[0]}") from None
+    if column.ndim == 0:
+        raise DataError("an array of the dataset is a single number: it has no dimension that counts samples")
+    return column
 
 
 def _length(dataset: Any) -> int:

@@ -54,6 +54,10 @@ class DDPStrategy(ProcessGroupStrategy):
             raise OptionError(f"comm_hook={comm_hook!r} must be one of {', '.join(_HOOKS)}")
         if bucket_cap_mb is not None and bucket_cap_mb <= 0:
             raise OptionError(f"bucket_cap_mb={bucket_cap_mb} must be positive")
+        if comm_hook == "powersgd" and start_powerSGD_iter < 2:
+            raise OptionError(
+                f"start_powerSGD_iter={start_powerSGD_iter} must be at least 2: DDP rebuilds its buckets first"
+            )
         self._comm_hook = comm_hook
         self._powersgd = (matrix_approximation_rank, start_powerSGD_iter)
         self._ddp_options: dict[str, Any] = {

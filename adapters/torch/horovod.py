@@ -25,6 +25,10 @@ except ImportError as error:
         f"Horovod is installed, but not built for this PyTorch {torch.__version__} ({str(error).splitlines()[0]}). "
         "Build it anew with: farandole horovod install --force"
     ) from None
+if not hasattr(hvd, "init"):  # a Horovod without its part for PyTorch imports as an empty module
+    raise EngineUnavailableError(
+        "Horovod is installed, but was built without PyTorch. Build it anew with: farandole horovod install --force"
+    )
 
 _COMPRESSIONS = ("none", "fp16")
 _OPS = ("average", "adasum")
@@ -110,6 +114,11 @@ class HorovodStrategy(TorchStrategy):
 
     def _join(self) -> None:
         super()._join()
+        if self.launch.launcher == "openmpi" and not hvd.mpi_built():
+            raise EngineUnavailableError(
+                "mpirun started this worker, but this Horovod was built without MPI. Start with horovodrun, or "
+                "MPI compiler (apt-get install libopenmpi-dev) and run: farandole horovod install --force"
+            )
         self._rendezvous = describe_job_to_horovod(self.launch)
         hvd.init()
         found = (hvd.rank(), hvd.size())

@@ -31,8 +31,8 @@ class ProcessGroupStrategy(TorchStrategy):
         self._backend = backend or ("nccl" if self.device.type == "cuda" else "gloo")
         if not dist.is_backend_available(self._backend.split(":")[-1].split(",")[0]):
             raise OptionError(f"this PyTorch was built without the backend {self._backend!r}")
-        if timeout <= 0:
-            raise OptionError(f"timeout={timeout} must be a positive number of seconds")
+        if not isinstance(timeout, (int, float)) or timeout <= 0:
+            raise OptionError(f"timeout={timeout!r} must be a positive number of seconds")
         self._timeout = timedelta(seconds=timeout)
         self._owns_group = False
 

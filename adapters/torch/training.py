@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
@@ -115,7 +116,7 @@ class TorchTraining(Training):
             global_weight: SupportsFloat = float(order.size(step))
             if weight is not None:
                 weights = tuple(
-                    float(weight(part)) if count else 0.0 for part, count in zip(micro, counts, strict=True)
+                    _weigh(weight, part) if count else 0.0 for part, count in zip(micro, counts, strict=True)
                 )
                 float(global_weight_before)
                 global_weight = self._start_sum(torch.tensor(sum(weights), dtype=torch.float64), "weight")
@@ -133,6 +134,13 @@ class TorchTraining(Training):
         flat = value.to(self._strategy.device).reshape(1)
         finish = self._strategy.start_all_reduce(flat, "sum", f"training{self._number}.{name}")
         return Pending(lambda: finish().item())
+
+
+def _weigh(weight: Callable[[Any], SupportsFloat], micro_batch: Any) -> float:
+    value = float(weight(micro_batch))
+    if not 0 <= value < math.inf:
+        raise DataError(f"weight(micro_batch) returned {value}: a micro-batch counts 0 or more")
+    return value
 
 
 def _positive(batch: Batch) -> float:

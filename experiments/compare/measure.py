@@ -13,7 +13,7 @@ from ..progress import tell
 from .train import train
 
 
-def measure(strategy: str, epochs: int) -> dict[str, Any]:
+def measure(epochs: int) -> dict[str, Any]:
     """Return the curve and what it cost: seconds and samples for each step, and the worker's peak memory in MB."""
     losses: list[SupportsFloat] = []
     samples: list[float] = []
@@ -26,7 +26,7 @@ def measure(strategy: str, epochs: int) -> dict[str, Any]:
         if batch.progress.step == 0:
             tell(f"epoch {batch.progress.epoch} of {epochs}, loss {loss:.4f}")
 
-    accuracy = train(strategy, epochs, on_step)
+    accuracy = train(epochs, on_step)
     return {
         "test_accuracy": accuracy,
         "losses": [float(loss) for loss in losses],

@@ -1,6 +1,6 @@
 """Train a small convolutional network to read scanned digits: one program for every strategy, on any number of workers.
 
-    farandole run --strategy ddp -n 2 train.py ddp
+    farandole run --strategy ddp -n 2 train.py
 
 The curve, and so the network, is the same whichever strategy and number of workers it is started with.
 """
@@ -9,7 +9,6 @@ The curve, and so the network, is the same whichever strategy and number of work
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import SupportsFloat
 
@@ -25,10 +24,10 @@ GLOBAL_BATCH_SIZE = 64  # scans a step trains on, all workers together
 Scans = tuple[Tensor, Tensor]  # images (N, 1, 8, 8) from 0 to 1, and the digits (N,) that they show
 
 
-def train(name: str, epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | None = None) -> float:
-    """Train under the strategy `name` and return the accuracy on scans that were held back."""
+def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | None = None) -> float:
+    """Train under the strategy that this process was started for; return the accuracy on scans that were held back."""
     training_scans, test_scans = load_scans()
-    with create_strategy(name) as strategy, strategy.scope():
+    with create_strategy() as strategy, strategy.scope():
         torch.manual_seed(0)
         model = build_model()
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -39,7 +38,10 @@ def train(name: str, epochs: int = 10, on_step: Callable[[Batch, SupportsFloat],
             loss = training.step(batch)
             if on_step is not None:
                 on_step(batch, loss)
-        return accuracy(strategy, model, test_scans)
+        result = accuracy(strategy, model, test_scans)
+        if strategy.worker.is_main:
+            print(f"{strategy.name}: {result:.1%} of {len(test_scans[0])} scans read rightly")
+    return result
 
 
 def load_scans() -> tuple[Scans, Scans]:
@@ -87,4 +89,4 @@ def accuracy(strategy: Strategy, model: nn.Module, scans: Scans) -> float:
 
 
 if __name__ == "__main__":
-    print(f"read rightly: {train(sys.argv[1]):.1%} of the scans held back")
+    train()

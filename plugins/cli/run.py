@@ -54,7 +54,7 @@ def run(
       Only show the command
         farandole run --strategy horovod -n 2 --dry-run train.py
 
-    SCRIPT creates the strategy itself: `create_strategy("ddp")`.
+    SCRIPT creates the strategy itself; `create_strategy()` without a name takes the one that is named here.
     """
     if workers is None:
         workers = sum(host.slots for host in parse_hosts(hosts)) if hosts else 1

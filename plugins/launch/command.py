@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from ...adapters.errors import EngineUnavailableError, LauncherError, OptionError
-from ...adapters.registry import StrategyRow, strategy_row
+from ...adapters.registry import STRATEGY_VARIABLE, StrategyRow, strategy_row
 from .hosts import LOOPBACK, Host, parse_hosts, place
 from .installed import check_installed
 from .ports import check_port, free_port
@@ -104,7 +104,8 @@ def launch_command(
     if workers > 1:
         # One worker takes what its framework takes by default; several would each take the whole machine.
         env["OMP_NUM_THREADS"] = str(max(1, _cores() // job.workers_per_host))
-    return Command(tuple(argv), {name: value for name, value in env.items() if not os.environ.get(name)})
+    added = {name: value for name, value in env.items() if not os.environ.get(name)}
+    return Command(tuple(argv), {STRATEGY_VARIABLE: strategy, **added})
 
 
 def _plain(job: _Job) -> tuple[list[str], dict[str, str]]:

@@ -223,12 +223,22 @@ def test_report_json_is_strict_and_complete(tmp_path: Path):
 def test_tables_fit_into_80_columns_without_cutting_a_word(name: str, capsys: pytest.CaptureFixture[str]):
     columns = experiment_entry(name).load().columns
     row = {column.name: 123.456 if column.spec else 2 for column in columns}
-    row.update({key: value for key, value in {"strategy": "horovod", "model": "medium"}.items() if key in row})
+    texts = {"strategy": "horovod", "model": "medium", "variant": "unused_parameter", "dtype": "float32"}
+    row.update({key: value for key, value in texts.items() if key in row})
     Report(name, columns, [row], []).show(Console(width=80))
     printed = capsys.readouterr().out
     assert all(len(line.rstrip()) <= 80 for line in printed.splitlines())
-    for word in [*(word for column in columns for word in column.name.split("_")), "horovod", "passed"]:
+    headings = [word for column in columns for word in column.name.split("_")]
+    for word in [*headings, *(value for value in row.values() if isinstance(value, str)), "passed"]:
         assert word in printed
+
+
+def test_a_wider_table_is_never_shortened(capsys: pytest.CaptureFixture[str]):
+    name = "a_strategy_with_" + "a_long_" * 12 + "name"
+    Report("compare", COLUMNS, [{"strategy": name, "workers": 2, "ratio": 1.0}], []).show(Console(width=80))
+    printed = capsys.readouterr().out
+    assert name in printed
+    assert "1.000" in printed
 
 
 def test_report_names_each_failure_and_does_not_pass_without_rows(capsys: pytest.CaptureFixture[str]):

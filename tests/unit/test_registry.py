@@ -25,7 +25,7 @@ from farandole.adapters import (
 )
 
 ROOT = Path(adapters.__file__).parents[1]  # holds adapters/, in a working tree as in an installed wheel
-LAUNCHERS = ("HOROVOD_", "OMPI_", "SLURM_", "TF_CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+LAUNCHERS = ("FARANDOLE_STRATEGY", "HOROVOD_", "OMPI_", "SLURM_", "TF_CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,25 @@ def test_an_unknown_option_suggests_the_nearest_and_lists_all(strategy: str, opt
 
 def test_a_strategy_knows_the_name_it_was_created_by() -> None:
     assert create_strategy("local").name == "local"
+
+
+def test_without_a_name_it_is_the_one_that_the_process_was_started_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARANDOLE_STRATEGY", "local")
+    assert create_strategy(device="cpu").name == "local"
+    with pytest.raises(OptionError, match="strategy 'local' has no option 'nope'"):
+        create_strategy(nope=1)
+
+
+def test_a_process_that_was_started_for_no_strategy_must_name_one() -> None:
+    with pytest.raises(UnknownStrategyError, match=r"create_strategy\('ddp'\) names one.*FARANDOLE_STRATEGY=ddp"):
+        create_strategy()
+
+
+def test_another_name_than_the_process_was_started_for_warns_and_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARANDOLE_STRATEGY", "ddp")
+    with pytest.warns(UserWarning, match="creates strategy 'local', but was started for 'ddp'") as warned:
+        assert create_strategy("local").name == "local"
+    assert warned[0].filename == __file__  # it points at the caller
 
 
 def test_options_reach_the_engine() -> None:

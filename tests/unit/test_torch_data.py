@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,16 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from farandole.adapters import DataError, OptionError, Progress, Worker
 from farandole.adapters.order import GlobalOrder
 from farandole.adapters.torch.data import StepLoader, mix, order_of, to_device
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """More of them are slower with tensors this small, and much slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 PROPERTY = settings(deadline=None, database=None, max_examples=60)
 START = Progress()

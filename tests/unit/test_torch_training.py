@@ -34,6 +34,15 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """More of them are slower with tensors this small, and much slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def strategy() -> Iterator[Strategy]:
     with create_strategy("local", device="cpu") as strategy, strategy.scope():
@@ -54,7 +63,7 @@ def mse(model: nn.Module, batch: Any) -> torch.Tensor:
     return functional.mse_loss(model(batch[0]), batch[1])
 
 
-def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
+def sgd(model: nn.Module, lr: float = 0.03) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
 
 
@@ -102,8 +111,8 @@ def test_a_step_is_the_step_written_by_hand_on_the_whole_global_batch(
     own_scheduler = torch.optim.lr_scheduler.StepLR(own, 2, 0.7) if decay else None
     training = strategy.prepare(model, own, mse, own_scheduler, accumulate, clip_norm)
     losses = [training.step(batch) for batch in training.batches((x, y), BATCH, epochs=EPOCHS, seed=SEED)]
-    assert [float(loss) for loss in losses] == pytest.approx(expected, rel=0, abs=1e-13)
-    assert distance(model, plain) < 1e-13
+    assert [float(loss) for loss in losses] == pytest.approx(expected, rel=0, abs=1e-12)
+    assert distance(model, plain) < 1e-12
     assert training.model is model
     assert training.optimizer is own
 
@@ -153,8 +162,8 @@ def test_a_weight_function_makes_the_mean_one_over_what_it_counts(strategy: Stra
         losses.append(float(training.step(batch)))
         assert float(batch.global_weight) == sum(batch.weights)
         stand_ins += batch.weights.count(0.0)
-    assert losses == pytest.approx(expected, rel=0, abs=1e-13)
-    assert distance(model, plain) < 1e-13
+    assert losses == pytest.approx(expected, rel=0, abs=1e-12)
+    assert distance(model, plain) < 1e-12
     assert stand_ins == EPOCHS  # a stand-in counts nothing, whatever the function says of its samples
 
 
@@ -174,8 +183,8 @@ def test_a_micro_batch_in_which_nothing_counts_changes_nothing(strategy: Strateg
     training = strategy.prepare(model, sgd(model), loss_fn, accumulate=2)
     (batch,) = training.batches((x, labels), 4, shuffle=False, weight=lambda part: (part[1] >= 0).sum())
     assert batch.weights == (2.0, 0.0)
-    assert float(training.step(batch)) == pytest.approx(expected.item(), rel=0, abs=1e-13)
-    assert distance(model, plain) < 1e-13
+    assert float(training.step(batch)) == pytest.approx(expected.item(), rel=0, abs=1e-12)
+    assert distance(model, plain) < 1e-12
 
 
 @pytest.mark.parametrize("weight", [0.0, float("nan")])
@@ -183,8 +192,7 @@ def test_weights_that_add_up_to_nothing_have_no_mean(strategy: Strategy, weight:
     model = net()
     training = strategy.prepare(model, sgd(model), mse, accumulate=2)
     with pytest.raises(DataError, match="weight"):
-        for batch in training.batches(data(), BATCH, weight=lambda part: weight):
-            training.step(batch)
+        training.step(next(training.batches(data(), BATCH, weight=lambda part: weight)))
     assert distance(model, net()) == 0
 
 
@@ -236,15 +244,15 @@ def test_a_stand_in_leaves_no_trace(strategy: Strategy, place: int) -> None:
     assert torch.equal(*streams)
 
 
-def run(strategy: Strategy, model: nn.Module, start: Progress, seed: int = SEED) -> list[float]:
-    training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), mse, accumulate=2)
-    batches = training.batches(data(), BATCH, epochs=EPOCHS, seed=seed, start=start)
+def run(strategy: Strategy, model: nn.Module, start: Progress) -> list[float]:
+    training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), mse)
+    batches = training.batches(data(), BATCH, epochs=EPOCHS, seed=SEED, start=start)
     return [float(training.step(batch)) for batch in batches]
 
 
 def test_dropout_draws_after_a_resume_what_it_would_have_drawn(strategy: Strategy) -> None:
     model = noisy()
-    training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), mse, accumulate=2)
+    training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), mse)
     whole = []
     for batch in training.batches(data(), BATCH, epochs=EPOCHS, seed=SEED):
         whole.append(float(training.step(batch)))
@@ -269,20 +277,12 @@ def test_dropout_draws_something_else_in_each_step_and_for_each_seed(strategy: S
 
 
 def test_a_batch_without_a_seed_leaves_the_random_stream_alone(strategy: Strategy) -> None:
-    model = noisy()
+    plain, model = noisy(), noisy()
     training = strategy.prepare(model, sgd(model), mse)
-    x, y = data()
     torch.manual_seed(7)
-    expected = float(mse(noisy_at(7), (x, y)))
+    expected = mse(plain, data()).item()
     torch.manual_seed(7)
-    assert float(training.step(Batch(((x, y),), (23.0,), 23.0, Progress(0, 1)))) == pytest.approx(expected, abs=1e-13)
-
-
-def noisy_at(seed: int) -> Noisy:
-    """A fresh model, with the random stream at `seed` afterwards."""
-    model = noisy()
-    torch.manual_seed(seed)
-    return model
+    assert float(training.step(Batch((data(),), (23.0,), 23.0, Progress(0, 1)))) == expected
 
 
 def test_a_parameter_without_a_gradient_is_neither_updated_nor_decayed(strategy: Strategy) -> None:
@@ -316,14 +316,14 @@ def test_a_loss_that_was_not_read_can_still_be_read_later(strategy: Strategy) ->
     first, second, *_ = training.batches(data(), BATCH)
     unread = training.step(first)
     training.step(second)
-    assert float(unread) == pytest.approx(float(mse(net(), first.micro[0])), abs=1e-13)
+    assert float(unread) == pytest.approx(mse(net(), first.micro[0]).item(), abs=1e-12)
 
 
 def test_a_loss_of_one_element_is_a_scalar(strategy: Strategy) -> None:
     model = net()
     training = strategy.prepare(model, sgd(model), lambda model, batch: mse(model, batch).reshape(1))
     batch = next(training.batches(data(), BATCH))
-    assert float(training.step(batch)) == pytest.approx(float(mse(net(), batch.micro[0])), abs=1e-13)
+    assert float(training.step(batch)) == pytest.approx(mse(net(), batch.micro[0]).item(), abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_a_strategy_works_inside_its_block_only_and_once() -> None:
 def test_local_refuses_to_be_one_of_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(LauncherError, match="'local' is one process, but environment started 2 workers.*'ddp'"):
+    with pytest.raises(LauncherError, match=r"'local' is one process, but environment started 2 workers.*'ddp'"):
         create_strategy("local")
 
 
