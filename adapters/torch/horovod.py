@@ -117,7 +117,7 @@ class HorovodStrategy(TorchStrategy):
         if self.launch.launcher == "openmpi" and not hvd.mpi_built():
             raise EngineUnavailableError(
                 "mpirun started this worker, but this Horovod was built without MPI. Start with horovodrun, or "
-                "MPI compiler (apt-get install libopenmpi-dev) and run: farandole horovod install --force"
+                "install an MPI compiler (apt-get install libopenmpi-dev) and run: farandole horovod install --force"
             )
         self._rendezvous = describe_job_to_horovod(self.launch)
         hvd.init()
