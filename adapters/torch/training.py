@@ -58,7 +58,7 @@ class TorchTraining(Training):
         if self._last_loss is not None:
             self._last_loss.item()  # long reduced by now; a reduction is never left behind
         if batch.random_seed is not None:
-            torch.manual_seed(batch.random_seed)
+            _seed(batch.random_seed, self._strategy.device)
         engine = self._engine
         engine.zero_grad()
         last = len(batch.micro) - 1
@@ -134,6 +134,13 @@ class TorchTraining(Training):
         flat = value.to(self._strategy.device).reshape(1)
         finish = self._strategy.start_all_reduce(flat, "sum", f"training{self._number}.{name}")
         return Pending(lambda: finish().item())
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the streams that a model on `device` draws from; `torch.manual_seed` visits every backend there is."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 def _weigh(weight: Callable[[Any], SupportsFloat], micro_batch: Any) -> float:

@@ -81,8 +81,8 @@ def test_a_job_that_fails_is_reported_with_its_workers_words_and_the_others_go_o
 
 
 def test_a_job_that_takes_too_long_is_killed_and_reported(capfd: pytest.CaptureFixture[str]):
-    slow = Job("local", 1, {"model": "large", "pairs": 100_000}, timeout=6)
+    slow = Job("local", 1, {"model": "large", "pairs": 100_000}, timeout=4)
     finished, failures = run_jobs("overhead", [slow], Display())
     assert finished == []
-    assert failures == ["local, 1 worker, model large: the job did not end within 6 s and was killed"]
+    assert failures == ["local, 1 worker, model large: the job did not end within 4 s and was killed"]
     assert "worker.py" in capfd.readouterr().err  # the stack of where it stood
