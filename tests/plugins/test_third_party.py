@@ -24,7 +24,7 @@ def run_pytest(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
 
 
