@@ -17,10 +17,6 @@ from farandole.experiments.experiment import Job
 from farandole.experiments.overhead.experiment import Overhead
 from farandole.experiments.runner import run_jobs
 
-pytest.importorskip("torch")
-pytest.importorskip("horovod.torch")
-pytest.importorskip("sklearn")
-
 
 def experiment(*arguments: str, path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     main = "from farandole.plugins.cli.main import main; main(prog_name='farandole')"
