@@ -21,7 +21,8 @@ WEIGHT_BOUND = {"float32": 1e-5, "float64": 1e-12}
 class Variant:
     """One way to train.
 
-    length: samples in the dataset; 97 leaves one sample to the last batch, so that all workers but one get none.
+    length: samples in the dataset; 99 leaves three to the last batch, so that shares are uneven, and 97 leaves one, so
+        that all workers but the first get none.
     unused: whether the model has a parameter that the loss never reaches.
     tokens: whether samples count by their tokens, of which each has another number.
     """
@@ -41,9 +42,9 @@ VARIANTS = {
     for variant in (
         Variant("sgd_momentum"),
         Variant("adamw", optimizer="adamw"),
-        Variant("accumulate_4", accumulate=4),
+        Variant("accumulate_4", length=99, accumulate=4),
         Variant("clip", clip_norm=0.2),
-        Variant("schedule", optimizer="adamw", schedule=True),
+        Variant("schedule", optimizer="adamw", length=99, schedule=True),
         Variant("unused_parameter", optimizer="adamw", unused=True),
         Variant("empty_share", optimizer="adamw", length=97, accumulate=2),
         Variant("tokens", optimizer="adamw", length=97, tokens=True, clip_norm=0.5),

@@ -9,7 +9,7 @@ from typing import Any
 
 SOURCE = Path(__file__).with_name("mutant_strategies.py").read_text()
 MUTANTS = {
-    "wrong_weights": ("WrongWeights", {"empty_share", "tokens"}),
+    "wrong_weights": ("WrongWeights", {"accumulate_4", "schedule", "tokens"}),
     "wrong_clip": ("WrongClip", {"clip", "tokens"}),
     "wrong_shard": ("WrongShard", None),
     "nothing_wrong": ("NothingWrong", set()),

@@ -298,6 +298,25 @@ def test_a_parameter_without_a_gradient_is_neither_updated_nor_decayed(strategy:
     assert unchanged == {"unused.weight", "unused.bias", "0.bias"}
 
 
+def test_a_parameter_that_a_step_does_not_use_keeps_nothing_of_the_step_before(strategy: Strategy) -> None:
+    """Left-over zeros as a gradient would let momentum and decay go on."""
+    model = net()
+    model.add_module("other", nn.Linear(4, 1).double())
+    used = iter([True, False])
+
+    def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
+        x, y = batch
+        return functional.mse_loss(model[:3](x) + (model.other(x) if next(used) else 0), y)
+
+    training = strategy.prepare(model, adamw(model), loss_fn)
+    first, second, *_ = training.batches(data(), BATCH)
+    training.step(first)
+    before = model.other.weight.clone()
+    training.step(second)
+    assert torch.equal(model.other.weight, before)
+    assert not torch.equal(model[0].weight, net()[0].weight)
+
+
 def test_a_learning_rate_that_is_changed_acts(strategy: Strategy) -> None:
     model = net()
     training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), mse)
@@ -500,9 +519,10 @@ def test_a_reduction_keeps_type_and_shape_but_a_mean_is_no_integer(strategy: Str
         assert reduced == value
 
 
-def test_a_reduction_leaves_its_argument_alone(strategy: Strategy) -> None:
+@pytest.mark.parametrize("op", ["mean", "sum"])
+def test_a_reduction_leaves_its_argument_alone(strategy: Strategy, op: Any) -> None:
     value = torch.ones(2)
-    strategy.reduce(value).add_(1)
+    strategy.reduce(value, op).add_(1)
     assert value.tolist() == [1, 1]
 
 
