@@ -165,7 +165,8 @@ class _HorovodEngine(Engine):
         self._parameter_names = [name.removeprefix(f"{names}.") for name, _ in named]
         self._grouped = options["groups"] is not None
         self._adasum = op == hvd.Adasum
-        self._flags_name = f"{names}.has_gradient"
+        self._counts_name = f"{names}.workers_with_gradient"
+        self._unread_counts: Any = None
         inner = optimizer if self._adasum else torch.optim.SGD(self._trained, lr=0.0)
         self._distributed = hvd.DistributedOptimizer(inner, named_parameters=named, op=op, **options)
         if self._adasum:
@@ -176,17 +177,22 @@ class _HorovodEngine(Engine):
         if self._adasum or hvd.size() == 1:
             return
         # Horovod reduces zeros for a parameter without a gradient, and the optimizer would decay it. One small tensor
-        # of counts, in the gradients' type so that Horovod fuses it with them, tells which have one nowhere.
-        counts = torch.tensor(
-            [parameter.grad is not None for parameter in self._trained], dtype=torch.float32, device=self._device
-        )
-        handle = hvd.allreduce_async_(counts, name=self._flags_name, op=hvd.Sum)
+        # of counts, in the gradients' type so that Horovod fuses it with them, tells which have one nowhere. Only a
+        # worker that lacks a gradient needs to know: the others leave the answer for the next step.
+        present = [parameter.grad is not None for parameter in self._trained]
+        if self._unread_counts is not None:
+            hvd.synchronize(self._unread_counts)
+        counts = torch.tensor(present, dtype=torch.float32, device=self._trained[0].device)
+        handle = hvd.allreduce_async_(counts, name=self._counts_name, op=hvd.Sum)
         if self._grouped:
             self._refuse_partial_groups(hvd.synchronize(handle))
         self._distributed.synchronize()
-        if not self._grouped:
-            hvd.synchronize(handle)
-        for parameter, count in zip(self._trained, counts.tolist(), strict=True):
+        if all(present):
+            self._unread_counts = None if self._grouped else handle
+            return
+        found = counts if self._grouped else hvd.synchronize(handle)
+        self._unread_counts = None
+        for parameter, count in zip(self._trained, found.tolist(), strict=True):
             if count == 0:
                 parameter.grad = None
 
@@ -195,10 +201,6 @@ class _HorovodEngine(Engine):
             self._distributed.step()
         else:
             self.optimizer.step()
-
-    @property
-    def _device(self) -> torch.device:
-        return self._trained[0].device
 
     def _refuse_partial_groups(self, counts: torch.Tensor) -> None:
         """With groups, workers that lack different gradients would wait for each other for ever."""
