@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,8 @@ def _run(ctx: click.Context, name: str, options: dict[str, Any]) -> None:
     asked, workers, json_path = options.pop("strategies"), options.pop("workers"), options.pop("json_path")
     study, display = experiment_entry(name).load(), Display()
     check_requirements(name, study)
+    # As Ctrl-C does: by default the signal would end this process alone, and leave its workers to run on.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if asked is None:
         strategies, left_out = installed_strategies(study)
         for why in left_out.values():

@@ -196,6 +196,17 @@ class _HorovodEngine(Engine):
             if count == 0:
                 parameter.grad = None
 
+    def clip_grad_norm(self, max_norm: float) -> torch.Tensor:
+        if self._adasum:
+            raise OptionError(
+                "clip_norm sees the reduced gradient, and op='adasum' reduces updates: leave one of them out"
+            )
+        return super().clip_grad_norm(max_norm)
+
+    def zero_grad(self) -> None:
+        for parameter in self._trained:  # Horovod's optimizer for Adasum cannot set them to None
+            parameter.grad = None
+
     def update(self) -> None:
         if self._adasum:
             self._distributed.step()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from farandole.experiments.compare.experiment import Compare
@@ -82,3 +85,19 @@ def test_a_job_that_takes_too_long_is_killed_and_reported(capfd: pytest.CaptureF
     assert finished == []
     assert failures == ["local, 1 worker, model large: the job did not end within 4 s and was killed"]
     assert "worker.py" in capfd.readouterr().err  # the stack of where it stood
+
+
+def test_ending_the_command_ends_its_workers():
+    main = "from farandole.plugins.cli.main import main; main(prog_name='farandole')"
+    arguments = ["experiment", "overhead", "--strategies", "local", "--models", "large", "--pairs", "100000"]
+    with subprocess.Popen([sys.executable, "-c", main, *arguments], stderr=subprocess.PIPE, text=True) as command:
+        assert command.stderr is not None
+        assert "[1/1]" in command.stderr.readline()
+        deadline = time.monotonic() + 30
+        while not (workers := psutil.Process(command.pid).children(recursive=True)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert workers
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(15) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert alive == []
