@@ -72,6 +72,12 @@ class TorchTraining(Training):
                     stack.enter_context(_without_side_effects(self.model))
                 loss = engine.forward(micro_batch)
                 _check_loss(loss)
+                if weight == 0 and not torch.isfinite(loss):
+                    # Nothing times a weight of 0 is 0, but for NaN, which would reach every weight of the model unseen.
+                    raise DataError(
+                        f"loss_fn returned {loss.item()} for a micro-batch of weight 0: where it divides by a count, "
+                        "divide by at least 1"
+                    )
                 share = weight / _positive(batch)
                 if weight > 0:
                     part = loss.detach().to(torch.float64) * share

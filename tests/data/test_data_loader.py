@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset, get_worker_info
@@ -26,9 +26,13 @@ from farandole.adapters.torch.data import StepLoader
 LAUNCHERS = ("FARANDOLE_STRATEGY", "HOROVOD_", "OMPI_", "SLURM_", "TF_CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 WORKERS = {"num_workers": 2}
 START = Progress()
-# Loader processes are slow to start: few examples, each of a whole job.
+# Loader processes are slow to start: few examples, each of a whole job, and a failing one is reported as it is found.
 PROPERTY = settings(
-    deadline=None, database=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    database=None,
+    max_examples=8,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

@@ -50,7 +50,7 @@ def test_a_name_like_no_other_suggests_none() -> None:
     with pytest.raises(UnknownStrategyError) as caught:
         create_strategy("qqqq")
     assert "Did you mean" not in str(caught.value)
-    assert "Registered: local, ddp, horovod" in str(caught.value)
+    assert str(caught.value).endswith(f"Registered: {', '.join(strategy_rows())}")
 
 
 def test_an_unknown_name_is_a_lookup_error_and_an_unknown_option_a_value_error() -> None:
@@ -107,7 +107,7 @@ def test_options_reach_the_engine() -> None:
 
 def test_rows_say_what_they_are_and_cannot_be_changed() -> None:
     rows = strategy_rows()
-    assert list(rows)[:3] == ["local", "ddp", "horovod"]
+    assert {"local", "ddp", "horovod"} <= rows.keys()
     assert all(row.name == name and row.description for name, row in rows.items())
     assert [rows[name].launcher for name in ("local", "ddp", "horovod")] == [None, "torchrun", "horovodrun"]
     with pytest.raises(TypeError):
@@ -240,12 +240,12 @@ def attempt(name):
 def test_without_torch_every_strategy_is_listed_and_names_the_fix(package: Path) -> None:
     code = "\nfrom farandole.adapters import strategy_rows\nfor name in strategy_rows(): attempt(name)"
     lines = in_environment(CREATE + code, package).splitlines()
-    assert len(lines) >= 3
-    for name, line in zip(("local", "ddp", "horovod"), lines, strict=False):
-        assert line == (
+    for name in ("local", "ddp", "horovod"):
+        assert (
             f"EngineUnavailableError: strategy '{name}' needs torch, which is not installed. "
             "Install it with: pip install 'farandole[torch]'"
-        )
+        ) in lines
+    assert all(line.startswith("EngineUnavailableError: strategy ") for line in lines)
 
 
 @pytest.fixture

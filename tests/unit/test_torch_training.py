@@ -196,6 +196,17 @@ def test_weights_that_add_up_to_nothing_have_no_mean(strategy: Strategy, weight:
     assert distance(model, net()) == 0
 
 
+def test_a_loss_of_nothing_is_refused_before_it_reaches_the_weights(strategy: Strategy) -> None:
+    """A mean over no tokens is NaN, and NaN times a weight of 0 is NaN."""
+    model = net()
+    before = [weight.clone() for weight in model.parameters()]
+    weights = iter([0.0, 3.0])
+    training = strategy.prepare(model, sgd(model), lambda m, b: mse(m, b) * float("nan"), accumulate=2)
+    with pytest.raises(DataError, match=r"nan for a micro-batch of weight 0.*divide by at least 1"):
+        training.step(next(training.batches(data(), BATCH, weight=lambda part: next(weights))))
+    assert all(map(torch.equal, before, model.parameters()))
+
+
 def test_a_negative_weight_is_refused(strategy: Strategy) -> None:
     model = net()
     weights = iter([-1.0, 3.0])
