@@ -19,7 +19,7 @@ from ..progress import Progress
 from ..strategy import Batch, Training
 from . import checkpoint
 from .data import StepLoader, mix, order_of, to_device
-from .engine import LossModule
+from .engine import Engine, LossModule
 from .strategy import TorchStrategy
 
 
@@ -62,6 +62,7 @@ class TorchTraining(Training):
         engine = self._engine
         engine.zero_grad()
         last = len(batch.micro) - 1
+        nothing_counted = False
         total: torch.Tensor | None = None
         loss_sum: Pending | None = None
         for number, (micro_batch, weight) in enumerate(zip(batch.micro, batch.weights, strict=True)):
@@ -72,13 +73,8 @@ class TorchTraining(Training):
                     stack.enter_context(_without_side_effects(self.model))
                 loss = engine.forward(micro_batch)
                 _check_loss(loss)
-                if weight == 0 and not torch.isfinite(loss):
-                    # Nothing times a weight of 0 is 0, but for NaN, which would reach every weight of the model unseen.
-                    raise DataError(
-                        f"loss_fn returned {loss.item()} for a micro-batch of weight 0: where it divides by a count, "
-                        "divide by at least 1"
-                    )
                 share = weight / _positive(batch)
+                nothing_counted |= weight == 0 and not bool(torch.isfinite(loss))
                 if weight > 0:
                     part = loss.detach().to(torch.float64) * share
                     total = part if total is None else total + part
@@ -86,6 +82,8 @@ class TorchTraining(Training):
                     loss_sum = self._start_sum(torch.zeros((), dtype=torch.float64) if total is None else total, "loss")
                 engine.backward(loss * (share * self._strategy.worker.world_size))
         engine.reduce_gradients()
+        if nothing_counted:
+            _check_gradients(engine)
         if self._clip_norm is not None:
             engine.clip_grad_norm(self._clip_norm)
         engine.update()
@@ -147,6 +145,16 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+def _check_gradients(engine: Engine) -> None:
+    """A mean over nothing is NaN; its gradient may be 0, as cross_entropy's, or NaN, and 0 times that is NaN."""
+    for parameter in engine.parameters:
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            raise DataError(
+                "loss_fn has a gradient that is not finite for a micro-batch of weight 0: where it divides by a count, "
+                "divide by at least 1"
+            )
 
 
 def _weigh(weight: Callable[[Any], SupportsFloat], micro_batch: Any) -> float:
