@@ -91,7 +91,7 @@ class HorovodStrategy(TorchStrategy):
         names = f"module{next(self._modules)}"
         hvd.broadcast_parameters(_contiguous_state(module, names), root_rank=0)
         compression = hvd.Compression.fp16 if self._compression == "fp16" else hvd.Compression.none
-        return _HorovodEngine(
+        engine = _HorovodEngine(
             module,
             optimizer,
             names,
@@ -100,6 +100,8 @@ class HorovodStrategy(TorchStrategy):
             op=hvd.Adasum if self._adasum else hvd.Average,
             groups=self._num_groups or None,
         )
+        self.settle_before_leaving(engine.settle)
+        return engine
 
     def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
         operation = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}[op]
@@ -131,6 +133,7 @@ class HorovodStrategy(TorchStrategy):
             )
 
     def _leave(self, failed: bool) -> None:
+        super()._leave(failed)
         if not failed:
             hvd.shutdown()
             if self._rendezvous is not None:
@@ -180,8 +183,7 @@ class _HorovodEngine(Engine):
         # of counts, in the gradients' type so that Horovod fuses it with them, tells which have one nowhere. Only a
         # worker that lacks a gradient needs to know: the others leave the answer for the next step.
         present = [parameter.grad is not None for parameter in self._trained]
-        if self._unread_counts is not None:
-            hvd.synchronize(self._unread_counts)
+        self.settle()
         counts = torch.tensor(present, dtype=torch.float32, device=self._trained[0].device)
         handle = hvd.allreduce_async_(counts, name=self._counts_name, op=hvd.Sum)
         if self._grouped:
@@ -191,10 +193,15 @@ class _HorovodEngine(Engine):
             self._unread_counts = None if self._grouped else handle
             return
         found = counts if self._grouped else hvd.synchronize(handle)
-        self._unread_counts = None
         for parameter, count in zip(self._trained, found.tolist(), strict=True):
             if count == 0:
                 parameter.grad = None
+
+    def settle(self) -> None:
+        """Wait for counts that this worker did not need to know."""
+        if self._unread_counts is not None:
+            hvd.synchronize(self._unread_counts)
+            self._unread_counts = None
 
     def clip_grad_norm(self, max_norm: float) -> torch.Tensor:
         if self._adasum:

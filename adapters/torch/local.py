@@ -36,9 +36,6 @@ class LocalStrategy(TorchStrategy):
     def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
         return lambda: tensor
 
-    def _leave(self, failed: bool) -> None:
-        pass
-
     def _gather(self, value: Any) -> list[Any]:
         return [value]
 

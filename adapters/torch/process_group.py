@@ -53,6 +53,7 @@ class ProcessGroupStrategy(TorchStrategy):
             self._owns_group = True
 
     def _leave(self, failed: bool) -> None:
+        super()._leave(failed)
         # After a failure other workers may be inside a collective: the group ends with the process, waiting for nobody.
         if self._owns_group and not failed:
             dist.destroy_process_group()

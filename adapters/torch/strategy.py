@@ -29,6 +29,7 @@ class TorchStrategy(Strategy):
     def __init__(self, device: str | None = None) -> None:
         super().__init__()
         self._trainings = itertools.count()
+        self._settlers: list[Callable[[], object]] = []
         self._device = _choose_device(device, self.worker.local_rank, self.worker.local_world_size)
 
     @property
@@ -53,6 +54,15 @@ class TorchStrategy(Strategy):
     def next_training(self) -> int:
         """Return the number of a new training, the same on every worker."""
         return next(self._trainings)
+
+    def settle_before_leaving(self, settle: Callable[[], object]) -> None:
+        """Have `settle()` called before the job is left: it waits for a reduction that nobody may have read yet."""
+        self._settlers.append(settle)
+
+    def _leave(self, failed: bool) -> None:
+        if not failed:
+            for settle in self._settlers:
+                settle()
 
     def _join(self) -> None:
         if self._device.type == "cuda":

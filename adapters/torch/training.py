@@ -47,6 +47,7 @@ class TorchTraining(Training):
         self._engine = strategy.wrap(LossModule(model, loss_fn), optimizer, accumulate)
         self.optimizer = self._engine.optimizer
         self._last_loss: Pending | None = None
+        strategy.settle_before_leaving(self._settle)
         if strategy.broadcast(bool(optimizer.state)):
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
         if strategy.worker.world_size > 1:
@@ -55,8 +56,7 @@ class TorchTraining(Training):
     def step(self, batch: Batch) -> Pending:
         if len(batch.micro) != self._accumulate:
             raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={self._accumulate}")
-        if self._last_loss is not None:
-            self._last_loss.item()  # long reduced by now; a reduction is never left behind
+        self._settle()  # long reduced by now; a reduction is never left behind
         if batch.random_seed is not None:
             _seed(batch.random_seed, self._strategy.device)
         engine = self._engine
@@ -92,6 +92,10 @@ class TorchTraining(Training):
         assert loss_sum is not None
         self._last_loss = loss_sum
         return loss_sum
+
+    def _settle(self) -> None:
+        if self._last_loss is not None:
+            self._last_loss.item()
 
     def batches(
         self,

@@ -97,6 +97,7 @@ def test_ending_the_command_ends_its_workers():
         while not (workers := psutil.Process(command.pid).children(recursive=True)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert workers
+        time.sleep(1)  # past the launch itself, and well before 100000 pairs
         command.send_signal(signal.SIGTERM)
         assert command.wait(15) == 128 + signal.SIGTERM
     _, alive = psutil.wait_procs(workers, timeout=5)
