@@ -69,8 +69,6 @@ class DDPStrategy(ProcessGroupStrategy):
         self.capabilities = Capabilities("torch", accelerators=frozenset({"cpu", "cuda"}), exact=comm_hook == "none")
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        if self._ddp_options["find_unused_parameters"]:
-            module = _WithUnused(module)
         replica = DistributedDataParallel(module, **_BUFFERS_STAY, **self._ddp_options)
         if self._comm_hook == "powersgd":
             rank, first = self._powersgd
@@ -80,22 +78,6 @@ class DDPStrategy(ProcessGroupStrategy):
             hook = default_hooks.fp16_compress_hook if self._comm_hook == "fp16" else default_hooks.bf16_compress_hook
             replica.register_comm_hook(None, hook)
         return _DDPEngine(replica, optimizer)
-
-
-class _WithUnused(torch.nn.Module):
-    """A module, and one parameter that it never uses: where DDP finds none, each worker prints a warning of six lines.
-
-    That nearly every step uses all parameters is no reason to stop at the one that does not.
-    """
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        trained = next(parameter for parameter in module.parameters() if parameter.requires_grad)
-        self.unused = torch.nn.Parameter(trained.detach().new_zeros(1))
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
 
 
 class _DDPEngine(Engine):
