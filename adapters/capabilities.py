@@ -15,6 +15,7 @@ class Capabilities:
 
     framework: whose tensors, models and optimizers it takes.
     accelerators: device types it trains on.
+    dtypes: types of parameters that it trains exactly, as the framework names them.
     shards: what each worker holds only a share of; empty where every worker holds a whole replica.
     accumulates_locally: whether gradients stay at home until the last micro-batch of a step.
     survives_failure: whether the surviving workers of a failed job can go on in their processes.
@@ -25,6 +26,7 @@ class Capabilities:
 
     framework: Framework
     accelerators: frozenset[str] = frozenset({"cpu"})
+    dtypes: frozenset[str] = frozenset({"float32", "float64"})
     shards: frozenset[Shard] = frozenset()
     accumulates_locally: bool = True
     survives_failure: bool = False

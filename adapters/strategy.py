@@ -84,6 +84,13 @@ class Training(ABC):
         """
 
     @abstractmethod
+    def weights(self) -> Iterator[tuple[str, Any]]:
+        """Yield the name and the value of each of the model's parameters and persistent buffers, whole, on the CPU.
+
+        All workers iterate together, to the end: an engine that shards a parameter gathers it, one at a time.
+        """
+
+    @abstractmethod
     def save(self, path: str | PathLike[str], progress: Progress, extras: Mapping[str, Any] | None = None) -> None:
         """Write everything that `load` needs to go on, as one commit: a crash leaves the previous checkpoint.
 

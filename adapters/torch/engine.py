@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+Slots = dict[str, Any]
+"""What an optimizer keeps for a parameter, by the optimizer's names: `{"exp_avg": tensor, "step": tensor, ...}`."""
 
 
 class LossModule(torch.nn.Module):
@@ -25,28 +30,52 @@ class LossModule(torch.nn.Module):
         return self._loss_fn[0](self.model, micro_batch)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The contiguous range of a parameter's flattened elements that this worker keeps up to date.
+
+    start: index of its first element in the flattened parameter.
+    weight: the values (numel,), the very memory that the optimizer updates: full precision where the model computes in
+        less. Empty where this worker holds nothing of the parameter.
+    slots: what the optimizer keeps: tensors (numel,) for values of the parameter's shape, in the optimizer's own
+        memory; anything else as it is.
+    replicated: whether every worker holds this same range, the whole parameter.
+    """
+
+    start: int
+    weight: torch.Tensor
+    slots: Slots
+    replicated: bool
+
+
 class Engine:
     """One module on one engine. This base is plain PyTorch in one process; engines override what they do otherwise.
 
     For a step: `forward` and `backward` for each micro-batch, all but the last inside `no_sync()`; then
     `reduce_gradients()`, `clip_grad_norm()` and `update()`.
+
+    groups: the module's parameters that the optimizer updates, by its groups.
     """
 
     def __init__(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module = module
         self.optimizer = optimizer
+        self.groups: list[list[torch.nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
+
+    def check_global_batch(self, size: int) -> None:
+        """Raise `OptionError` where the engine was configured for another global batch size."""
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The parameters that the optimizer updates."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        """The module's parameters that the optimizer updates."""
+        return [parameter for group in self.groups for parameter in group]
 
     def forward(self, *inputs: Any) -> Any:
         """Run the module."""
         return self.module(*inputs)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """While it is open, forward and backward keep gradients on this worker."""
+        """While it is open, forward and backward keep gradients on this worker, where the engine can."""
         return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -54,11 +83,18 @@ class Engine:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def reduce_gradients(self) -> None:
-        """Return once each parameter's gradient is the mean over all workers, or `None` where no worker has one."""
+        """Return once gradients are the mean over all workers, and those that no worker has are `None`.
 
-    def clip_grad_norm(self, max_norm: float) -> torch.Tensor:
-        """Scale the reduced gradients so that their joint L2 norm is at most `max_norm`; return it as it was."""
-        return torch.nn.utils.clip_grad_norm_(self.parameters, max_norm)
+        An engine that shards gradients keeps them in its own memory, and may reduce them in `update`.
+        """
+
+    def gradients(self) -> Iterator[torch.Tensor]:
+        """Yield the reduced gradients that this worker holds, whole or in part."""
+        yield from (parameter.grad for parameter in self.parameters if parameter.grad is not None)
+
+    def clip_grad_norm(self, max_norm: float) -> None:
+        """Have the reduced gradients scaled so that their joint L2 norm, over all workers, is at most `max_norm`."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, max_norm)
 
     def update(self) -> None:
         """Apply the gradients to the parameters."""
@@ -67,3 +103,60 @@ class Engine:
     def zero_grad(self) -> None:
         """Drop all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    # State: what a checkpoint reads and writes, one parameter of the module at a time.
+
+    def shape(self, parameter: torch.nn.Parameter) -> torch.Size:
+        """Return the whole parameter's shape."""
+        return parameter.shape
+
+    def shard(self, parameter: torch.nn.Parameter) -> Shard:
+        """Return what this worker holds of a parameter, updated or frozen."""
+        slots = self.optimizer.state.get(parameter, {})
+        return Shard(0, parameter.detach().reshape(-1), _flat(slots, parameter.shape), replicated=True)
+
+    def whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Return the whole parameter, detached, in the type that it computes in; all workers call it."""
+        return parameter.detach()
+
+    def load_weight(self, parameter: torch.nn.Parameter, flat: torch.Tensor) -> None:
+        """Take up `flat`, new values for `shard(parameter).weight`, which may be that tensor, changed in place."""
+        parameter.detach().copy_(flat.view(parameter.shape))
+
+    def load_optimizer(self, groups: Sequence[Mapping[str, Any]], slots: Mapping[torch.nn.Parameter, Slots]) -> None:
+        """Take up hyperparameters for each group (without "params"), and slots as in `Shard.slots`.
+
+        torch decides what becomes of them (types, devices), as in `Optimizer.load_state_dict`.
+        """
+        numbers = itertools.count()
+        state: dict[int, Slots] = {}
+        described: list[dict[str, Any]] = []
+        for group, parameters in zip(groups, self.groups, strict=True):
+            own = [(next(numbers), parameter) for parameter in parameters if self._holds(parameter)]
+            described.append({**group, "params": [number for number, _ in own]})
+            state |= {
+                number: self._shaped(parameter, slots[parameter]) for number, parameter in own if slots.get(parameter)
+            }
+        self.optimizer.load_state_dict({"state": state, "param_groups": described})
+
+    def finish_loading(self) -> None:
+        """Make the model compute with what was loaded; all workers call it, after the last `load_weight`."""
+
+    def _holds(self, parameter: torch.nn.Parameter) -> bool:
+        """Whether the optimizer of this worker updates a part of the parameter."""
+        return True
+
+    def _shaped(self, parameter: torch.nn.Parameter, slots: Slots) -> Slots:
+        """Return slots as the optimizer has them, from what `Shard.slots` makes of them."""
+        shape, numel = parameter.shape, parameter.numel()
+        return {
+            name: value.view(shape) if isinstance(value, torch.Tensor) and value.shape == (numel,) else value
+            for name, value in slots.items()
+        }
+
+
+def _flat(slots: Mapping[str, Any], shape: torch.Size) -> Slots:
+    return {
+        name: value.reshape(-1) if isinstance(value, torch.Tensor) and value.shape == shape else value
+        for name, value in slots.items()
+    }

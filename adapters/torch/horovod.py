@@ -203,12 +203,12 @@ class _HorovodEngine(Engine):
             hvd.synchronize(self._unread_counts)
             self._unread_counts = None
 
-    def clip_grad_norm(self, max_norm: float) -> torch.Tensor:
+    def clip_grad_norm(self, max_norm: float) -> None:
         if self._adasum:
             raise OptionError(
                 "clip_norm sees the reduced gradient, and op='adasum' reduces updates: leave one of them out"
             )
-        return super().clip_grad_norm(max_norm)
+        super().clip_grad_norm(max_norm)
 
     def zero_grad(self) -> None:
         for parameter in self._trained:  # Horovod's optimizer for Adasum cannot set them to None

@@ -44,12 +44,12 @@ class TorchTraining(Training):
         self.model = model.to(strategy.device)
         self.scheduler = scheduler
         self.extras: dict[str, Any] = {}
-        self._engine = strategy.wrap(LossModule(model, loss_fn), optimizer, accumulate)
-        self.optimizer = self._engine.optimizer
+        if strategy.broadcast(bool(optimizer.state)):  # before an engine cuts it up
+            optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
+        self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, accumulate)
+        self.optimizer = self.engine.optimizer
         self._last_loss: Pending | None = None
         strategy.settle_before_leaving(self._settle)
-        if strategy.broadcast(bool(optimizer.state)):
-            optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
         if strategy.worker.world_size > 1:
             _warn_of_batch_norm(model)
 
@@ -59,7 +59,7 @@ class TorchTraining(Training):
         self._settle()  # long reduced by now; a reduction is never left behind
         if batch.random_seed is not None:
             _seed(batch.random_seed, self._strategy.device)
-        engine = self._engine
+        engine = self.engine
         engine.zero_grad()
         last = len(batch.micro) - 1
         nothing_counted = False
@@ -110,6 +110,7 @@ class TorchTraining(Training):
         **loader_options: Any,
     ) -> Iterator[Batch]:
         worker = self._strategy.worker
+        self.engine.check_global_batch(global_batch_size)
         order = order_of(dataset, global_batch_size, seed, shuffle, worker)
         loader = StepLoader(dataset, order, worker, self._accumulate, start, epochs, loader_options)
         return self._batches(loader, order, weight)
@@ -132,6 +133,12 @@ class TorchTraining(Training):
             seed = mix(order.seed, epoch, step, self._strategy.worker.rank)
             yield Batch(micro, weights, global_weight, order.after(epoch, step), seed)
 
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if isinstance(value, torch.Tensor):
+                whole = self.engine.whole(value) if isinstance(value, torch.nn.Parameter) else value.detach()
+                yield name, whole.cpu()
+
     def save(self, path: str | PathLike[str], progress: Progress, extras: Mapping[str, Any] | None = None) -> None:
         checkpoint.save(self._strategy, path, self, progress, extras)
 
@@ -153,12 +160,11 @@ def _seed(seed: int, device: torch.device) -> None:
 
 def _check_gradients(engine: Engine) -> None:
     """A mean over nothing is NaN; its gradient may be 0, as cross_entropy's, or NaN, and 0 times that is NaN."""
-    for parameter in engine.parameters:
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            raise DataError(
-                "loss_fn has a gradient that is not finite for a micro-batch of weight 0: where it divides by a count, "
-                "divide by at least 1"
-            )
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in engine.gradients()):
+        raise DataError(
+            "loss_fn has a gradient that is not finite for a micro-batch of weight 0: where it divides by a count, "
+            "divide by at least 1"
+        )
 
 
 def _weigh(weight: Callable[[Any], SupportsFloat], micro_batch: Any) -> float:

@@ -38,14 +38,14 @@ class Parity(Experiment):
         results = {}
         with create_strategy(strategy) as joined:
             for variant in VARIANTS:
-                for dtype in DTYPES:
+                for dtype in sorted(joined.capabilities.dtypes & set(DTYPES)):
                     curve = run_variant(joined, variant, dtype)
                     weights = {name: weight.tolist() for name, weight in curve.weights.items()}
                     results[f"{variant}/{dtype}"] = {"losses": curve.losses, "weights": weights}
         return results
 
     def rows(self, finished: Sequence[Finished]) -> list[Row]:
-        return [_row(done, variant, dtype) for done in finished for variant in VARIANTS for dtype in DTYPES]
+        return [_row(done, *found.split("/")) for done in finished for found in done.results[0]]
 
     def judge(self, rows: Sequence[Row]) -> list[str]:
         failures = []

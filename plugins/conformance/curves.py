@@ -46,7 +46,7 @@ def train(
     for batch, _ in zip(batches, range(steps), strict=False):
         losses.append(training.step(batch))
         progress = batch.progress
-    weights = {name: weight.detach().cpu().numpy() for name, weight in training.model.state_dict().items()}
+    weights = {name: weight.numpy() for name, weight in training.weights()}
     return Curve(tuple(map(float, losses)), weights), progress
 
 

@@ -33,11 +33,10 @@ class WrongClip(DDPStrategy):
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         class ClipsFirst(Engine):
-            def clip_grad_norm(self, max_norm: float) -> torch.Tensor:
-                norm = super().clip_grad_norm(max_norm)
+            def clip_grad_norm(self, max_norm: float) -> None:
+                super().clip_grad_norm(max_norm)
                 self._average()
                 self.averaged = True
-                return norm
 
             def update(self) -> None:
                 if not self.__dict__.pop("averaged", False):
