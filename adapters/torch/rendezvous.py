@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
@@ -11,13 +12,19 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, Store, TCPStore  # exported by torch.distributed, but not typed
+from torch._C._distributed_c10d import (  # exported by torch.distributed, but not typed
+    HashStore,
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 from torch.distributed.rendezvous import rendezvous
 
 from ..errors import LauncherError
 from ..launchers import Launch
 
 _KEY = "farandole/torch_master"
+_groups = itertools.count()  # of this process, and so of every worker
 
 
 def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None:
@@ -28,9 +35,9 @@ def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None
     """
     worker = launch.worker
     try:
-        dist.init_process_group(
-            backend, store=open_store(launch, timeout), rank=worker.rank, world_size=worker.world_size, timeout=timeout
-        )
+        # A launcher's store outlives the group: a second one in this process must not find the addresses of the first.
+        store = PrefixStore(f"farandole/{next(_groups)}", open_store(launch, timeout))
+        dist.init_process_group(backend, store=store, rank=worker.rank, world_size=worker.world_size, timeout=timeout)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         reason = str(error).splitlines()[0]
         where = "MASTER_ADDR={}, MASTER_PORT={}".format(*(launch.address or ("?", "?")))
