@@ -91,23 +91,41 @@ class Training(ABC):
         """
 
     @abstractmethod
-    def save(self, path: str | PathLike[str], progress: Progress, extras: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        path: str | PathLike[str],
+        progress: Progress,
+        extras: Mapping[str, Any] | None = None,
+        *,
+        wait: bool = True,
+        keep: int | None = None,
+    ) -> None:
         """Write everything that `load` needs to go on, as one commit: a crash leaves the previous checkpoint.
 
-        All workers call it. `extras` is any JSON value of the user's own.
+        All workers call it, and each writes its share.
+
+        Args:
+            path: a folder, or any folder that fsspec reaches ("s3://bucket/run/7"); all workers see the same one.
+            extras: any JSON object of the user's own.
+            wait: whether it is committed on return. Otherwise each worker copies its share, and writes while training
+                goes on; a failure is raised at the next save or load, or when the strategy is left.
+            keep: how many whole checkpoints to leave in the folder that `path` is in, this one included; older ones are
+                removed. `None` leaves all.
 
         Raises:
-            CheckpointError: it could not be written; raised on every worker, with the reason.
+            CheckpointError: it, or the one before that did not wait, could not be written; raised on every worker, with
+                the reason.
         """
 
     @abstractmethod
     def load(self, path: str | PathLike[str]) -> Progress:
         """Take up model, optimizer, scheduler and extras from `path`, and return where its training stood.
 
-        All workers call it.
+        All workers call it. Nothing is changed before every file was found whole, and fitting; `latest` finds a path.
 
         Raises:
-            CheckpointError: it is missing, unfinished, or does not fit this model and optimizer; on every worker.
+            CheckpointError: it is missing, unfinished, damaged, or does not fit this model and optimizer; on every
+                worker.
         """
 
 
@@ -155,8 +173,10 @@ class Strategy(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._state = "left"
-        self._leave(failed=error is not None)
+        try:
+            self._leave(failed=error is not None)
+        finally:
+            self._state = "left"
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:

@@ -62,9 +62,6 @@ class Engine:
         self.optimizer = optimizer
         self.groups: list[list[torch.nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
 
-    def check_global_batch(self, size: int) -> None:
-        """Raise `OptionError` where the engine was configured for another global batch size."""
-
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """The module's parameters that the optimizer updates."""

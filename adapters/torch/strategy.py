@@ -44,6 +44,9 @@ class TorchStrategy(Strategy):
         `accumulate` is the number of backward passes that precede each update.
         """
 
+    def check_batch(self, global_batch_size: int, accumulate: int) -> None:
+        """Raise `OptionError` where the engine was configured for batches of another size."""
+
     @abstractmethod
     def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
         """Start to reduce `tensor` in place ("sum", "max" or "min"); the returned function waits and returns it.

@@ -49,7 +49,9 @@ class TorchTraining(Training):
         self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, accumulate)
         self.optimizer = self.engine.optimizer
         self._last_loss: Pending | None = None
+        self._saver = checkpoint.Saver(strategy, self)
         strategy.settle_before_leaving(self._settle)
+        strategy.settle_before_leaving(self._saver.settle)
         if strategy.worker.world_size > 1:
             _warn_of_batch_norm(model)
 
@@ -110,7 +112,7 @@ class TorchTraining(Training):
         **loader_options: Any,
     ) -> Iterator[Batch]:
         worker = self._strategy.worker
-        self.engine.check_global_batch(global_batch_size)
+        self._strategy.check_batch(global_batch_size, self._accumulate)
         order = order_of(dataset, global_batch_size, seed, shuffle, worker)
         loader = StepLoader(dataset, order, worker, self._accumulate, start, epochs, loader_options)
         return self._batches(loader, order, weight)
@@ -139,10 +141,19 @@ class TorchTraining(Training):
                 whole = self.engine.whole(value) if isinstance(value, torch.nn.Parameter) else value.detach()
                 yield name, whole.cpu()
 
-    def save(self, path: str | PathLike[str], progress: Progress, extras: Mapping[str, Any] | None = None) -> None:
-        checkpoint.save(self._strategy, path, self, progress, extras)
+    def save(
+        self,
+        path: str | PathLike[str],
+        progress: Progress,
+        extras: Mapping[str, Any] | None = None,
+        *,
+        wait: bool = True,
+        keep: int | None = None,
+    ) -> None:
+        self._saver.save(path, progress, extras, wait, keep)
 
     def load(self, path: str | PathLike[str]) -> Progress:
+        self._saver.settle()
         return checkpoint.load(self._strategy, path, self)
 
     def _start_sum(self, value: torch.Tensor, name: str) -> Pending:

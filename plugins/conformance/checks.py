@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import random
+import resource
 import time
 import warnings
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from ...adapters import (
     StrategyStateError,
     Training,
     create_strategy,
+    latest,
 )
 from . import curves, program
 from .variants import LOSS_BOUND, SEED, VARIANTS, WEIGHT_BOUND
@@ -127,14 +129,14 @@ def parameter_used_by_some_workers_gets_the_mean(strategy: Strategy, folder: Pat
             super().__init__()
             self.always, self.rank_0_only, self.never = (nn.Parameter(torch.ones(3)) for _ in range(3))
 
-    def loss(model: Partial, batch: torch.Tensor) -> torch.Tensor:
-        used = model.always.sum() + (model.rank_0_only.sum() if strategy.worker.is_main else 0)
-        return used + 0.0 * batch.sum()
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            used = self.always.sum() + (self.rank_0_only.sum() if strategy.worker.is_main else 0)
+            return used + 0.0 * batch.sum()
 
     with strategy.scope():
         model = Partial()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-        training = strategy.prepare(model, optimizer, loss)
+        training = strategy.prepare(model, optimizer, lambda m, x: m(x))
     for batch in training.batches(torch.zeros(12, 1), 6, epochs=2):
         training.step(batch)
     weights = _weights(training)
@@ -366,6 +368,79 @@ def bad_checkpoints_are_refused_by_all(strategy: Strategy, folder: Path) -> None
     strategy.barrier()
     with pytest.raises(CheckpointError, match="no manifest"):
         training.load(path)
+
+
+@check
+def damaged_files_are_refused_by_all(strategy: Strategy, folder: Path) -> None:
+    training, path = curves.prepare(strategy, VARIANTS["sgd_momentum"], "float32"), folder / "damaged"
+    training.save(path, Progress(1, 2))
+    before = _weights(training)
+    training.step(next(_batches(training)))
+    changed = _weights(training)
+    data = path / str(json.loads((path / "manifest.json").read_text())["data"])
+    file = max(data.glob("*.distcp"), key=lambda file: file.name)  # the last worker's
+    content = file.read_bytes()
+    strategy.barrier()
+    if strategy.worker.is_main:
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    strategy.barrier()
+    with pytest.raises(CheckpointError, match=f"{file.name} is damaged"):
+        training.load(path)
+    strategy.barrier()
+    if strategy.worker.is_main:
+        file.unlink()
+    strategy.barrier()
+    with pytest.raises(CheckpointError, match=f"{file.name} is missing"):
+        training.load(path)
+    after = _weights(training)
+    assert all(torch.equal(changed[name], after[name]) for name in changed), "a refused load changed the weights"
+    strategy.barrier()
+    if strategy.worker.is_main:
+        file.write_bytes(content)
+    strategy.barrier()
+    assert training.load(path) == Progress(1, 2)
+    loaded = _weights(training)
+    assert all(torch.equal(before[name], loaded[name]) for name in before)
+
+
+@check
+def save_in_the_background_is_of_its_moment(strategy: Strategy, folder: Path) -> None:
+    training, path = curves.prepare(strategy, VARIANTS["sgd_momentum"], "float32"), folder / "background"
+    batches = _batches(training)
+    training.step(next(batches))
+    before = _weights(training)
+    training.save(path / "first", Progress(0, 1), wait=False)
+    training.step(next(batches))
+    training.save(path / "second", Progress(0, 2), wait=False, keep=2)
+    training.step(next(batches))
+    assert training.load(path / "first") == Progress(0, 1)
+    loaded = _weights(training)
+    assert all(torch.equal(before[name], loaded[name]) for name in before)
+    assert latest(path) == str(path / "second")
+    training.save(path / "third", Progress(0, 3), keep=1)
+    assert latest(path) == str(path / "third") and [file.name for file in path.iterdir()] == ["third"]
+
+
+@check
+def full_disk_of_one_worker_fails_the_save_of_all(strategy: Strategy, folder: Path) -> None:
+    training, path = curves.prepare(strategy, VARIANTS["sgd_momentum"], "float32"), folder / "full"
+    training.save(path, Progress(0, 1))
+    last = strategy.worker.world_size - 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(wait: bool) -> None:
+        training.save(path, Progress(0, 2), wait=wait)
+        training.load(path)  # which waits for a save that did not
+
+    for wait in (True, False):
+        if strategy.worker.rank == last:  # writes fail beyond this size, as they do on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+        with pytest.raises(CheckpointError, match=f"cannot save to .* .worker {last}.: .*File too large"):
+            save(wait)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert training.load(path) == Progress(0, 1)
+        assert len(list(path.iterdir())) == 2, "a save that failed left something"
 
 
 # 8. No silent fallback.

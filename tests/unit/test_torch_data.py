@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +16,7 @@ from farandole.adapters import DataError, OptionError, Progress, Worker
 from farandole.adapters.order import GlobalOrder
 from farandole.adapters.torch.data import StepLoader, mix, order_of, to_device
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """More of them are slower with tensors this small, and much slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROPERTY = settings(deadline=None, database=None, max_examples=60)
 START = Progress()

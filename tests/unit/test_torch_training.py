@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,30 +22,9 @@ from farandole.adapters import (
     create_strategy,
 )
 
-LAUNCHERS = ("HOROVOD_", "OMPI_", "SLURM_", "TF_CONFIG", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+pytestmark = pytest.mark.usefixtures("no_launcher", "one_thread")
+
 LENGTH, BATCH, EPOCHS, SEED = 23, 7, 3, 5  # the last batch has 2 samples: with 3 micro-batches, one is empty
-
-
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(LAUNCHERS):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """More of them are slower with tensors this small, and much slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def strategy() -> Iterator[Strategy]:
-    with create_strategy("local", device="cpu") as strategy, strategy.scope():
-        yield strategy
 
 
 def net(seed: int = 0) -> nn.Sequential:

@@ -1,0 +1,133 @@
+"""Checkpoints side by side in a folder: commit one, find the newest whole one, remove old ones."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+
+from ..errors import CheckpointError
+from .manifest import (
+    DATA,
+    MANIFEST,
+    Manifest,
+    OtherFormat,
+    join_parts,
+    now,
+    part_name,
+    read_manifest,
+    read_part,
+    write_manifest,
+)
+from .storage import Storage
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A folder with a checkpoint of ours. `manifest` is `None` where it is torn; `begun` sorts by age."""
+
+    storage: Storage
+    manifest: Manifest | None
+    begun: str
+
+
+def commit(storage: Storage, manifest: Manifest) -> None:
+    """Make a save the checkpoint of its folder, once all of its `world_size` parts are there.
+
+    `manifest` lacks the time, files and tensors, which follow from the parts.
+
+    Raises:
+        CheckpointError: the parts do not make up whole tensors.
+    """
+    parts = [read_part(storage, manifest.data, rank) for rank in range(manifest.world_size)]
+    tensors, _ = join_parts(part for part, _ in parts)
+    files = {part_name(rank): info for rank, (_, info) in enumerate(parts)}
+    for part, _ in parts:
+        files |= part.files
+    write_manifest(storage, dataclasses.replace(manifest, saved_at=now(), files=files, tensors=tensors))
+
+
+def discard(storage: Storage, data: str) -> None:
+    """Remove the data of a save that failed, unless it was committed all the same."""
+    try:
+        committed = read_manifest(storage).data
+    except CheckpointError:
+        committed = ""
+    if data != committed:
+        storage.remove_folder(data)
+
+
+def clean(storage: Storage, data: str, keep: int | None) -> None:
+    """Remove what earlier saves left in a folder whose data are now `data`, and, as `keep` says, folders beside it."""
+    for name in storage.folders():
+        if DATA.fullmatch(name) and name != data:
+            storage.remove_folder(name)
+    if keep is not None:
+        prune(storage, keep)
+
+
+def latest(folder: str | PathLike[str]) -> str | None:
+    """Return the newest whole checkpoint in a folder, or the folder itself if it is one; `None` where there is none.
+
+    Torn ones are passed over: those without a manifest, or with files that are missing or of other sizes. (`load` also
+    compares checksums.) The folder may be any that fsspec reaches.
+
+    Raises:
+        CheckpointError: one of them has a newer or an older format than this version's.
+    """
+    storage = Storage(folder)
+    found = (_inspect(place) for place in (storage, *map(storage.folder, storage.folders())))
+    whole = [
+        (saved.manifest.saved_at, saved.storage.location)
+        for saved in found
+        if saved is not None and saved.manifest is not None
+    ]
+    return max(whole)[1] if whole else None
+
+
+def prune(storage: Storage, keep: int) -> None:
+    """Remove older checkpoints beside a newly saved one, so that `keep` whole ones are left, and torn ones with them.
+
+    A newer one, and files that are not ours, are left alone.
+    """
+    parent = storage.parent()
+    own = _inspect(storage)
+    if parent is None or own is None or own.manifest is None:
+        return
+    older = [saved for saved in _beside(parent, storage.name) if saved.begun < own.begun]
+    whole = sorted((saved for saved in older if saved.manifest is not None), key=lambda saved: saved.begun)
+    torn = [saved for saved in older if saved.manifest is None]
+    for saved in whole[: max(0, len(whole) - (keep - 1))] + torn:
+        _remove(parent, saved.storage)
+
+
+def _beside(parent: Storage, name: str) -> Iterator[Saved]:
+    for other in parent.folders():
+        with contextlib.suppress(OtherFormat):
+            if other != name and (saved := _inspect(parent.folder(other))) is not None:
+                yield saved
+
+
+def _inspect(storage: Storage) -> Saved | None:
+    """Return what is in a folder; `None` where nothing in it is ours."""
+    begun = max((name for name in storage.folders() if DATA.fullmatch(name)), default=None)
+    try:
+        manifest = read_manifest(storage)
+    except OtherFormat:
+        raise
+    except CheckpointError:
+        return None if begun is None else Saved(storage, None, begun)
+    sizes = storage.folder(manifest.data).sizes()
+    whole = all(sizes.get(name) == info.bytes for name, info in manifest.files.items())
+    return Saved(storage, manifest if whole else None, manifest.data)
+
+
+def _remove(parent: Storage, storage: Storage) -> None:
+    storage.remove(MANIFEST)  # first: from here on it is torn, and never loaded
+    for name in storage.folders():
+        if DATA.fullmatch(name):
+            storage.remove_folder(name)
+    if not storage.folders() and not storage.sizes():
+        parent.remove_folder(storage.name)

@@ -1,0 +1,8 @@
+"""Portable checkpoints of PyTorch trainings: one layout for all engines, at any number of workers."""
+
+from .load import load
+from .reader import CheckpointReader
+from .save import Saver
+from .tools import write_checkpoint
+
+__all__ = ["CheckpointReader", "Saver", "load", "write_checkpoint"]

@@ -1,0 +1,168 @@
+"""A training's state as a checkpoint holds it: ranges of tensors that this worker writes, and objects beside them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from ...errors import CheckpointError
+from ...structure import map_structure
+from ..engine import Engine, Slots
+from .names import Names, names_of
+from .writer import Piece
+
+if TYPE_CHECKING:
+    from ..training import TorchTraining
+
+OBJECTS = "objects.pt"
+
+
+@dataclass
+class State:
+    """This worker's share of a training's state.
+
+    pieces: the ranges that it writes.
+    slots: what the optimizer keeps of a parameter beside values of its shape (step counts), by parameter and slot; of
+        the parameters that begin on this worker.
+    names: the model's names.
+    """
+
+    pieces: list[Piece]
+    slots: dict[str, Slots]
+    names: Names
+
+
+def weight_name(name: str) -> str:
+    """Return the name of the tensor that holds a parameter or buffer."""
+    return f"model/{name}"
+
+
+def slot_name(name: str, slot: str) -> str:
+    """Return the name of the tensor that holds what the optimizer keeps for a parameter."""
+    if "/" in slot:
+        raise CheckpointError(f"the optimizer's {slot!r} cannot be saved: a slot's name has no '/'")
+    return f"optimizer/{name}/{slot}"
+
+
+def state_of(training: TorchTraining, rank: int, world_size: int) -> State:
+    """Return this worker's share. Nothing is copied; what all workers hold alike is cut into as many ranges.
+
+    Buffers are worker 0's, as far as that takes: they may differ (BatchNorm's do).
+    """
+    engine, names = training.engine, names_of(training.model)
+    slots: dict[str, Slots] = {}
+    own: list[Piece] = []
+    replicated = [Piece(weight_name(name), tuple(b.shape), 0, b.detach()) for name, b in names.buffers.items()]
+    buffer_bytes = sum(piece.values.nbytes for piece in replicated)
+    for name, parameter in names.parameters.items():
+        shard, shape = engine.shard(parameter), tuple(engine.shape(parameter))
+        found = replicated if shard.replicated else own
+        found.append(Piece(weight_name(name), shape, shard.start, shard.weight))
+        others: Slots = {}
+        for slot, value in shard.slots.items():
+            if slot == "step" and shape == ():  # a count as ever, though it looks like a value of the parameter's shape
+                others[slot] = value.reshape(()) if isinstance(value, torch.Tensor) else value
+            elif isinstance(value, torch.Tensor) and value.shape == shard.weight.shape:
+                found.append(Piece(slot_name(name, slot), shape, shard.start, value))
+            else:
+                others[slot] = value
+        if others and (rank == 0 if shard.replicated else shard.start == 0 and shard.weight.numel() > 0):
+            slots[name] = plain(others)
+    cuts = cut([(p.values.numel(), p.values.element_size()) for p in replicated], world_size, buffer_bytes)
+    for piece, ends in zip(replicated, cuts, strict=True):
+        start, end = ends[rank], ends[rank + 1]
+        own.append(Piece(piece.tensor, piece.shape, start, piece.values.detach().reshape(-1)[start:end]))
+    return State(own, slots, names)
+
+
+def cut(tensors: Sequence[tuple[int, int]], world_size: int, whole: int = 0) -> list[list[int]]:
+    """Lay tensors end to end, cut the line into as many equal parts as there are workers, and return where.
+
+    Args:
+        tensors: number of elements, and bytes of an element, of each.
+        whole: bytes at the beginning of the line that all go to worker 0.
+
+    Returns:
+        For each tensor, world_size + 1 indices: worker r has its elements from the r-th to before the next.
+    """
+    total = sum(numel * itemsize for numel, itemsize in tensors)
+    ends = [0, *(max(whole, total * rank // world_size) for rank in range(1, world_size)), total]
+    begins = accumulate((numel * itemsize for numel, itemsize in tensors), initial=0)
+    return [
+        [min(max(-((begin - end) // itemsize), 0), numel) for end in ends]
+        for (numel, itemsize), begin in zip(tensors, begins, strict=False)
+    ]
+
+
+def objects_of(training: TorchTraining, names: Names, slots: Mapping[str, Slots]) -> dict[str, Any]:
+    """Return what is no range of a tensor: the optimizer's groups by parameters' names, and the rest of the state.
+
+    groups: hyperparameters of each group, and "params", the names of its parameters.
+    slots: as in `State.slots`, of all workers.
+    scheduler: its state; `None` where there is none.
+    model: what is neither parameter nor buffer of the model, by name.
+    frozen: names of the parameters that require no gradient.
+    """
+    hyperparameters = ({k: v for k, v in group.items() if k != "params"} for group in training.optimizer.param_groups)
+    groups = [
+        {**group, "params": own} for group, own in zip(hyperparameters, groups_of(training.engine, names), strict=True)
+    ]
+    scheduler = None if training.scheduler is None else training.scheduler.state_dict()
+    frozen = [name for name, parameter in names.parameters.items() if not parameter.requires_grad]
+    objects: dict[str, Any] = plain(
+        {"groups": groups, "slots": dict(slots), "scheduler": scheduler, "model": names.others, "frozen": frozen}
+    )
+    return objects
+
+
+def groups_of(engine: Engine, names: Names) -> list[list[str]]:
+    """Return the names of the parameters that the optimizer updates, by its groups.
+
+    Raises:
+        CheckpointError: the model's state leaves one out.
+    """
+    of = names.of_parameters
+    if any(parameter not in of for parameter in engine.parameters):
+        raise CheckpointError("the model's state_dict() leaves out a parameter that the optimizer updates")
+    return [[of[parameter] for parameter in group] for group in engine.groups]
+
+
+def pack(objects: Mapping[str, Any]) -> bytes:
+    """Return objects as torch.save writes them.
+
+    Raises:
+        CheckpointError: they could not be loaded without running code.
+    """
+    file = io.BytesIO()
+    torch.save(dict(objects), file)
+    file.seek(0)
+    unsafe = get_unsafe_globals_in_checkpoint(file)
+    if unsafe:
+        raise CheckpointError(
+            f"the state holds {unsafe[0]}, which could not be loaded without running code: "
+            "keep tensors, numbers and text in it"
+        )
+    return file.getvalue()
+
+
+def plain(structure: Any) -> Any:
+    """Return a nested structure with NumPy's numbers as Python's, and tensors as copies on the CPU."""
+    return map_structure(_plain, structure)
+
+
+def _plain(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.detach().to("cpu", copy=True)
+    return leaf.item() if isinstance(leaf, np.generic) else leaf
+
+
+def class_name(value: Any) -> str:
+    """Return the name of the class of an optimizer or scheduler; "none" for `None`."""
+    return "none" if value is None else type(value).__name__

@@ -1,0 +1,70 @@
+"""Write a checkpoint without a training, in one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+
+from ...checkpoint.folder import clean, commit, discard
+from ...checkpoint.manifest import Manifest, new_data
+from ...checkpoint.storage import Storage
+from ...progress import Progress
+from .state import OBJECTS, pack, plain
+from .writer import PartWriter, Piece
+
+
+def write_checkpoint(
+    path: str | PathLike[str],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    objects: Mapping[str, Any],
+    *,
+    progress: Progress,
+    strategy: str,
+    optimizer: str,
+    scheduler: str = "none",
+    extras: Mapping[str, Any] | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> None:
+    """Write a checkpoint that any training of this optimizer and scheduler loads, tensor by tensor as they come.
+
+    Args:
+        tensors: names (`model/<name>`, `optimizer/<parameter>/<slot>`) and whole tensors in their shapes.
+        objects: "groups", "slots", "scheduler" and "model", as `CheckpointReader.objects` has them.
+        strategy: what it is said to be saved by.
+        optimizer, scheduler: names of their classes.
+        aliases: other names of tied parameters, with their first.
+
+    Raises:
+        CheckpointError: it cannot be saved so that it loads without running code.
+    """
+    storage = Storage(path)
+    manifest = Manifest(
+        framework="torch",
+        strategy=strategy,
+        world_size=1,
+        saved_at="",
+        progress=progress,
+        extras=json.loads(json.dumps(dict(extras or {}))),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        aliases=dict(aliases or {}),
+        data=new_data(),
+        files={},
+        tensors={},
+    )
+    packed = pack(plain(objects))
+    storage.folder(manifest.data).make()
+    try:
+        writer = PartWriter(storage, manifest.data, 0, 1)
+        writer.add_file(OBJECTS, packed)
+        writer.write(Piece(name, tuple(tensor.shape), 0, tensor.detach().reshape(-1)) for name, tensor in tensors)
+        writer.finish()
+        commit(storage, manifest)
+    except BaseException:
+        discard(storage, manifest.data)
+        raise
+    clean(storage, manifest.data, None)
