@@ -1,0 +1,148 @@
+"""PyTorch's fully sharded data parallelism, FSDP2 (https://arxiv.org/abs/2304.11277, `torch.distributed.fsdp`)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from ..capabilities import Capabilities
+from ..errors import EngineUnavailableError, OptionError
+from .elementwise import refuse_unless_elementwise
+from .engine import Engine, LossModule
+from .fsdp_engine import FSDPEngine, Root
+from .fsdp_state import rebind, refuse_without_dtensor
+from .fsdp_units import check_shardable, choose_units
+from .process_group import ProcessGroupStrategy
+
+if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+    raise EngineUnavailableError(
+        f"strategy 'fsdp' needs FSDPModule.set_reduce_scatter_unused_params, as in PyTorch 2.13, but this is "
+        f"{torch.__version__}: pip install --upgrade torch"
+    )
+
+_PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FSDPStrategy(ProcessGroupStrategy):
+    """Workers share out parameters, gradients and optimizer states; a block is gathered while it computes.
+
+    Each worker keeps 16/N bytes a parameter under float32 and Adam. Each micro-batch is reduced by itself, so
+    accumulation keeps that. All workers must run the same blocks in the same order, but their losses need not use what
+    came out of them. Outside of a step call the model itself, on all workers: its parts alone hold shards.
+
+    Args:
+        wrap: which blocks are gathered by themselves, not with the whole model: names of module classes; or a number of
+            parameters, from which on an element of an `nn.ModuleList` or `nn.Sequential` is. Such a block must be used
+            by calling it. An empty list gathers the whole model at once.
+        reshard_after_forward: free gathered blocks after forward, and gather them again in backward.
+        precision: "float32" computes in the parameters' own type; "bf16" and, on CUDA, "fp16" (with a loss scale that
+            adapts) gather and compute in half precision, and keep and reduce in float32; both are lossy.
+        offload: keep shards and optimizer on the CPU; only on CUDA, as without a GPU they are there already.
+        backend, timeout, device: see `ProcessGroupStrategy`; with `offload` the backend is Gloo on CPU beside NCCL.
+    """
+
+    def __init__(
+        self,
+        wrap: Sequence[str] | int = 1_000_000,
+        reshard_after_forward: bool = True,
+        precision: Literal["float32", "bf16", "fp16"] = "float32",
+        offload: bool = False,
+        backend: str | None = None,
+        timeout: float = 1800,
+        device: str | None = None,
+    ) -> None:
+        super().__init__(backend, timeout, device)
+        self._wrap = _checked_wrap(wrap)
+        if not isinstance(reshard_after_forward, bool):
+            raise OptionError(f"reshard_after_forward={reshard_after_forward!r} must be True or False")
+        if precision not in _PRECISIONS:
+            raise OptionError(f"precision={precision!r} must be one of {', '.join(_PRECISIONS)}")
+        if precision == "fp16" and self.device.type == "cpu":
+            raise OptionError("precision='fp16' is for GPUs: on the CPU take 'bf16' or 'float32'")
+        if offload and self.device.type == "cpu":
+            raise OptionError("offload=True keeps shards on the CPU, where device='cpu' has them already: leave it out")
+        if offload and backend is None:
+            self._backend = "cpu:gloo,cuda:nccl"  # clipping and checkpoints reduce what is on the CPU
+        self._reshard_after_forward = reshard_after_forward
+        self._precision = precision
+        self._offload = offload
+        self._mesh: DeviceMesh | None = None
+        self.capabilities = Capabilities(
+            "torch",
+            accelerators=frozenset({"cpu", "cuda"}),
+            shards=frozenset({"parameters", "gradients", "optimizer"}),
+            accumulates_locally=False,
+            exact=precision == "float32",
+        )
+
+    def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        refuse_unless_elementwise(optimizer, self.name)
+        refuse_without_dtensor(optimizer)
+        model = module.model if isinstance(module, LossModule) else module
+        units = choose_units(model, self._wrap)
+        check_shardable(model, units)
+        for tensor in itertools.chain(module.parameters(), module.buffers()):
+            _broadcast(tensor.detach())
+        root = Root(module)
+        self._shard_all(root, model, units, optimizer)
+        engine = FSDPEngine(root, model, units, optimizer, self)
+        if self._precision == "fp16":
+            engine.scale_loss(torch.amp.GradScaler(self.device.type))
+        self.settle_before_leaving(engine.settle)
+        return engine
+
+    def _shard_all(
+        self,
+        root: torch.nn.Module,
+        model: torch.nn.Module,
+        units: Sequence[torch.nn.Module],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        compute_type = _PRECISIONS[self._precision]
+        kept_type = None if compute_type is None else torch.float32
+        for unit in units:
+            self._shard(unit, MixedPrecisionPolicy(compute_type, kept_type), self._reshard_after_forward)
+        # The model's own parameters stay gathered from the start of a step to the end of its backward, whatever loss_fn
+        # does with them. Its outputs come back in float32, so that the loss is computed in it.
+        self._shard(model, MixedPrecisionPolicy(compute_type, kept_type, kept_type), False)
+        self._shard(root, MixedPrecisionPolicy(cast_forward_inputs=False), False)
+        cast(FSDPModule, root).set_reduce_scatter_unused_params(True)
+        with torch.no_grad():
+            root()  # FSDP takes for its root what runs first
+        rebind(optimizer, names, model)
+
+    def _shard(self, module: torch.nn.Module, precision: MixedPrecisionPolicy, reshard_after_forward: bool) -> None:
+        if self._mesh is None:
+            self._mesh = init_device_mesh(self.device.type, (self.worker.world_size,))
+        fully_shard(
+            module,
+            mesh=self._mesh,
+            reshard_after_forward=reshard_after_forward,
+            mp_policy=precision,
+            offload_policy=CPUOffloadPolicy() if self._offload else OffloadPolicy(),
+        )
+
+
+def _checked_wrap(wrap: Sequence[str] | int) -> tuple[str, ...] | int:
+    if isinstance(wrap, int) and not isinstance(wrap, bool) and wrap > 0:
+        return wrap
+    if isinstance(wrap, (list, tuple)) and all(isinstance(name, str) for name in wrap):
+        return tuple(wrap)
+    raise OptionError(
+        f"wrap={wrap!r} must be a list of names of module classes, or a positive number of parameters from which on an "
+        "element of an nn.ModuleList or nn.Sequential is gathered by itself"
+    )
+
+
+def _broadcast(tensor: torch.Tensor) -> None:
+    """Give every worker rank 0's values; as bytes, because backends do not know all types."""
+    flat = tensor.contiguous().reshape(-1)
+    dist.broadcast(flat.view(torch.uint8), 0)
+    tensor.copy_(flat.view(tensor.shape))

@@ -1,0 +1,222 @@
+"""FSDP's training step: every worker reduces the same, and what no worker has a gradient for stays as it is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from ..structure import map_structure
+from .engine import Engine, Shard, Slots
+from .fsdp_state import first_row, flat_slots, local_of, sharded_like
+from .graph import leaves_below, leaves_of
+
+if TYPE_CHECKING:
+    from .strategy import Finish, TorchStrategy
+
+
+class Root(torch.nn.Module):
+    """The module that FSDP starts from. It has no parameters, so the model keeps its own hooks and runs alone too."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.module(*inputs) if inputs else None
+
+
+class FSDPEngine(Engine):
+    """One model, sharded.
+
+    FSDP reduces a block's gradients when backward reaches it, and zeros where this worker has none for a parameter.
+    That leaves two things to do. A loss that does not use what came out of a block, on some workers only, would have
+    those skip it, and mistake one block's reduction for another's: the loss is made to depend on all of them, with no
+    gradient. And a zero is not none: workers count who has a gradient, and one that nobody has is dropped.
+    """
+
+    module: Any  # Root, whose class FSDP extends
+
+    def __init__(
+        self,
+        root: torch.nn.Module,
+        model: torch.nn.Module,
+        units: Sequence[torch.nn.Module],
+        optimizer: torch.optim.Optimizer,
+        strategy: TorchStrategy,
+    ) -> None:
+        super().__init__(root, optimizer)
+        self._model = cast(FSDPModule, model)
+        self._strategy = strategy
+        self._counts_name = f"fsdp{strategy.next_training()}.workers_with_gradient"
+        self._unread: Finish | None = None
+        self._scaler: torch.amp.GradScaler | None = None
+        self._running = False  # from the start of a forward to the end of its backward
+        self._keeping = False  # during a forward, not while backward repeats parts of it
+        self._outputs: list[torch.Tensor] = []  # of the blocks, since the last backward
+        self._unused: list[int] = []  # which of them got no gradient
+        self._found: set[torch.nn.Parameter] = set()  # gathered parameters with a gradient, of this backward
+        self._with_gradient: set[torch.nn.Parameter] = set()  # shards with one, of this step
+        self._shard_of: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+        for module in (*units, model):
+            self._learn_gathered(module)
+            module.register_forward_hook(self._keep_outputs)
+        model.register_forward_hook(self._shard_again, always_call=True)
+
+    def scale_loss(self, scaler: torch.amp.GradScaler) -> None:
+        """Scale losses, so that small gradients survive in float16, and skip updates where some are not finite."""
+        self._scaler = scaler
+
+    def forward(self, *inputs: Any) -> Any:
+        if self._running:
+            self._reset()  # that one had no backward, for an error
+        self._running = self._keeping = True
+        self._found.clear()  # of a backward that was not ours
+        self._model.unshard()
+        try:
+            output = self.module(*inputs)
+        except BaseException:
+            self._reset()
+            raise
+        self._keeping = False
+        if not torch.is_grad_enabled():
+            self._reset()
+        return output
+
+    def backward(self, loss: torch.Tensor) -> None:
+        scaled = loss if self._scaler is None else self._scaler.scale(loss)
+        anchored: torch.Tensor = _Anchor.apply(scaled, *self._outputs)  # type: ignore[no-untyped-call]
+        nodes = [output.grad_fn for output in self._outputs]
+        self._outputs.clear()
+        anchored.backward()  # type: ignore[no-untyped-call]
+        self._running = False
+        if self._unused:
+            # Before a block that got no gradient, FSDP's own functions made zeros of it.
+            self._found -= leaves_below(nodes[number] for number in self._unused) - leaves_of(loss)
+            self._unused.clear()
+        self._with_gradient.update(self._shard_of[parameter] for parameter in self._found)
+        self._found.clear()
+
+    def reduce_gradients(self) -> None:
+        parameters = self.parameters
+        present = [parameter in self._with_gradient or not parameter.requires_grad for parameter in parameters]
+        self._with_gradient.clear()
+        self.settle()
+        counts = torch.ones(len(present), device=self._strategy.device)
+        if not all(present):
+            counts.copy_(torch.tensor(present))
+        finish = self._strategy.start_all_reduce(counts, "sum", self._counts_name)
+        if all(present):
+            self._unread = finish  # only a worker that lacks a gradient needs to know now
+        else:
+            for parameter, count in zip(parameters, finish().tolist(), strict=True):
+                if count == 0:
+                    parameter.grad = None
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+
+    def settle(self) -> None:
+        """Wait for counts that this worker did not need to know."""
+        if self._unread is not None:
+            self._unread()
+            self._unread = None
+
+    def gradients(self) -> Iterator[torch.Tensor]:
+        yield from map(local_of, super().gradients())
+
+    def update(self) -> None:
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+
+    def shard(self, parameter: torch.nn.Parameter) -> Shard:
+        weight = local_of(parameter).view(-1)
+        start = first_row(parameter) * parameter.shape[1:].numel()
+        slots = flat_slots(self.optimizer.state.get(parameter, {}))
+        return Shard(start, weight, slots, replicated=self._strategy.worker.world_size == 1)
+
+    def whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        shard = parameter.detach().to(self._strategy.device)  # offloaded or not, it is gathered there
+        return cast(DTensor, shard).full_tensor()
+
+    def load_weight(self, parameter: torch.nn.Parameter, flat: torch.Tensor) -> None:
+        local = local_of(parameter)
+        local.copy_(flat.view(local.shape))
+
+    def finish_loading(self) -> None:
+        self._reset()
+
+    def _shaped(self, parameter: torch.nn.Parameter, slots: Slots) -> Slots:
+        numel = local_of(parameter).numel()
+        return {
+            name: sharded_like(parameter, value)
+            if isinstance(value, torch.Tensor) and value.shape == (numel,)
+            else value
+            for name, value in slots.items()
+        }
+
+    def _reset(self) -> None:
+        """Free what is gathered, and forget a forward that has no backward."""
+        self._running = self._keeping = False
+        self._outputs.clear()
+        self._unused.clear()
+        self.module.reset_iter_state()
+
+    def _learn_gathered(self, module: torch.nn.Module) -> None:
+        """Meet the gathered parameters of a block, which FSDP keeps for good, and hear of their gradients.
+
+        Done ahead of the first forward, which may be in `torch.inference_mode()`: born there, they could not train.
+        """
+        block = cast(FSDPModule, module)
+        shards = dict(module.named_parameters())
+        block.unshard()
+        for name, gathered in module.named_parameters():
+            if gathered is not shards[name]:
+                self._shard_of[gathered] = shards[name]
+                if gathered.is_floating_point():
+                    trained = gathered.requires_grad
+                    gathered.requires_grad_()  # a hook needs it, and a frozen one may be trained later
+                    gathered.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+                    gathered.requires_grad_(trained)
+        block.reshard()
+
+    def _note_gradient(self, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            self._found.add(cast(torch.nn.Parameter, parameter))
+
+    def _keep_outputs(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if self._keeping:
+            map_structure(self._keep_output, output)
+
+    def _keep_output(self, value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            value.register_hook(partial(self._note_output, len(self._outputs)))  # type: ignore[no-untyped-call]
+            self._outputs.append(value)
+
+    def _note_output(self, number: int, gradient: torch.Tensor | None) -> None:
+        if gradient is None:
+            self._unused.append(number)
+
+    def _shard_again(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if not self._running:
+            self._reset()
+
+
+class _Anchor(torch.autograd.Function):
+    """A loss, as if it depended on `outputs` too: backward visits what they came from, with no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor, *outputs: torch.Tensor) -> torch.Tensor:
+        ctx.outputs = len(outputs)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return *gradients, *itertools.repeat(None, ctx.outputs)
