@@ -4,6 +4,7 @@ The contract that every strategy keeps is tested by `farandole.plugins.pytest`.
 """
 
 from .capabilities import Capabilities
+from .checkpoint import latest
 from .errors import (
     CheckpointError,
     DataError,
@@ -14,7 +15,7 @@ from .errors import (
     StrategyStateError,
     UnknownStrategyError,
 )
-from .launchers import Launch, detect_launch
+from .launchers import Launch, detect_launch, drop_local_rank_argument
 from .progress import Progress
 from .registry import StrategyRow, create_strategy, strategy_row, strategy_rows
 from .strategy import Batch, Strategy, Training
@@ -39,6 +40,10 @@ __all__ = [
     "Worker",
     "create_strategy",
     "detect_launch",
+    "latest",
     "strategy_row",
     "strategy_rows",
 ]
+
+# At the import, because a script reads its arguments before it creates a strategy.
+drop_local_rank_argument()

@@ -7,10 +7,13 @@ starts one torchrun or horovodrun per machine.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from .cluster import read_tf_config
 from .errors import LauncherError
@@ -87,6 +90,21 @@ def detect_launch(environ: Mapping[str, str] | None = None) -> Launch:
                 "Start the script with one launcher, and unset what another one left behind."
             )
     return first
+
+
+def drop_local_rank_argument() -> None:
+    """Take back the `--local_rank=N` that the deepspeed launcher puts before a script's own arguments.
+
+    The same number is in the environment, where `detect_launch` reads it. A script that speaks of local_rank itself,
+    as those do that declare the argument, keeps it.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    if "CROSS_RANK" not in os.environ or sys.argv[1:2] != [f"--local_rank={rank}"]:
+        return
+    script = getattr(sys.modules.get("__main__"), "__file__", None) or sys.argv[0]
+    with contextlib.suppress(OSError):
+        if not re.search(r"local[_-]rank", Path(script).read_text(errors="replace")):
+            del sys.argv[1]
 
 
 def _torch_style(environ: Mapping[str, str]) -> _Variables:

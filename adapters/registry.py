@@ -34,6 +34,7 @@ class Requirement:
 
 
 _TORCH = Requirement("torch", "torch", "pip install 'farandole[torch]'")
+_DEEPSPEED = Requirement("deepspeed", "deepspeed", "pip install 'farandole[deepspeed]' --no-build-isolation")
 _HOROVOD = Requirement("horovod", "horovod.torch", "farandole horovod install")
 
 
@@ -72,15 +73,30 @@ class StrategyRow:
             raise
 
 
+def _deepspeed_row(name: str, description: str, *, stage: int, offload: bool = False) -> StrategyRow:
+    # torchrun starts the workers: deepspeed's own launcher overrides CUDA_VISIBLE_DEVICES, and meets at a fixed port.
+    options = MappingProxyType({"stage": stage, "offload": offload})
+    target = ".torch.deepspeed.strategy:DeepSpeedStrategy"
+    return StrategyRow(name, target, description, requirements=(_TORCH, _DEEPSPEED), options=options)
+
+
 BUILT_IN = (
     StrategyRow("local", ".torch.local:LocalStrategy", "one process of plain PyTorch, the reference", launcher=None),
     StrategyRow("ddp", ".torch.ddp:DDPStrategy", "PyTorch DistributedDataParallel: a replica on every worker"),
+    StrategyRow("fsdp", ".torch.fsdp:FSDPStrategy", "PyTorch FSDP2: workers share out all of the training state"),
     StrategyRow(
         "horovod",
         ".torch.horovod:HorovodStrategy",
         "Horovod: a replica on every worker, gradients all-reduced by Horovod",
         launcher="horovodrun",
         requirements=(_TORCH, _HOROVOD),
+    ),
+    _deepspeed_row("deepspeed_zero_1", "DeepSpeed ZeRO: workers share out optimizer states", stage=1),
+    _deepspeed_row("deepspeed_zero_2", "DeepSpeed ZeRO: optimizer states and gradients", stage=2),
+    _deepspeed_row("deepspeed_zero_3", "DeepSpeed ZeRO: optimizer states, gradients and parameters", stage=3),
+    _deepspeed_row("deepspeed_zero_2_offload", "as deepspeed_zero_2, optimizer on the CPU", stage=2, offload=True),
+    _deepspeed_row(
+        "deepspeed_zero_3_offload", "as deepspeed_zero_3, optimizer and parameters on the CPU", stage=3, offload=True
     ),
 )
 

@@ -23,7 +23,7 @@ Status = Literal["ok", "absent", "broken", "note"]
 
 _EXTRAS = {
     "torch": "pip install 'farandole[torch]'",
-    "deepspeed": "pip install 'farandole[deepspeed]'",
+    "deepspeed": "pip install 'farandole[deepspeed]' --no-build-isolation",
     "tensorflow": "pip install 'farandole[tensorflow]'",
     "lightning": "pip install 'farandole[lightning]'",
     "comet_ml": "pip install 'farandole[comet]'",

@@ -10,10 +10,19 @@ import pytest
 
 from farandole.plugins.conformance.jobs import Outcome
 from farandole.plugins.conformance.variants import LOSS_BOUND
-from farandole.plugins.launch.command import launch_command
+from farandole.plugins.launch.command import find_launcher, launch_command
 from farandole.plugins.launch.job import run_marked
 
 OF_LAUNCHER = {"torchrun": "ddp", "horovodrun": "horovod"}
+
+# What the deepspeed launcher puts before a script's own arguments need not be declared by the script.
+SCRIPT = """
+import sys
+from pathlib import Path
+from farandole.plugins.conformance.worker import main
+assert len(sys.argv) == 2, sys.argv
+main(Path(sys.argv[1]))
+"""
 
 
 def specify(folder: Path, strategy: str) -> list[str]:
@@ -38,6 +47,24 @@ def judge(outcome: Outcome) -> None:
 @pytest.mark.parametrize(("launcher", "strategy"), [("torchrun", "horovod"), ("horovodrun", "ddp")])
 def test_engine_under_anothers_launcher(launcher: str, strategy: str, tmp_path: Path) -> None:
     command = launch_command(OF_LAUNCHER[launcher], 2, specify(tmp_path, strategy))
+    judge(Outcome(run_marked(command.argv, env=command.env, timeout=120), tmp_path, 2))
+
+
+@pytest.mark.parametrize("strategy", ["deepspeed_zero_2", "ddp"])
+def test_engine_under_the_deepspeed_launcher(strategy: str, tmp_path: Path, free_ports: Any) -> None:
+    *_, specification = specify(tmp_path, strategy)
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    launcher = find_launcher("deepspeed")
+    assert launcher is not None
+    (port,) = free_ports(1)
+    argv = [launcher, "--num_accelerators", "2", "--master_port", str(port), str(script), specification]
+    judge(Outcome(run_marked(argv, env={"OMP_NUM_THREADS": "1"}, timeout=120), tmp_path, 2))
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "horovodrun"])
+def test_zero_3_under_anothers_launcher(launcher: str, tmp_path: Path) -> None:
+    command = launch_command(OF_LAUNCHER[launcher], 2, specify(tmp_path, "deepspeed_zero_3"))
     judge(Outcome(run_marked(command.argv, env=command.env, timeout=120), tmp_path, 2))
 
 

@@ -10,8 +10,8 @@ from farandole.plugins.conformance.jobs import Outcome, run_conformance
 from farandole.plugins.conformance.variants import LOSS_BOUND, WEIGHT_BOUND
 from farandole.plugins.conformance.worker import SAVED_DTYPE, SAVED_STEPS, SAVED_VARIANT
 
-SAVED_WITH = (("local", 1), ("ddp", 2), ("horovod", 3))
-LOADED_WITH = (("local", 1), ("ddp", 3), ("horovod", 2))
+SAVED_WITH = (("local", 1), ("ddp", 2), ("horovod", 3), ("fsdp", 2), ("deepspeed_zero_1", 2), ("deepspeed_zero_3", 3))
+LOADED_WITH = (("local", 1), ("ddp", 3), ("horovod", 2), ("fsdp", 3), ("deepspeed_zero_2", 3), ("deepspeed_zero_3", 2))
 
 Resume = Callable[[str, int], Outcome]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
 
 from farandole.adapters import LauncherError, Worker, detect_launch
-from farandole.adapters.launchers import first_slurm_host
+from farandole.adapters.launchers import drop_local_rank_argument, first_slurm_host
 
 Environ = dict[str, str]
 
@@ -309,3 +311,27 @@ def test_all_tasks_of_a_slurm_step_derive_one_port_and_other_steps_another() -> 
 def test_slurm_without_a_host_list_tells_no_address() -> None:
     environ = {name: value for name, value in srun(0, 4, 0, 0).items() if not name.endswith("NODELIST")}
     assert detect_launch(environ).address is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "script", "kept"),
+    [
+        (["--local_rank=1", "a", "b"], "import farandole.adapters", ["a", "b"]),
+        (["--local_rank=1"], "parser.add_argument('--local_rank')", ["--local_rank=1"]),
+        (["a", "--local_rank=1"], "", ["a", "--local_rank=1"]),
+        (["--local_rank=0"], "", ["--local_rank=0"]),
+    ],
+)
+def test_the_deepspeed_launchers_argument_is_dropped_where_the_script_does_not_speak_of_it(
+    argv: list[str], script: str, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(script)
+    monkeypatch.setattr(sys, "argv", [str(path), *argv])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(path), raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    drop_local_rank_argument()
+    assert sys.argv[1:] == argv, "another launcher started it"
+    monkeypatch.setenv("CROSS_RANK", "0")
+    drop_local_rank_argument()
+    assert sys.argv[1:] == kept

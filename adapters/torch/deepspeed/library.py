@@ -1,0 +1,128 @@
+"""Import DeepSpeed and let it join, without a compiler and without what it prints by habit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.cpp_extension import get_default_build_root
+
+from ...errors import EngineUnavailableError
+from ...launchers import Launch
+
+_SHARED_MEMORY_OP = "deepspeed_shm_comm"
+_OPTIMIZER_OPS = ("cpu_adam", "cpu_adagrad", "cpu_lion", "fused_adam", "fused_lamb", "fused_lion")
+_RENAMED = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+_STALE_SECONDS = 60.0  # a compiler that runs in the folder is seen at once; this is for one between two processes
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed to train on this kind of device, and return its module.
+
+    Raises:
+        EngineUnavailableError: it trains on another kind in this process.
+    """
+    # DeepSpeed chooses a GPU where it sees one, whatever the strategy was asked for; this variable is its own switch.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    chosen = get_accelerator().device_name()
+    if chosen != device.type:
+        raise EngineUnavailableError(
+            f"DeepSpeed trains on {chosen!r} in this process, but the strategy's device is {device.type!r}: "
+            f"unset DS_ACCELERATOR, or set it to {device.type}"
+        )
+    return deepspeed
+
+
+def join_deepspeed(deepspeed: Any, launch: Launch) -> None:
+    """Have DeepSpeed communicate through torch's process group, which is initialized.
+
+    Raises:
+        EngineUnavailableError: an interrupted build blocks its operators.
+    """
+    refuse_stale_locks()
+    # DeepSpeed calls collectives by names that torch 2.13 renamed, and every call would print a line.
+    warnings.filterwarnings("ignore", _RENAMED, FutureWarning)
+    os.environ.setdefault("LOCAL_RANK", str(launch.worker.local_rank))  # zero.Init reads it, whoever launched us
+    with _without_shared_memory_op(deepspeed):
+        deepspeed.init_distributed(
+            dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False
+        )
+
+
+def leave_deepspeed(deepspeed: Any) -> None:
+    """Forget the process group that is about to be destroyed."""
+    deepspeed.utils.groups._release_process_group_references()
+    deepspeed.comm.comm.cdb = None
+
+
+@contextlib.contextmanager
+def _without_shared_memory_op(deepspeed: Any) -> Iterator[None]:
+    """Keep DeepSpeed from compiling its all-reduce over shared memory: 23 s, and an error where no compiler is.
+
+    Its process group is Gloo's then, as it is where the operator cannot be built.
+    """
+    compatible = deepspeed.ops.__compatible_ops__
+    before = compatible.get(_SHARED_MEMORY_OP)
+    compatible[_SHARED_MEMORY_OP] = False
+    try:
+        yield
+    finally:
+        compatible[_SHARED_MEMORY_OP] = before
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop DeepSpeed's warning of an optimizer that it does not know: it is our own."""
+    logger = logging.getLogger("DeepSpeed")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "untested optimizer" not in record.getMessage()
+
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+
+
+def refuse_stale_locks() -> None:
+    """Find the lock of a build that was killed: whoever needs that operator next would wait for it for ever.
+
+    Raises:
+        EngineUnavailableError: there is one; the message names it and how to remove it.
+    """
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for operator in (*_OPTIMIZER_OPS, _SHARED_MEMORY_OP):
+        for lock in root.glob(f"**/{operator}/lock"):
+            if _age(lock) > _STALE_SECONDS and not _is_building(lock.parent):
+                raise EngineUnavailableError(
+                    f"a build of DeepSpeed's {operator} was interrupted and left {lock}, for which the next one would "
+                    f"wait for ever. Remove it with: rm -r {lock.parent}"
+                )
+
+
+def _age(lock: Path) -> float:
+    try:
+        return time.time() - lock.stat().st_mtime
+    except FileNotFoundError:  # its build has just ended
+        return 0.0
+
+
+def _is_building(folder: Path) -> bool:
+    """Whether a compiler works in the folder; torch starts Ninja in it."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if folder.samefile(process.cwd()):
+                return True
+    return False

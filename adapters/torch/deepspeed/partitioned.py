@@ -1,0 +1,95 @@
+"""Build a model whose parameters are partitioned from the start: zero.Init, without what it does silently."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ...errors import OptionError
+
+_WAY_OUT = "build the model before scope(): prepare() partitions it then, at the price of one whole model a worker"
+
+
+@contextlib.contextmanager
+def partitioned_building(deepspeed: Any, config: Mapping[str, Any]) -> Iterator[None]:
+    """Partition each module's parameters as soon as it is constructed.
+
+    Raises:
+        OptionError: the model copies a module, or writes to parameters of a submodule where it cannot be followed.
+    """
+    # torch.optim imports it at first use, and it cannot be imported while zero.Init has replaced Tensor.__new__.
+    importlib.import_module("torch._dynamo")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(dict(config))))
+        stack.enter_context(_WriteThrough())
+        try:
+            yield
+        except ValueError as error:
+            if "Fan in and fan out can not be computed" in str(error):
+                raise _lost("an initializer") from error
+            raise
+
+
+class _WriteThrough(TorchFunctionMode):
+    """Let a module initialize parameters of those that it is made of, as nn.MultiheadAttention does.
+
+    They are partitioned by then, and what is written to the empty tensor in their place is lost, silently: so they are
+    gathered for it, on every worker. What was taken from them before (`.data`) cannot be traced back, and is refused.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        keywords = dict(kwargs or {})
+        target = args[0] if args else keywords.get("tensor")  # torch.nn.init passes keywords
+        name = getattr(func, "__name__", "")
+        if name == "clone" and sys._getframe(1).f_code.co_name == "__deepcopy__" and _is_empty(target):
+            raise OptionError(
+                "the model copies one of its modules (nn.TransformerEncoder does), whose parameters are partitioned by "
+                f"then, so that the copies would have none: {_WAY_OUT}"
+            )
+        sets_data = func == _SET_DATA and args[1].numel() > 0  # Module.to sets another empty tensor
+        writes = sets_data or (name.endswith("_") and not name.endswith("__"))
+        if not writes or not _is_empty(target) or _called_by_deepspeed():
+            return func(*args, **keywords)
+        if not sets_data and _is_partitioned(target):
+            from deepspeed.runtime.zero import GatheredParameters
+
+            with GatheredParameters([target], modifier_rank=0):
+                return func(*args, **keywords)
+        if not sets_data or _is_partitioned(target):
+            raise _lost("an assignment to .data" if sets_data else name)
+        return func(*args, **keywords)
+
+
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether it has the shape of what stands in the place of a partitioned parameter."""
+    return isinstance(value, torch.Tensor) and value.shape == (0,)
+
+
+def _is_partitioned(tensor: Any) -> bool:
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    return bool(getattr(tensor, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE)
+
+
+def _called_by_deepspeed() -> bool:
+    caller = sys._getframe(2).f_globals.get("__name__", "")
+    return bool(caller.startswith("deepspeed."))
+
+
+def _lost(what: str) -> OptionError:
+    return OptionError(
+        f"a module has {what} set values of a parameter of one that it is made of, which is partitioned by then, and "
+        f"they would be lost: do it in Module.apply or under deepspeed.zero.GatheredParameters, or {_WAY_OUT}"
+    )

@@ -1,0 +1,133 @@
+"""DeepSpeed ZeRO as a strategy: each stage, and each offload, is a row of the registry."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ...capabilities import Capabilities, Shard
+from ...errors import OptionError
+from ...strategy import Training
+from ..elementwise import refuse_unless_elementwise
+from ..engine import Engine
+from ..process_group import ProcessGroupStrategy
+from .config import Precision, check_batch, check_prepared, full_config, read_config
+from .engine import ENGINES
+from .fragments import StandInOptimizer
+from .library import import_deepspeed, join_deepspeed, leave_deepspeed, quiet
+from .partitioned import partitioned_building
+
+_SHARDS: dict[int, tuple[Shard, ...]] = {
+    1: ("optimizer",),
+    2: ("optimizer", "gradients"),
+    3: ("optimizer", "gradients", "parameters"),
+}
+_DEEPSPEED_OPTIMIZERS = ("DeepSpeedCPUAdam", "FusedAdam")
+
+
+class DeepSpeedStrategy(ProcessGroupStrategy):
+    """Workers share out optimizer states (stage 1), gradients too (2), parameters too (3).
+
+    Args:
+        stage: of ZeRO, 1 to 3.
+        offload: keep the optimizer's share on the CPU, and at stage 3 the parameters' too.
+        precision: "float32", or "bf16" or "fp16" (on CUDA) to compute in, with float32 kept for the update; floating
+            point inputs are cast.
+        config: DeepSpeed's own settings, a dict or the path of a JSON file; they win where they speak.
+        find_unused_parameters: let workers use different parameters in a step; it costs a small all-reduce for each
+            micro-batch at stages 2 and 3. Without it they must use the same ones.
+        backend, timeout, device: see `ProcessGroupStrategy`.
+
+    At stage 3 every worker must run the same modules in the same order: parameters are gathered for them.
+    """
+
+    def __init__(
+        self,
+        stage: int,
+        offload: bool = False,
+        precision: Precision = "float32",
+        config: Mapping[str, Any] | str | PathLike[str] | None = None,
+        find_unused_parameters: bool = True,
+        backend: str | None = None,
+        timeout: float = 1800,
+        device: str | None = None,
+    ) -> None:
+        super().__init__(backend, timeout, device)
+        if stage not in ENGINES:
+            raise OptionError(f"stage={stage!r} must be 1, 2 or 3")
+        if precision not in ("float32", "bf16", "fp16"):
+            raise OptionError(f"precision={precision!r} must be one of float32, bf16, fp16")
+        if precision == "fp16" and self.device.type == "cpu":
+            raise OptionError("precision='fp16': DeepSpeed has no float16 on the CPU; use 'bf16' or 'float32'")
+        self._stage = stage
+        self._precision = precision
+        self._find_unused_parameters = find_unused_parameters
+        self._deepspeed = import_deepspeed(self.device)
+        self._user_config = read_config(config)
+        self._config = full_config(self._user_config, stage, offload, precision)
+        self._building = contextlib.ExitStack()
+        self.capabilities = Capabilities(
+            "torch",
+            accelerators=frozenset({"cpu", "cuda"}),
+            dtypes=frozenset({"float32"}),
+            shards=frozenset(_SHARDS[stage]),
+            accumulates_locally=stage == 1,
+            exact=precision == "float32",
+        )
+
+    def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        refuse_unless_elementwise(optimizer, self.name, also=_DEEPSPEED_OPTIMIZERS)
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        other = {str(p.dtype).removeprefix("torch.") for p in trained} - {"float32", "bfloat16", "float16"}
+        if other:
+            raise OptionError(
+                f"DeepSpeed does not train {min(other)} parameters: make the model float32, or take strategy 'fsdp'"
+            )
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+        stand_in = StandInOptimizer(optimizer)
+        with quiet():
+            engine, *_ = self._deepspeed.initialize(
+                model=module, optimizer=stand_in, config=self._config, dist_init_required=False
+            )
+        wrapped = ENGINES[self._stage](engine, optimizer, stand_in, self._find_unused_parameters)
+        self.settle_before_leaving(wrapped.settle)
+        return wrapped
+
+    def check_batch(self, global_batch_size: int, accumulate: int) -> None:
+        check_batch(self._user_config, global_batch_size, accumulate, self.worker.world_size)
+
+    def _join(self) -> None:
+        super()._join()
+        join_deepspeed(self._deepspeed, self.launch)
+
+    def _leave(self, failed: bool) -> None:
+        if not failed:
+            leave_deepspeed(self._deepspeed)
+        super()._leave(failed)
+
+    @contextlib.contextmanager
+    def _scope(self) -> Iterator[None]:
+        with contextlib.ExitStack() as self._building:
+            if self._stage == 3:
+                self._building.enter_context(partitioned_building(self._deepspeed, self._config))
+            yield
+
+    def _prepare(
+        self,
+        model: Any,
+        optimizer: Any,
+        loss_fn: Callable[[Any, Any], Any],
+        scheduler: Any,
+        accumulate: int,
+        clip_norm: float | None,
+    ) -> Training:
+        check_prepared(self._user_config, accumulate, clip_norm)
+        # What is built from here on, in a scope that is often left open while training, is no part of the model.
+        self._building.close()
+        return super()._prepare(model, optimizer, loss_fn, scheduler, accumulate, clip_norm)

@@ -1,0 +1,63 @@
+"""What `fsdp` promises beyond the contract: a job of three workers, and one in half precision."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from farandole.plugins.launch.job import JobResult, run_job
+
+WORKERS = 3
+PROGRAM = Path(__file__).with_name("fsdp_program.py")
+
+BF16 = """
+import torch
+from torch.nn import functional
+from farandole.adapters import create_strategy
+with create_strategy("fsdp", wrap=1, precision="bf16") as strategy:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))
+    seen = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    def mse(model, batch):
+        return functional.mse_loss(model(batch[0]), batch[1])
+    training = strategy.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.03), mse)
+    x = torch.linspace(-1, 1, 256).reshape(64, 4)
+    batches = training.batches((x, x.sum(1, keepdim=True)), 16, epochs=20)
+    losses = [float(training.step(batch)) for batch in batches]
+    assert losses[-1] < losses[0] / 20, losses
+    assert set(seen) == {torch.bfloat16} and model(x).dtype == torch.float32
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {gradient.dtype for gradient in training.engine.gradients()} == {torch.float32}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[JobResult, Path]]:
+    @cache
+    def run() -> tuple[JobResult, Path]:
+        folder = tmp_path_factory.mktemp("fsdp")
+        return run_job("fsdp", WORKERS, [str(PROGRAM), str(folder)], timeout=180), folder
+
+    return run
+
+
+@pytest.mark.parametrize("promise", runpy.run_path(str(PROGRAM))["PROMISES"])
+def test_promise(run: Callable[[], tuple[JobResult, Path]], promise: str) -> None:
+    job, folder = run()
+    for rank in range(WORKERS):
+        result = folder / f"{promise}-{rank}.json"
+        assert result.exists(), job.describe()
+        broken = json.loads(result.read_text())
+        assert broken is None, f"worker {rank}: {broken}"
+
+
+def test_bf16_computes_in_half_and_keeps_float32(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(BF16)
+    job = run_job("fsdp", 2, [str(script)], timeout=120)
+    assert job.returncode == 0, job.describe()

@@ -1,0 +1,213 @@
+"""DeepSpeed in one process: what its configuration must not say, and models that are partitioned from the start."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from farandole.adapters import DataError, EngineUnavailableError, OptionError, Strategy, Training, create_strategy
+
+pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+
+
+def prepare(strategy: Strategy, build: Callable[[], nn.Module], optimizer: Any = None, **arguments: Any) -> Training:
+    with strategy.scope():
+        model = build()
+        made = (optimizer or (lambda m: torch.optim.SGD(m.parameters(), lr=0.1)))(model)
+        return strategy.prepare(model, made, lambda m, x: m(x).float().square().mean(), **arguments)
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(4, 4)
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"zero_optimisation": {}}, "no setting 'zero_optimisation'.* Did you mean 'zero_optimization'"),
+        ({"zero_optimization": {"reduce_bucket": 1}}, "no setting zero_optimization.reduce_bucket"),
+        ({"zero_optimization": {"stage": 3}}, "stage=3 .* contradicts .* 2: take strategy 'deepspeed_zero_3'"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}, "trains wrong results"),
+        ({"zero_optimization": {"reduce_bucket_size": "many"}}, "DeepSpeed refuses its config"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled=True .* contradicts precision='float32'"),
+        ({"optimizer": {"type": "AdamW"}}, "prepare\\(\\) gets the optimizer"),
+        ({"scheduler": {"type": "WarmupLR"}}, "prepare\\(\\) gets the scheduler"),
+        ({"gradient_allreduce_op": "sum"}, "the mean over the global batch"),
+        ("/no/such/file.json", "cannot be read: No such file"),
+    ],
+)
+def test_what_a_config_must_not_say(config: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        create_strategy("deepspeed_zero_2", config=config)
+
+
+def test_a_config_is_a_json_file_too_and_auto_is_silence(tmp_path: Path) -> None:
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps({"train_batch_size": "auto", "gradient_clipping": 0.5}))
+    with (
+        create_strategy("deepspeed_zero_1", config=path, device="cpu") as strategy,
+        pytest.raises(OptionError, match=r"clip_norm=1.0\) contradicts gradient_clipping=0.5"),
+    ):
+        prepare(strategy, linear, clip_norm=1.0)
+    path.write_text("{")
+    with pytest.raises(OptionError, match="is no JSON"):
+        create_strategy("deepspeed_zero_1", config=path)
+
+
+def test_contradictions_with_prepare_and_batches_name_both() -> None:
+    config = {"gradient_accumulation_steps": 2, "train_micro_batch_size_per_gpu": 3}
+    with create_strategy("deepspeed_zero_1", config=config, device="cpu") as strategy:
+        with pytest.raises(OptionError, match="accumulate=1\\) contradicts gradient_accumulation_steps=2"):
+            prepare(strategy, linear)
+        training = prepare(strategy, linear, accumulate=2)
+        with pytest.raises(OptionError, match="global_batch_size=8\\) contradicts train_micro_batch_size_per_gpu=3"):
+            training.batches(torch.zeros(24, 4), 8)
+        assert len(list(training.batches(torch.zeros(24, 4), 6))) == 4
+    with create_strategy("deepspeed_zero_1", config={"train_batch_size": 6}, device="cpu") as strategy:
+        training = prepare(strategy, linear)
+        with pytest.raises(OptionError, match="global_batch_size=8\\) contradicts train_batch_size=6"):
+            training.batches(torch.zeros(24, 4), 8)
+
+
+@pytest.mark.parametrize("clip", [{"config": {"gradient_clipping": 0.01}}, {"clip_norm": 0.01}, {}])
+def test_clipping_is_what_was_asked_for_and_else_none(clip: dict[str, Any]) -> None:
+    config = clip.pop("config", None)
+    with create_strategy("deepspeed_zero_2", config=config, device="cpu") as strategy:
+        training = prepare(strategy, linear, **clip)
+        before = dict(training.weights())["weight"].clone()
+        training.step(next(training.batches(torch.full((4, 4), 9.0), 4)))
+        moved = float((dict(training.weights())["weight"] - before).norm())
+    assert (moved <= 0.1 * 0.01 * 1.0001) == (config is not None or "clip_norm" in clip)
+
+
+def test_float16_needs_cuda() -> None:
+    with pytest.raises(OptionError, match="no float16 on the CPU"):
+        create_strategy("deepspeed_zero_2", precision="fp16", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("build", "optimizer", "message"),
+    [
+        (linear, lambda m: torch.optim.Adafactor(m.parameters()), "Adafactor is not known"),
+        (linear, lambda m: torch.optim.Muon([m.weight]), "Muon is not known"),
+        (lambda: linear().double(), None, "does not train float64"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(build: Any, optimizer: Any, message: str) -> None:
+    with create_strategy("deepspeed_zero_2", device="cpu") as strategy, pytest.raises(OptionError, match=message):
+        prepare(strategy, build, optimizer)
+
+
+def test_a_gradient_that_is_not_finite_is_not_skipped_in_silence() -> None:
+    with create_strategy("deepspeed_zero_2", device="cpu") as strategy:
+        training = prepare(strategy, linear)
+        with pytest.raises(DataError, match="the gradient is not finite"):
+            training.step(next(training.batches(torch.full((4, 4), float("nan")), 4)))
+
+
+@pytest.mark.parametrize("name", ["deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3"])
+def test_bfloat16_trains_with_float32_kept(name: str) -> None:
+    with create_strategy(name, precision="bf16", device="cpu") as strategy:
+        assert not strategy.capabilities.exact
+        training = prepare(strategy, linear, lambda m: torch.optim.AdamW(m.parameters(), lr=0.01))
+        losses = [float(training.step(batch)) for batch in training.batches(torch.ones(64, 4), 8, epochs=3)]
+        assert losses[-1] < losses[0] / 2
+        assert {weight.dtype for _, weight in training.weights()} == {torch.bfloat16}
+        (weight, _) = training.model.parameters()
+        assert training.engine.shard(weight).weight.dtype == torch.float32
+
+
+# An interrupted build.
+
+
+def test_a_stale_lock_is_reported_and_a_fresh_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "py311_cpu" / "cpu_adam" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    with create_strategy("deepspeed_zero_1", device="cpu"):
+        pass
+    os.utime(lock, (time.time() - 3600,) * 2)
+    with pytest.raises(EngineUnavailableError, match=f"rm -r {lock.parent}"), create_strategy("deepspeed_zero_1"):
+        pass
+    monkeypatch.chdir(lock.parent)  # as a compiler's process
+    with create_strategy("deepspeed_zero_1", device="cpu"):
+        pass
+
+
+# Models that are partitioned from the start.
+
+
+class Parent(nn.Module):
+    """Initializes its child's parameters again, in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.child = nn.Linear(4, 4)
+        if how == "init":
+            nn.init.constant_(self.child.weight, 0.5)
+        elif how == "copy":
+            with torch.no_grad():
+                self.child.weight.copy_(torch.full((4, 4), 0.5))
+        elif how == "apply":
+            self.apply(lambda m: nn.init.constant_(m.weight, 0.5) if isinstance(m, nn.Linear) else None)
+        elif how == "data":
+            self.child.weight.data.fill_(0.5)
+        elif how == "assign":
+            self.child.weight.data = torch.full((4, 4), 0.5)
+        elif how == "fan":
+            nn.init.xavier_uniform_(self.child.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.child(x)
+        return output
+
+
+@pytest.mark.parametrize("how", ["init", "copy", "apply"])
+def test_a_child_may_be_initialized_again(how: str) -> None:
+    with create_strategy("deepspeed_zero_3", device="cpu") as strategy:
+        training = prepare(strategy, lambda: Parent(how))
+        assert training.model.child.weight.numel() == 0, "it was not partitioned"
+        assert dict(training.weights())["child.weight"].eq(0.5).all()
+
+
+@pytest.mark.parametrize("how", ["data", "assign", "fan"])
+def test_values_that_would_be_lost_are_refused(how: str) -> None:
+    with (
+        create_strategy("deepspeed_zero_3", device="cpu") as strategy,
+        pytest.raises(OptionError, match="would be lost"),
+    ):
+        prepare(strategy, lambda: Parent(how))
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2)
+
+
+def test_copies_of_modules_are_refused_inside_the_scope_and_right_outside() -> None:
+    with create_strategy("deepspeed_zero_3", device="cpu") as strategy:
+        with pytest.raises(OptionError, match=r"nn\.TransformerEncoder does"):
+            prepare(strategy, encoder)
+        model = encoder()
+        training = prepare(strategy, lambda: model)
+        assert float(training.step(next(training.batches(torch.ones(4, 3, 4), 4)))) > 0
+
+
+def test_the_scope_leaves_torch_alone_after_prepare() -> None:
+    with create_strategy("deepspeed_zero_3", precision="bf16", device="cpu") as strategy, strategy.scope():
+        model = linear()
+        strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda m, x: m(x).mean())
+        assert torch.zeros(3).dtype == torch.float32
+        assert nn.Linear(2, 2).weight.numel() == 4
