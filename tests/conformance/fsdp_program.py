@@ -28,10 +28,22 @@ def promise(function: Callable[[Strategy], None]) -> Callable[[Strategy], None]:
     return function
 
 
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    inner = nn.Sequential(nn.Linear(7, 7), nn.GELU(), nn.Linear(7, 5))
-    return nn.Sequential(nn.Linear(8, 7), nn.GELU(), inner, nn.GELU(), nn.Linear(5, 1)).double()
+class Net(nn.Module):
+    """Parameters of its own, and blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.entry = nn.Linear(8, 7)
+        self.blocks = nn.Sequential(nn.GELU(), nn.Linear(7, 7), nn.GELU(), nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.blocks(self.entry(x))
+        return y
+
+
+def net() -> nn.Module:
+    return Net().double()
 
 
 def mse(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -53,8 +65,8 @@ def train(training: Any, data: Any = (X, Y)) -> None:
 
 def assert_same(training: Any, model: nn.Module) -> None:
     plain = model.state_dict()
-    for name, weight in training.weights():
-        torch.testing.assert_close(weight, plain[name], rtol=1e-10, atol=1e-12)
+    for name, weight in list(training.weights()):  # gathered by all, before one of them may fail
+        torch.testing.assert_close(weight, plain[name], rtol=1e-9, atol=1e-9)
 
 
 @promise
@@ -95,7 +107,7 @@ def the_state_of_a_used_optimizer_moves(strategy: Strategy) -> None:
         train_plainly(plain, optimizer)
         model = copy.deepcopy(plain)
         used = kind(model.parameters(), **options)
-        used.load_state_dict(optimizer.state_dict())
+        used.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         training = strategy.prepare(model, used, mse)
         train(training)
         train_plainly(plain, optimizer)
@@ -105,16 +117,13 @@ def the_state_of_a_used_optimizer_moves(strategy: Strategy) -> None:
 @promise
 def tied_parameters_stay_one(strategy: Strategy) -> None:
     def tied() -> nn.Module:
-        model = net()
-        model[2][2] = nn.Linear(7, 7).double()
-        model[2][2].weight = model[2][0].weight
-        model[4] = nn.Linear(7, 1).double()
-        model[4].weight = nn.Parameter(torch.ones(1, 7).double())
-        return model
+        model = Net()
+        model.blocks[3] = nn.Linear(7, 7)
+        model.blocks[3].weight = model.blocks[1].weight
+        model.blocks[5] = nn.Linear(7, 1)
+        return model.double()
 
-    torch.manual_seed(0)
     plain, model = tied(), tied()
-    model.load_state_dict(plain.state_dict())
     training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.05), mse)
     train(training)
     train_plainly(plain, torch.optim.SGD(plain.parameters(), lr=0.05))
@@ -159,7 +168,7 @@ def workers_may_use_what_came_out_of_other_blocks(strategy: Strategy) -> None:
     train_plainly(plain, torch.optim.AdamW(plain.parameters(), **options), of_all)
     assert_same(training, plain)
     untouched = dict(Branches().double().named_parameters())
-    for name, weight in training.weights():
+    for name, weight in list(training.weights()):
         assert torch.equal(weight, untouched[name]) == name.startswith("branches.2"), name
 
 

@@ -17,6 +17,29 @@ from ..graph import leaves_of
 from .fragments import Fragment, StandInOptimizer
 
 
+class _Use:
+    """Which trained parameters a loss does not depend on, compared with the other workers' while this one goes on.
+
+    device: where to compare; `None` does not.
+    """
+
+    def __init__(self, unused: list[bool], device: torch.device | None) -> None:
+        self.unused = unused
+        self._work: Any = None
+        if device is not None:
+            digest = zlib.crc32(bytes(unused))
+            self._extremes = torch.tensor([digest, -digest], device=device)
+            self._work = dist.all_reduce(self._extremes, dist.ReduceOp.MAX, async_op=True)
+
+    def is_alike(self) -> bool:
+        """Whether it is the same on every worker."""
+        if self._work is None:
+            return True
+        self._work.wait()
+        largest, smallest = self._extremes.tolist()
+        return bool(largest == -smallest)
+
+
 class ZeroEngine(Engine):
     """Base of the stages. DeepSpeed reduces, clips, has the optimizer called and gathers; see `fragments`.
 
@@ -36,6 +59,7 @@ class ZeroEngine(Engine):
         self._dtype = self._trained[0].dtype
         self._used: set[torch.Tensor] = set()
         self._first_micro_batch = True
+        self._use: _Use | None = None
         self._fragments: dict[torch.nn.Parameter, Fragment] = {}
         for parameter in self._trained:
             parameter.register_post_accumulate_grad_hook(self._used.add)  # type: ignore[no-untyped-call]
@@ -47,19 +71,21 @@ class ZeroEngine(Engine):
     # A step.
 
     def forward(self, *inputs: Any) -> Any:
-        if self._dtype == torch.float32:
-            return self._engine(*inputs)
-        return self._engine(*(map_structure(self._cast, value) for value in inputs))
+        if self._dtype != torch.float32:
+            inputs = tuple(map_structure(self._cast, value) for value in inputs)
+        output = self._engine(*inputs)
+        # Now, so that it is under way before other reductions of this step are.
+        self._use = self._look_at_use(output) if torch.is_grad_enabled() else None
+        return output
 
     def backward(self, loss: torch.Tensor) -> None:
-        leaves = leaves_of(loss)
-        unused = [parameter not in leaves for parameter in self._trained]
-        if self._compare and self._differ(unused):
-            self._backward_whole(loss)
-        else:
+        use, self._use = self._use or self._look_at_use(loss), None
+        if use is None or use.is_alike():
             self._engine.backward(loss, scale_wrt_gas=False)
-        if self._first_micro_batch and any(unused):
-            for parameter in self._trained:
+        else:
+            self._backward_whole(loss)
+        if self._first_micro_batch:
+            for parameter in self._trained if use is not None and any(use.unused) else ():
                 if parameter not in self._used:
                     self._forget_gradient(parameter)
         self._first_micro_batch = False
@@ -88,13 +114,13 @@ class ZeroEngine(Engine):
     def _cast(self, value: Any) -> Any:
         return value.to(self._dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
-    def _differ(self, unused: list[bool]) -> bool:
-        """Whether workers leave different parameters unused in this micro-batch."""
-        digest = zlib.crc32(bytes(unused))
-        extremes = torch.tensor([digest, -digest], device=self._engine.device)
-        dist.all_reduce(extremes, dist.ReduceOp.MAX)
-        largest, smallest = extremes.tolist()
-        return bool(largest != -smallest)
+    def _look_at_use(self, output: Any) -> _Use | None:
+        """Find which parameters `output` does not depend on, and start to compare; `None` where it depends on none."""
+        if not isinstance(output, torch.Tensor) or not output.requires_grad:
+            return None
+        leaves = leaves_of(output)
+        unused = [parameter not in leaves for parameter in self._trained]
+        return _Use(unused, self._engine.device if self._compare else None)
 
     def _backward_whole(self, loss: torch.Tensor) -> None:
         """Run backward with whole gradients kept here, then reduce them; as `DeepSpeedEngine.coalesce_grad_reduction`.
@@ -156,6 +182,8 @@ class ZeroEngine(Engine):
 
     def settle(self) -> None:
         """Wait for reductions that nobody needed to wait for."""
+        if self._use is not None:
+            self._use.is_alike()
 
     def _forget_gradient(self, parameter: torch.nn.Parameter) -> None:
         """Clear what the last step left where this step's reduced gradient will be looked for."""
@@ -191,8 +219,8 @@ class Stage1Engine(Stage12Engine):
 
     _unread_counts: Any = None
 
-    def backward(self, loss: torch.Tensor) -> None:
-        self._engine.backward(loss, scale_wrt_gas=False)
+    def _look_at_use(self, output: Any) -> _Use | None:
+        return None
 
     def reduce_gradients(self) -> None:
         if not self._compare:
