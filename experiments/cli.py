@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..adapters.errors import OptionError
+from .experiment import Experiment
 from .table import EXPERIMENTS, Entry, experiment_entry
 
 
@@ -59,7 +60,7 @@ def _writable(_ctx: click.Context, _parameter: click.Parameter, path: Path | Non
     return path
 
 
-def _common_options() -> list[click.Parameter]:
+def _common_options(study: Experiment) -> list[click.Parameter]:
     return [
         click.Option(
             ["--strategies"],
@@ -70,7 +71,7 @@ def _common_options() -> list[click.Parameter]:
         click.Option(
             ["--workers"],
             metavar="N[,M]",
-            default="2",
+            default=study.workers,
             show_default=True,
             callback=_numbers,
             help="Start this many; several numbers make a row each. Strategies of one process take 1.",
@@ -88,7 +89,7 @@ def _command(entry: Entry) -> click.Command:
     study = entry.load()
     callback: Callable[..., None] = click.pass_context(lambda ctx, **given: _run(ctx, entry.name, given))
     return click.Command(
-        entry.name, params=[*_common_options(), *study.options], help=entry.description, callback=callback
+        entry.name, params=[*_common_options(study), *study.options], help=entry.description, callback=callback
     )
 
 

@@ -28,12 +28,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Job:
-    """Workers to start once. `options` is what the experiment tells them: any JSON. `timeout` is in seconds."""
+    """Workers to start once.
+
+    options: what the experiment tells them: any JSON.
+    timeout: in seconds.
+    env: environment variables that they get beside those of the command.
+    """
 
     strategy: str
     workers: int
     options: Mapping[str, Any] = field(default_factory=dict)
     timeout: float = 900
+    env: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         told = "".join(f", {name} {value}" for name, value in self.options.items() if isinstance(value, str))
@@ -51,16 +57,18 @@ class Finished:
 class Experiment(ABC):
     """One study. Its module imports no framework, because the command line imports it; `work` imports what it needs.
 
-    columns: of its table, in order; each row has them as keys.
+    columns: in order; a row has those that concern it as keys. Rows with the same keys make a table.
     options: what it can be asked beside strategies and workers, as click options.
     requirements: what it needs beside the strategies' engines.
     strategies: the strategies that it is made for; `None` where any will do.
+    workers: the numbers of workers that it starts unless told otherwise, with commas between.
     """
 
     columns: ClassVar[tuple[Column, ...]]
     options: ClassVar[tuple[click.Option, ...]] = ()
     requirements: ClassVar[tuple[Requirement, ...]] = ()
     strategies: ClassVar[tuple[str, ...] | None] = None
+    workers: ClassVar[str] = "2"
 
     @abstractmethod
     def jobs(self, strategies: Sequence[str], workers: Sequence[int], options: Mapping[str, Any]) -> list[Job]:
@@ -68,7 +76,10 @@ class Experiment(ABC):
 
     @abstractmethod
     def work(self, strategy: str, options: Mapping[str, Any]) -> Any:
-        """Do the work of one worker of a job, and return any JSON; runs in the worker's own process."""
+        """Do the work of one worker of a job, and return any JSON; runs in the worker's own process.
+
+        `options` are the job's, and "folder": one that all jobs of the run share, and that is removed after them.
+        """
 
     @abstractmethod
     def rows(self, finished: Sequence[Finished]) -> list[Row]:
@@ -102,7 +113,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _failure(row: Row, column: str, bound: str) -> str:
-    labels = ", ".join(f"{name}={value}" for name, value in row.items() if isinstance(value, str) or name == "workers")
+    labels = ", ".join(
+        f"{name}={value}" for name, value in row.items() if isinstance(value, str) or name.endswith("workers")
+    )
     value = row[column]
     said = "is missing" if value is None else f"is {value:.4g}"
     return f"{labels}: {column} {said}, must be {bound}"

@@ -33,16 +33,12 @@ class Report:
         return bool(self.rows) and not self.failures
 
     def show(self, console: Console) -> None:
-        """Print the table, and below it what failed."""
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for column in self.columns:
-            text = any(isinstance(row[column.name], str) for row in self.rows)
-            # Each word of a heading has its line, so that eight columns fit into 80 characters.
-            heading = column.name.replace("_", "\n")
-            table.add_column(heading, justify="left" if text else "right", no_wrap=True, vertical="bottom")
+        """Print a table of the rows of each kind, and below what failed."""
+        kinds: dict[frozenset[str], list[Row]] = {}
         for row in self.rows:
-            table.add_row(*(column.show(row[column.name]) for column in self.columns))
-        if self.rows:
+            kinds.setdefault(frozenset(row), []).append(row)
+        for rows in kinds.values():
+            table = self._table(rows)
             # A table that is wider than the window wraps there; shortened numbers would be worse.
             natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
             console.width = max(natural, console.width)
@@ -54,6 +50,18 @@ class Report:
         console.print(f"{self.experiment}: FAILED", markup=False, highlight=False)
         for failure in self.failures or ["there is no row: no job ran"]:
             console.print(f"  - {failure}", markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self, rows: Sequence[Row]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        columns = [column for column in self.columns if column.name in rows[0]]
+        for column in columns:
+            text = any(isinstance(row[column.name], str) for row in rows)
+            # Each word of a heading has its line, so that eight columns fit into 80 characters.
+            heading = column.name.replace("_", "\n")
+            table.add_column(heading, justify="left" if text else "right", no_wrap=True, vertical="bottom")
+        for row in rows:
+            table.add_row(*(column.show(row[column.name]) for column in columns))
+        return table
 
     def write(self, path: Path) -> None:
         """Write `{"experiment", "passed", "rows", "failures", "environment"}`; numbers that JSON lacks become null."""

@@ -21,9 +21,12 @@ def run_jobs(name: str, jobs: Sequence[Job], display: Display) -> tuple[list[Fin
     finished: list[Finished] = []
     failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="farandole-") as folder:
+        shared = Path(folder) / "shared"
+        shared.mkdir()
         for number, job in enumerate(jobs):
             path = Path(folder) / f"{number}.json"
-            path.write_text(json.dumps({"experiment": name, "strategy": job.strategy, "options": dict(job.options)}))
+            options = {**job.options, "folder": str(shared)}
+            path.write_text(json.dumps({"experiment": name, "strategy": job.strategy, "options": options}))
             with display.job(job, number, len(jobs)) as say:
                 outcome = _run(job, path, say)
             failure = _failure(outcome, path, job)
@@ -42,7 +45,8 @@ def _run(job: Job, path: Path, say: Callable[[str | None], None]) -> JobResult:
         job.workers,
         ["-m", f"{__package__}.worker", str(path)],
         timeout=job.timeout,
-        env={"OMP_NUM_THREADS": "1"},  # whatever the machine and the number of workers, so that rows can be compared
+        # One thread, whatever the machine and the number of workers, so that rows can be compared.
+        env={"OMP_NUM_THREADS": "1", **job.env},
         on_line=lambda line: say(told(line)),
     )
 

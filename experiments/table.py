@@ -40,6 +40,11 @@ _ENTRIES = (
         ".overhead.experiment:Overhead",
         "Time a training step against the same model hand-written on the raw engine.",
     ),
+    Entry(
+        "checkpoint",
+        ".checkpoint.experiment:Checkpoint",
+        "Load what each engine saved into each other one and train on; time large saves against raw PyTorch's.",
+    ),
 )
 EXPERIMENTS = {entry.name: entry for entry in _ENTRIES}
 

@@ -10,11 +10,15 @@ from typing import Any, SupportsFloat
 
 from ...adapters import Batch
 from ..progress import tell
+from .memory import state_bytes
 from .train import train
 
 
-def measure(epochs: int) -> dict[str, Any]:
-    """Return the curve and what it cost: seconds and samples for each step, and the worker's peak memory in MB."""
+def measure(strategy: str, epochs: int) -> dict[str, Any]:
+    """Return the curve and what it cost: seconds and samples for each step, the worker's peak memory in MB, its state.
+
+    The program itself takes the strategy that its launcher was asked for.
+    """
     losses: list[SupportsFloat] = []
     samples: list[float] = []
     times = [time.perf_counter()]
@@ -27,12 +31,14 @@ def measure(epochs: int) -> dict[str, Any]:
             tell(f"epoch {batch.progress.epoch} of {epochs}, loss {loss:.4f}")
 
     accuracy = train(epochs, on_step)
+    peak_mb = peak_memory_mb()
     return {
         "test_accuracy": accuracy,
         "losses": [float(loss) for loss in losses],
         "samples": samples,
         "seconds": [after - before for before, after in itertools.pairwise(times)],
-        "peak_mb": peak_memory_mb(),
+        "peak_mb": peak_mb,
+        "state_bytes": state_bytes(strategy),
     }
 
 

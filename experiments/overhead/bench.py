@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 from ...adapters import Batch, Training, create_strategy
 from ..progress import tell
 from .models import LEARNING_RATE, MOMENTUM, SHAPES, Data, build_data, build_model
-from .raw import RAW
+from .raw import RAW, whole
 
 _BATCHES = 8
 _WARM_UP = 20  # pairs: DDP rebuilds its buckets after the first step, Horovod fills its cache of responses
@@ -47,7 +47,7 @@ def bench(strategy_name: str, model_name: str, pairs: int, options: Mapping[str,
             raw_step(*batch.micro[0])
 
         seconds = _time_pairs({"ours": ours, "raw": raw}, batches, pairs)
-    _check_same(our_model, raw_model)
+        _check_same(training, raw_model)
     return seconds
 
 
@@ -73,8 +73,9 @@ def _loss(model: nn.Module, batch: Data) -> torch.Tensor:
     return mse_loss(model(inputs), targets)
 
 
-def _check_same(our_model: nn.Module, raw_model: nn.Module) -> None:
-    for (name, ours), raw in zip(our_model.named_parameters(), raw_model.parameters(), strict=True):
+def _check_same(training: Training, raw_model: nn.Module) -> None:
+    for (name, ours), parameter in zip(training.weights(), raw_model.parameters(), strict=True):
+        raw = whole(parameter).cpu()
         difference = float((ours - raw).norm() / raw.norm())
         if not difference < 1e-4:
             raise RuntimeError(f"the two sides trained apart: {name!r} differs by {difference:.1e} of its norm")

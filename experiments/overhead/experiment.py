@@ -14,11 +14,25 @@ from .statistics import median_interval
 
 BOUNDS = {"medium": 1.05, "large": 1.03}  # of the ratio, where there is more than one worker
 _MODELS = ("small", "medium", "large")
+
+
+def _zero(stage: int, offload: bool) -> dict[str, Any]:
+    cpu = {"device": "cpu", "pin_memory": False}
+    sections = {"offload_optimizer": cpu} if offload else {}
+    sections |= {"offload_param": cpu} if offload and stage == 3 else {}
+    return {"stage": stage, "reduce_bucket_size": 500_000, "overlap_comm": False, **sections}
+
+
 # Both sides get these, written out: a default of ours that changes must not make the comparison unequal.
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "local": {},
     "ddp": {"gradient_as_bucket_view": True, "find_unused_parameters": True},
+    "fsdp": {"wrap": 100_000},
     "horovod": {},
+    **{
+        f"deepspeed_zero_{stage}{kind}": {"config": {"zero_optimization": _zero(stage, offload=bool(kind))}}
+        for stage, kind in ((1, ""), (2, ""), (3, ""), (2, "_offload"), (3, "_offload"))
+    },
 }
 
 

@@ -62,4 +62,66 @@ def horovod(model: nn.Module, options: Mapping[str, Any]) -> Step:
     return step
 
 
-RAW: dict[str, Callable[[nn.Module, Mapping[str, Any]], Step]] = {"local": local, "ddp": ddp, "horovod": horovod}
+def fsdp(model: nn.Module, options: Mapping[str, Any]) -> Step:
+    """FSDP2, as in https://docs.pytorch.org/tutorials/intermediate/FSDP_tutorial.html."""
+    from torch.distributed.fsdp import fully_shard
+
+    assert isinstance(model, nn.Sequential)
+    for layer in model:
+        if sum(parameter.numel() for parameter in layer.parameters()) >= options["wrap"]:
+            fully_shard(layer)
+    fully_shard(model)
+    optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+
+    def step(inputs: Tensor, targets: Tensor) -> None:
+        optimizer.zero_grad()
+        loss = mse_loss(model(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def deepspeed(model: nn.Module, options: Mapping[str, Any]) -> Step:
+    """DeepSpeed, as in https://www.deepspeed.ai/getting-started/, without the clipping that it does by default."""
+    import deepspeed as engine_library
+
+    engine, *_ = engine_library.initialize(
+        model=model,
+        optimizer=SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM),
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_clipping": 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": None,
+            **options["config"],
+        },
+    )
+
+    def step(inputs: Tensor, targets: Tensor) -> None:
+        loss = mse_loss(engine(inputs), targets)
+        engine.backward(loss)
+        engine.step()
+
+    return step
+
+
+def whole(parameter: nn.Parameter) -> Tensor:
+    """Return a parameter of a raw model as one tensor, whatever the engine made of it; all workers call it."""
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    gather: Callable[[], Tensor] = getattr(parameter, "full_tensor", parameter.detach)
+    return gather()
+
+
+RAW: dict[str, Callable[[nn.Module, Mapping[str, Any]], Step]] = {
+    "local": local,
+    "ddp": ddp,
+    "fsdp": fsdp,
+    "horovod": horovod,
+    **{f"deepspeed_zero_{kind}": deepspeed for kind in ("1", "2", "3", "2_offload", "3_offload")},
+}

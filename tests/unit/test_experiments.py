@@ -15,9 +15,11 @@ from rich.console import Console
 
 from farandole.adapters.errors import EngineUnavailableError, FarandoleError, OptionError, UnknownStrategyError
 from farandole.adapters.registry import Requirement, strategy_rows
+from farandole.experiments.checkpoint.experiment import Checkpoint
 from farandole.experiments.choice import asked_strategies, check_requirements, installed_strategies
 from farandole.experiments.cli import experiment as command
 from farandole.experiments.compare.experiment import Compare
+from farandole.experiments.compare.memory_bounds import expected_state_bytes
 from farandole.experiments.curve import max_loss_diff
 from farandole.experiments.experiment import Column, Finished, Job, placements
 from farandole.experiments.overhead.experiment import Overhead
@@ -129,6 +131,7 @@ def finished(strategy: str, workers: int, losses: list[float], accuracy: float =
         "samples": [64.0] * steps,
         "seconds": [9.0] * 5 + [0.5] * (steps - 5),
         "peak_mb": 100.0,
+        "state_bytes": expected_state_bytes(strategy, workers),
     }
     return Finished(Job(strategy, workers), [{**worker, "peak_mb": 100.0 + rank} for rank in range(workers)])
 
@@ -162,6 +165,19 @@ def test_compare_fails_an_accuracy_a_curve_and_a_worker_that_saw_another_loss():
     assert failures[0] == "strategy=ddp, workers=2: test_accuracy is 0.9, must be at least 0.97"
     assert failures[1].startswith("strategy=horovod, workers=2: max_loss_diff is 0.05, must be at most 1e-05")
     assert failures[2] == "strategy=fsdp, workers=2: max_loss_diff is nan, must be at most 1e-05"
+
+
+def test_compare_fails_a_worker_that_holds_more_or_less_than_its_engine_shares_out():
+    curve = [2.0] * 10
+    results = [finished("local", 1, curve), finished("fsdp", 2, curve), finished("deepspeed_zero_1", 3, curve)]
+    assert [row["state_bytes_due"] for row in Compare().rows(results)] == [16, 8, 12]
+    results[1].results[1]["state_bytes"] = 8.9
+    for worker in results[2].results:
+        worker["state_bytes"] = 10.7
+    assert Compare().judge(Compare().rows(results)) == [
+        "strategy=fsdp, workers=2: state_bytes is 8.9, must be at most 8.8",
+        "strategy=deepspeed_zero_1, workers=3: state_bytes is 10.7, must be at least 10.8",
+    ]
 
 
 def test_compare_without_its_reference_does_not_pass():
@@ -219,9 +235,16 @@ def test_report_json_is_strict_and_complete(tmp_path: Path):
     assert {"date", "platform", "cpu_count", "python", "farandole", "torch", "numpy"} <= set(content["environment"])
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_tables_fit_into_80_columns_without_cutting_a_word(name: str, capsys: pytest.CaptureFixture[str]):
-    columns = experiment_entry(name).load().columns
+def tables() -> list[tuple[str, tuple[Column, ...]]]:
+    """Each experiment's tables; `checkpoint` has two."""
+    one = [(name, experiment_entry(name).load().columns) for name in EXPERIMENTS if name != "checkpoint"]
+    return [*one, ("checkpoint", Checkpoint.pair_columns), ("checkpoint", Checkpoint.throughput_columns)]
+
+
+@pytest.mark.parametrize(("name", "columns"), tables())
+def test_tables_fit_into_80_columns_without_cutting_a_word(
+    name: str, columns: tuple[Column, ...], capsys: pytest.CaptureFixture[str]
+):
     row = {column.name: 123.456 if column.spec else 2 for column in columns}
     texts = {"strategy": "horovod", "model": "medium", "variant": "unused_parameter", "dtype": "float32"}
     row.update({key: value for key, value in texts.items() if key in row})

@@ -1,0 +1,32 @@
+"""How large the large state is, and what saving and loading it may cost."""
+
+from __future__ import annotations
+
+from math import ceil
+
+WIDTH = 1024
+PARAMETER_BYTES = 4 * WIDTH * WIDTH  # of the largest parameter, in float32
+LAYER_BYTES = 3 * 4 * WIDTH * (WIDTH + 1)  # a layer with Adam: weight, bias, and two slots of each
+
+SAVE_RATIO = 0.8
+"""Smallest ratio of our throughput to raw PyTorch's, of a state of `JUDGED_MB` or more."""
+
+JUDGED_MB = 200  # below, a save is little but the commit
+
+SHARING = ("fsdp", "deepspeed_zero_3")
+"""Strategies whose workers hold a share of everything, so that `peak_ratio_bound` is asked of them."""
+
+_BUFFER_BYTES = 64 << 20  # what is read or written at a time
+
+
+def layers_for(state_mb: float) -> int:
+    """Return the number of layers whose state is at least so many MB (1e6 bytes)."""
+    return ceil(state_mb * 1e6 / LAYER_BYTES)
+
+
+def peak_ratio_bound(share: int) -> float:
+    """Return how many times its share of the state, in bytes, a worker may hold at the peak of a save or a load.
+
+    It is (share + one parameter + 64 MiB of buffers) / share.
+    """
+    return (share + PARAMETER_BYTES + _BUFFER_BYTES) / share

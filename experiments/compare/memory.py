@@ -1,0 +1,64 @@
+"""What a worker holds of a training's state, counted in tensors."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...adapters import create_strategy
+
+_LAYERS, _WIDTH = 10, 1024  # 10.5 million parameters
+_STEPS = 2  # the optimizer's state is made in the first
+
+# What an engine holds beside the state, for its communication, is made small enough not to matter.
+_SMALL_BUCKETS: Mapping[str, Mapping[str, Any]] = {
+    "ddp": {"bucket_cap_mb": 1},
+    "deepspeed": {"config": {"zero_optimization": {"reduce_bucket_size": 100_000, "allgather_bucket_size": 100_000}}},
+}
+
+
+def state_bytes(strategy_name: str) -> float:
+    """Return the bytes a parameter that this worker holds for parameters, gradients and optimizer (Adam), in float32.
+
+    It counts the memory of all tensors that are alive between backward and the update, whoever made them and whatever
+    for, less what was alive before the model was built.
+    """
+    family = strategy_name.split("_")[0]
+    with create_strategy(strategy_name, **_SMALL_BUCKETS.get(family, {})) as strategy:
+        before = _living_bytes()
+        with strategy.scope():
+            torch.manual_seed(0)
+            model = nn.Sequential(*(nn.Linear(_WIDTH, _WIDTH) for _ in range(_LAYERS)))
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+            training: Any = strategy.prepare(model, optimizer, _loss)
+        inputs = torch.ones(1, _WIDTH, device=strategy.device)
+        for step in range(_STEPS):
+            training.engine.zero_grad()
+            training.engine.backward(training.engine.forward(inputs))
+            if step == _STEPS - 1:
+                held = _living_bytes() - before
+            training.engine.reduce_gradients()
+            training.engine.update()
+    return held / (_LAYERS * _WIDTH * (_WIDTH + 1))
+
+
+def _loss(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = model(inputs)
+    return output.square().mean()
+
+
+def _living_bytes() -> int:
+    gc.collect()
+    storages: dict[int, int] = {}
+    for found in gc.get_objects():
+        if issubclass(type(found), torch.Tensor):
+            # A gradient that no Python code has looked at is no Python object yet.
+            for tensor in (found, found.grad if found.is_leaf else None):
+                if tensor is not None:
+                    storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()  # a DTensor's own part
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())

@@ -1,0 +1,69 @@
+"""`farandole experiment checkpoint` from the command line to the JSON, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from farandole.experiments.checkpoint.experiment import Checkpoint
+from farandole.experiments.display import Display
+from farandole.experiments.experiment import Job
+from farandole.experiments.runner import run_jobs
+
+
+@pytest.mark.timeout(330)
+def test_a_sample_of_pairs_and_a_small_state(tmp_path: Path):
+    # No throughput is judged of so small a state: this machine has other things to do.
+    main = "from farandole.plugins.cli.main import main; main(prog_name='farandole')"
+    arguments = ["--strategies", "ddp,fsdp", "--workers", "2", "--state-mb", "25", "--saves", "2"]
+    kept = tmp_path / "temporary"
+    kept.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", main, "experiment", "checkpoint", *arguments, "--json", str(tmp_path / "report.json")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "TMPDIR": str(kept)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "checkpoint: passed" in done.stdout
+    assert list(kept.glob("farandole-*")) == []  # nothing that was saved is left
+
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    pairs, throughput = rows[:4], rows[4:]
+    assert [(row["saved_with"], row["loaded_with"]) for row in pairs] == [
+        ("ddp", "ddp"),
+        ("ddp", "fsdp"),
+        ("fsdp", "ddp"),
+        ("fsdp", "fsdp"),
+    ]
+    for row in pairs:
+        assert list(row) == [column.name for column in Checkpoint.pair_columns]
+        assert (row["saved_workers"], row["loaded_workers"]) == (2, 2)
+        assert 0 < row["max_loss_diff"] <= 1e-5  # two workers round otherwise than one
+        assert 0 < row["max_weight_diff"] <= 1e-5
+    assert [row["strategy"] for row in throughput] == ["ddp", "fsdp"]
+    for row in throughput:
+        assert list(row) == [column.name for column in Checkpoint.throughput_columns]
+        assert row["workers"] == 2
+        assert row["state_mb"] >= 25
+        assert min(row[name] for name in ("save_mb_s", "raw_save_mb_s", "save_ratio", "load_mb_s")) > 0
+        # It cannot be below 1 by more than a rounding: the share itself is held.
+        assert 0.99 <= row["peak_ratio"] <= (row["peak_ratio_bound"] or 9)
+
+
+@pytest.mark.timeout(120)
+def test_a_checkpoint_that_could_not_be_saved_fails_its_pairs_and_not_the_others():
+    saved = [("local", 1), ("ddp", 2)]
+    jobs = [Job("local", 1, {"task": "save"}), Job("local", 1, {"task": "load all", "saved": saved})]
+    finished, failures = run_jobs("checkpoint", jobs, Display())
+    assert failures == []
+    failed, whole = Checkpoint().rows(finished)
+    assert (whole["saved_with"], failed["saved_with"]) == ("local", "ddp")
+    assert Checkpoint().judge([whole]) == []
+    assert len(Checkpoint().judge([failed])) == 2
