@@ -1,0 +1,1 @@
+"""`farandole checkpoint`: what is in a checkpoint, and the way from and to other formats."""

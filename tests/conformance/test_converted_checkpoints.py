@@ -1,0 +1,59 @@
+"""Checkpoints go to plain DeepSpeed, which knows nothing of us, and come back; the curve goes on each time."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from farandole.plugins.cli.main import main
+from farandole.plugins.launch.command import launch_command
+from farandole.plugins.launch.job import run_marked
+
+pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+
+HERE = Path(__file__).parent
+STEPS = 6
+BOUND = 1e-5
+
+
+def run(strategy: str, workers: int, program: str, *words: object) -> list[float]:
+    """Run a job to its end, and return the losses that it wrote."""
+    command = launch_command(strategy, workers, [str(HERE / program), *map(str, words)])
+    job = run_marked(command.argv, env=command.env, timeout=120)
+    assert job.returncode == 0 and not job.survivors, job.describe()
+    losses: list[float] = json.loads(Path(str(words[-1])).read_text())
+    return losses
+
+
+def convert(*words: object) -> None:
+    result = CliRunner().invoke(main, ["checkpoint", "convert", *map(str, words)])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """A checkpoint that `deepspeed_zero_3` left on two workers, and the losses of all steps before and after."""
+    folder = tmp_path_factory.mktemp("saved")
+    words = ("deepspeed_zero_3", "", folder / "checkpoint", folder / "losses.json")
+    return folder / "checkpoint", run("deepspeed_zero_3", 2, "training_beside_plain.py", *words)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("stage", "workers"), [(1, 3), (2, 2), (3, 2)])
+def test_plain_deepspeed_goes_on_and_so_does_ddp(
+    saved: tuple[Path, list[float]], tmp_path: Path, stage: int, workers: int
+) -> None:
+    checkpoint, reference = saved
+    theirs = tmp_path / "theirs"
+    convert(checkpoint, theirs, "--to", "deepspeed", "--stage", stage, "--workers", workers)
+    words = (stage, theirs, tmp_path / "plain", tmp_path / "losses.json")
+    plain = run("ddp", workers, "plain_deepspeed.py", *words)
+    assert plain == pytest.approx(reference[STEPS:], abs=BOUND)
+
+    back = ("--to", "farandole", "--trust", "--scheduler", "CosineAnnealingLR", "--progress", 3, 0)
+    convert(tmp_path / "plain", tmp_path / "back", *back)
+    words = ("ddp", tmp_path / "back", "", tmp_path / "resumed.json")
+    resumed = run("ddp", 2, "training_beside_plain.py", *words)
+    assert resumed == pytest.approx(plain[STEPS:], abs=BOUND)
+    assert max(map(abs, plain)) > 100 * BOUND, "the bound says nothing of losses as small as that"
