@@ -1,0 +1,10 @@
+"""What the contract asks of a strategy beside its curve, one function a promise, run inside a job by every worker.
+
+A check raises `AssertionError` where the promise is broken. All workers run all checks in the same order; a check must
+leave the job usable for the next. Paths given to checks are shared by the workers of the job.
+"""
+
+from . import data, job, state, steps
+from .common import CHECKS
+
+__all__ = ["CHECKS", "data", "job", "state", "steps"]

@@ -1,0 +1,61 @@
+"""Contract 3: every sample once."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ....adapters import (
+    Progress,
+    Strategy,
+)
+from .. import curves
+from ..variants import SEED, VARIANTS
+from .common import check
+
+# 3. Every sample once.
+
+
+@check
+def every_sample_comes_once(strategy: Strategy, folder: Path) -> None:
+    training = curves.prepare(strategy, VARIANTS["accumulate_4"], "float32")
+    length, size = 37, 2 * strategy.worker.world_size + 1
+    for start in (Progress(), Progress(1, 2)):
+        own: dict[int, list[int]] = {epoch: [] for epoch in range(3)}
+        epoch = start.epoch
+        for batch in training.batches(torch.arange(length), size, epochs=3, seed=2, start=start, num_workers=1):
+            for micro, weight in zip(batch.micro, batch.weights, strict=True):
+                own[epoch] += micro.tolist() if weight else []
+            epoch = batch.progress.epoch
+        for epoch, parts in enumerate(zip(*(rank.values() for rank in strategy.gather(own)), strict=True)):
+            seen = sorted(index for part in parts for index in part)
+            if epoch > start.epoch or start == Progress():
+                assert seen == list(range(length)), f"epoch {epoch} from {start}"
+            elif epoch == start.epoch:
+                assert len(seen) == len(set(seen)) == length - start.step * size
+
+
+@check
+def samples_know_no_worker(strategy: Strategy, folder: Path) -> dict[str, float]:
+    """Returns what each sample drew at random, which must be the same at any world size."""
+
+    class Noisy(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 11
+
+        def __getitem__(self, index: int) -> tuple[int, float]:
+            return index, random.random() + float(np.random.rand()) + float(torch.rand(()))
+
+    training = curves.prepare(strategy, VARIANTS["sgd_momentum"], "float32")
+    drawn = {}
+    for number, batch in enumerate(training.batches(Noisy(), 4, epochs=2, seed=SEED)):
+        if batch.weights[0]:
+            for index, value in zip(*batch.micro[0], strict=True):
+                drawn[f"{number // 3}/{int(index)}"] = float(value)
+    everything = {key: value for part in strategy.gather(drawn) for key, value in part.items()}
+    assert len(everything) == 22 and len(set(everything.values())) == 22
+    return dict(sorted(everything.items()))
