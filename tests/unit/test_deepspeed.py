@@ -103,6 +103,7 @@ def test_float16_needs_cuda() -> None:
         (linear, lambda m: torch.optim.Adafactor(m.parameters()), "Adafactor is not known"),
         (linear, lambda m: torch.optim.Muon([m.weight]), "Muon is not known"),
         (lambda: linear().double(), None, "does not train float64"),
+        (lambda: linear().bfloat16(), None, "does not train bfloat16 parameters under precision='float32'"),
     ],
 )
 def test_what_cannot_be_right_is_refused(build: Any, optimizer: Any, message: str) -> None:

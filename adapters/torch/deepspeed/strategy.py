@@ -27,6 +27,7 @@ _SHARDS: dict[int, tuple[Shard, ...]] = {
     2: ("optimizer", "gradients"),
     3: ("optimizer", "gradients", "parameters"),
 }
+_COMPUTES_IN = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DEEPSPEED_OPTIMIZERS = ("DeepSpeedCPUAdam", "FusedAdam")
 
 
@@ -60,8 +61,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         super().__init__(backend, timeout, device)
         if stage not in ENGINES:
             raise OptionError(f"stage={stage!r} must be 1, 2 or 3")
-        if precision not in ("float32", "bf16", "fp16"):
-            raise OptionError(f"precision={precision!r} must be one of float32, bf16, fp16")
+        if precision not in _COMPUTES_IN:
+            raise OptionError(f"precision={precision!r} must be one of {', '.join(_COMPUTES_IN)}")
         if precision == "fp16" and self.device.type == "cpu":
             raise OptionError("precision='fp16': DeepSpeed has no float16 on the CPU; use 'bf16' or 'float32'")
         self._stage = stage
@@ -83,10 +84,12 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         refuse_unless_elementwise(optimizer, self.name, also=_DEEPSPEED_OPTIMIZERS)
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        other = {str(p.dtype).removeprefix("torch.") for p in trained} - {"float32", "bfloat16", "float16"}
+        other = {p.dtype for p in trained} - {torch.float32, _COMPUTES_IN[self._precision]}
         if other:
+            found = str(other.pop()).removeprefix("torch.")
             raise OptionError(
-                f"DeepSpeed does not train {min(other)} parameters: make the model float32, or take strategy 'fsdp'"
+                f"DeepSpeed does not train {found} parameters under precision={self._precision!r}: make the model "
+                "float32, or take strategy 'fsdp'"
             )
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
