@@ -97,6 +97,17 @@ class Manifest:
     tensors: dict[str, TensorInfo]
 
 
+def slots_by_parameter(tensors: Iterable[str]) -> dict[str, list[str]]:
+    """Return what the optimizer keeps in tensors, by parameters' names, from the names of all tensors."""
+    slots: dict[str, list[str]] = defaultdict(list)
+    for tensor in tensors:
+        kind, _, rest = tensor.partition("/")
+        if kind == "optimizer":
+            name, _, slot = rest.rpartition("/")
+            slots[name].append(slot)
+    return slots
+
+
 def now() -> str:
     """Return the time as `Manifest.saved_at` has it."""
     return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -11,16 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from .models import LEARNING_RATE, MOMENTUM
 
 Step = Callable[[Tensor, Tensor], None]
 
 
-def local(model: nn.Module, options: Mapping[str, Any]) -> Step:
-    """Plain PyTorch."""
-    optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+def _step(model: nn.Module, optimizer: Optimizer) -> Step:
+    """Return the step of engines that leave it as plain PyTorch has it."""
 
     def step(inputs: Tensor, targets: Tensor) -> None:
         optimizer.zero_grad()
@@ -31,18 +30,17 @@ def local(model: nn.Module, options: Mapping[str, Any]) -> Step:
     return step
 
 
+def local(model: nn.Module, options: Mapping[str, Any]) -> Step:
+    """Plain PyTorch."""
+    optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    return _step(model, optimizer)
+
+
 def ddp(model: nn.Module, options: Mapping[str, Any]) -> Step:
     """DistributedDataParallel, as in https://docs.pytorch.org/tutorials/intermediate/ddp_tutorial.html."""
     replica = DistributedDataParallel(model, **options)
     optimizer = SGD(replica.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-
-    def step(inputs: Tensor, targets: Tensor) -> None:
-        optimizer.zero_grad()
-        loss = mse_loss(replica(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step
+    return _step(replica, optimizer)
 
 
 def horovod(model: nn.Module, options: Mapping[str, Any]) -> Step:
@@ -52,14 +50,7 @@ def horovod(model: nn.Module, options: Mapping[str, Any]) -> Step:
     optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), **options)
-
-    def step(inputs: Tensor, targets: Tensor) -> None:
-        optimizer.zero_grad()
-        loss = mse_loss(model(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step
+    return _step(model, optimizer)
 
 
 def fsdp(model: nn.Module, options: Mapping[str, Any]) -> Step:
@@ -72,14 +63,7 @@ def fsdp(model: nn.Module, options: Mapping[str, Any]) -> Step:
             fully_shard(layer)
     fully_shard(model)
     optimizer = SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-
-    def step(inputs: Tensor, targets: Tensor) -> None:
-        optimizer.zero_grad()
-        loss = mse_loss(model(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step
+    return _step(model, optimizer)
 
 
 def deepspeed(model: nn.Module, options: Mapping[str, Any]) -> Step:

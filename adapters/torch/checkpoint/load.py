@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...checkpoint.manifest import Manifest, read_manifest
+from ...checkpoint.manifest import Manifest, read_manifest, slots_by_parameter
 from ...checkpoint.storage import Storage
 from ...errors import CheckpointError
 from ...progress import Progress
@@ -95,7 +94,7 @@ def take_up(training: TorchTraining, reader: CheckpointReader, names: Names) -> 
     Values are read into the memory that they belong in, where it is there.
     """
     engine, objects = training.engine, reader.objects
-    saved_slots = _slots_by_parameter(reader)
+    saved_slots = slots_by_parameter(reader.tensors)
     targets: list[Target] = []
     weights: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     slots: dict[torch.nn.Parameter, Slots] = {}
@@ -132,16 +131,6 @@ def take_up(training: TorchTraining, reader: CheckpointReader, names: Names) -> 
 def _has_optimizer(manifest: Manifest) -> bool:
     """Whether it has optimizer state: a training's always has, one from elsewhere may have none."""
     return manifest.optimizer != "none"
-
-
-def _slots_by_parameter(reader: CheckpointReader) -> dict[str, list[str]]:
-    slots: dict[str, list[str]] = defaultdict(list)
-    for tensor in reader.tensors:
-        kind, _, rest = tensor.partition("/")
-        if kind == "optimizer":
-            name, _, slot = rest.rpartition("/")
-            slots[name].append(slot)
-    return slots
 
 
 def _check_type(name: str, saved: torch.dtype, own: torch.dtype) -> None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from rich.console import Console
 from rich.text import Text
 
-from ....adapters.checkpoint.manifest import Manifest, TensorInfo
+from ....adapters.checkpoint.manifest import Manifest, TensorInfo, slots_by_parameter
 from ....adapters.progress import Progress
 from ..console import console, table
 from .look import Look, newest
@@ -72,12 +72,7 @@ def _print_manifest(out: Console, found: Look, manifest: Manifest) -> None:
 
 
 def _print_tensors(out: Console, manifest: Manifest, show_all: bool) -> None:
-    slots: dict[str, list[str]] = defaultdict(list)
-    for name in manifest.tensors:
-        kind, _, rest = name.partition("/")
-        if kind == "optimizer":
-            parameter, _, slot = rest.rpartition("/")
-            slots[parameter].append(slot)
+    slots = slots_by_parameter(manifest.tensors)
     names = sorted(name.removeprefix("model/") for name in manifest.tensors if name.startswith("model/"))
     listed = table("Tensor", "Shape", "Type", "The optimizer keeps")
     for name in names if show_all else names[:_SHOWN]:

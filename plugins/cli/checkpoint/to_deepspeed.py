@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ....adapters.checkpoint.manifest import slots_by_parameter
 from ....adapters.errors import CheckpointError
 from ....adapters.torch.checkpoint import CheckpointReader
 from ....adapters.torch.checkpoint.dtypes import dtype_of
@@ -242,12 +243,8 @@ def _slots_of(path: str, reader: CheckpointReader, group: Mapping[str, int]) -> 
                     f"for {of[slot]!r} and {_word(value)} for {name!r}"
                 )
             slots[slot], of[slot] = value, name
-    for tensor in reader.tensors:
-        kind, _, rest = tensor.partition("/")
-        name, _, slot = rest.rpartition("/")
-        if kind == "optimizer" and name in group:
-            slots[slot] = _FLAT
-    return slots
+    flat = slots_by_parameter(reader.tensors)
+    return slots | {slot: _FLAT for name in group for slot in flat[name]}
 
 
 def _word(value: Any) -> str:
