@@ -100,20 +100,20 @@ class GlobalOrder:
         global batch with weight 0 (twice, because BatchNorm refuses to train on a single value).
         """
         batch = self.global_batch(epoch, step)
-        share = _part(batch, worker.rank, worker.world_size)
+        share = batch[part(len(batch), worker.rank, worker.world_size)]
         micro_batches = []
         for number in range(accumulate):
-            indices = tuple(int(i) for i in _part(share, number, accumulate))
+            indices = tuple(int(i) for i in share[part(len(share), number, accumulate)])
             stand_in = (int(batch[0]),) * 2
             micro_batches.append(MicroBatch(indices or stand_in, len(indices)))
         return tuple(micro_batches)
 
 
-def _part(items: Indices, number: int, parts: int) -> Indices:
-    """Return the `number`-th of `parts` contiguous parts; the first `len(items) % parts` have one item more."""
-    size, extra = divmod(len(items), parts)
+def part(length: int, number: int, parts: int) -> slice:
+    """Return where the `number`-th of `parts` contiguous parts lies; the first `length % parts` are longer by one."""
+    size, extra = divmod(length, parts)
     start = number * size + min(number, extra)
-    return items[start : start + size + (number < extra)]
+    return slice(start, start + size + (number < extra))
 
 
 @lru_cache(maxsize=4)

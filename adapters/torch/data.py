@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 from ..errors import DataError, OptionError
 from ..order import GlobalOrder, MicroBatch
 from ..progress import Progress
+from ..random_seed import mix
 from ..structure import map_structure
 from ..worker import Worker
 
@@ -154,12 +153,6 @@ class _Samples(Dataset[Any]):
                 torch.default_generator.manual_seed(seed)
                 samples.append(self._dataset[index])
             return self._collate(samples)
-
-
-def mix(*numbers: int) -> int:
-    """Return 63 bits that any change of a number changes, for seeding a random stream."""
-    digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 @contextlib.contextmanager

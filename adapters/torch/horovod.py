@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
+from torch._C._distributed_c10d import PrefixStore
 
 from ..capabilities import Capabilities
 from ..errors import EngineUnavailableError, OptionError
+from ..horovod_rendezvous import describe_job_to_horovod
 from ..strategy import ReduceOp
 from .engine import Engine
-from .horovod_rendezvous import describe_job_to_horovod
+from .rendezvous import open_store
 from .strategy import Finish, TorchStrategy
 
 try:
@@ -30,6 +33,7 @@ if not hasattr(hvd, "init"):  # a Horovod without its part for PyTorch imports a
         "Horovod is installed, but was built without PyTorch. Build it anew with: farandole horovod install --force"
     )
 
+_MEETING = timedelta(minutes=30)
 _COMPRESSIONS = ("none", "fp16")
 _OPS = ("average", "adasum")
 
@@ -114,6 +118,19 @@ class HorovodStrategy(TorchStrategy):
 
         return finish
 
+    def _share(self, address: str | None) -> str:
+        """Tell all workers rank 0's address, through the launcher's store."""
+        worker = self.worker
+        store = PrefixStore("farandole/horovod", open_store(self.launch, _MEETING))
+        if address is not None:
+            store.set("address", address)
+        found: str = store.get("address").decode()
+        # Rank 0 may host the store, and must keep it until everyone has read the address.
+        store.set(f"read{worker.rank}", "")
+        if worker.is_main:
+            store.wait([f"read{rank}" for rank in range(worker.world_size)])
+        return found
+
     def _join(self) -> None:
         super()._join()
         if self.launch.launcher == "openmpi" and not hvd.mpi_built():
@@ -121,7 +138,7 @@ class HorovodStrategy(TorchStrategy):
                 "mpirun started this worker, but this Horovod was built without MPI. Start with horovodrun, or "
                 "install an MPI compiler (apt-get install libopenmpi-dev) and run: farandole horovod install --force"
             )
-        self._rendezvous = describe_job_to_horovod(self.launch)
+        self._rendezvous = describe_job_to_horovod(self.launch, self._share)
         hvd.init()
         found = (hvd.rank(), hvd.size())
         said = (self.worker.rank, self.worker.world_size)

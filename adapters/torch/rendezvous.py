@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
 import socket
-import time
 from datetime import timedelta
 from typing import cast
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import (  # exported by torch.distributed, but not typed
@@ -20,10 +16,12 @@ from torch._C._distributed_c10d import (  # exported by torch.distributed, but n
 )
 from torch.distributed.rendezvous import rendezvous
 
+from ..addresses import host_towards
 from ..errors import LauncherError
+from ..horovodrun_store import find_horovodrun_store
 from ..launchers import Launch
 
-_KEY = "farandole/torch_master"
+_KEY = "torch_master"
 _groups = itertools.count()  # of this process, and so of every worker
 
 
@@ -47,8 +45,10 @@ def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None
         ) from None
 
 
-def open_store(launch: Launch, timeout: timedelta) -> Store:
+def open_store(launch: Launch, timeout: timedelta, *, wait_for_workers: bool = True) -> Store:
     """Open the key-value store that all workers of this launch share.
+
+    Without `wait_for_workers`, rank 0 returns before the others have come, and can tell who has not.
 
     Raises:
         LauncherError: the launcher tells no address to meet at.
@@ -66,31 +66,29 @@ def open_store(launch: Launch, timeout: timedelta) -> Store:
             f"{launch.launcher} started {worker.world_size} workers but tells them no address to meet at: "
             "set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them"
         )
-    return TCPStore(*address, world_size=worker.world_size, is_master=worker.is_main, timeout=timeout)
+    return TCPStore(
+        *address,
+        world_size=worker.world_size,
+        is_master=worker.is_main,
+        timeout=timeout,
+        wait_for_workers=wait_for_workers,
+    )
 
 
 def _address_from_horovodrun(launch: Launch, timeout: timedelta) -> tuple[str, int] | None:
     """Let rank 0 choose a free port and tell the others through horovodrun's own key-value server."""
-    host, port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR"), os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
-    if not host or not port:
+    store = find_horovodrun_store()
+    if store is None:
         return None
-    url = f"http://{host}:{port}/{_KEY}"
     if launch.worker.is_main:
-        with socket.create_connection((host, int(port))) as connection:
-            own_host = connection.getsockname()[0]
+        own_host = host_towards(store.host, store.port)
         with socket.socket() as probe:
             probe.bind((own_host, 0))
             address = (own_host, int(probe.getsockname()[1]))
-        urlopen(Request(url, data="{}:{}".format(*address).encode(), method="PUT"), timeout=60).close()
+        store.put(_KEY, "{}:{}".format(*address))
         return address
-    deadline = time.monotonic() + timeout.total_seconds()
-    while time.monotonic() < deadline:
-        try:
-            with urlopen(url, timeout=60) as answer:
-                own_host, _, text = answer.read().decode().rpartition(":")
-                return own_host, int(text)
-        except HTTPError as error:
-            if error.code != 404:  # not there yet
-                raise
-            time.sleep(0.05)
-    raise LauncherError(f"rank 0 did not say within {timeout.total_seconds():.0f} s where to meet it")
+    told = store.wait(_KEY, timeout.total_seconds())
+    if told is None:
+        raise LauncherError(f"rank 0 did not say within {timeout.total_seconds():.0f} s where to meet it")
+    own_host, _, text = told.rpartition(":")
+    return own_host, int(text)

@@ -12,13 +12,15 @@ from typing import Any, SupportsFloat
 import torch
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
+from ..checkpoint.save import Saver
 from ..errors import DataError, OptionError
 from ..order import GlobalOrder
 from ..pending import Pending
 from ..progress import Progress
+from ..random_seed import mix
 from ..strategy import Batch, Training
 from . import checkpoint
-from .data import StepLoader, mix, order_of, to_device
+from .data import StepLoader, order_of, to_device
 from .engine import Engine, LossModule
 from .strategy import TorchStrategy
 
@@ -49,7 +51,7 @@ class TorchTraining(Training):
         self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, accumulate)
         self.optimizer = self.engine.optimizer
         self._last_loss: Pending | None = None
-        self._saver = checkpoint.Saver(strategy, self)
+        self._saver = Saver(strategy, lambda storage, keep: checkpoint.TorchSave(storage, self, strategy, keep))
         strategy.settle_before_leaving(self._settle)
         strategy.settle_before_leaving(self._saver.settle)
         if strategy.worker.world_size > 1:

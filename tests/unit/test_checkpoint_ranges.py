@@ -15,11 +15,11 @@ from small_training import adamw, data_folder, failure, net, prepare, snapshot, 
 from farandole.adapters import CheckpointError, Progress, Strategy
 from farandole.adapters.checkpoint.folder import commit
 from farandole.adapters.checkpoint.manifest import Manifest, new_data
+from farandole.adapters.checkpoint.ranges import cut
 from farandole.adapters.checkpoint.storage import Storage
 from farandole.adapters.torch.checkpoint import CheckpointReader, write_checkpoint
 from farandole.adapters.torch.checkpoint import writer as writer_module
 from farandole.adapters.torch.checkpoint.reader import Target
-from farandole.adapters.torch.checkpoint.state import cut
 from farandole.adapters.torch.checkpoint.writer import PartWriter, Piece
 
 pytestmark = pytest.mark.usefixtures("one_thread")

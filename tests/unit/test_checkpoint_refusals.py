@@ -169,7 +169,7 @@ def test_an_older_format_names_the_way_out(strategy: Strategy, saved: Path) -> N
 
 def test_another_frameworks_checkpoint_is_refused(strategy: Strategy, saved: Path) -> None:
     edit(saved, framework="tensorflow")
-    assert "was saved by tensorflow, not by PyTorch" in refusal(strategy, saved)
+    assert "was saved by TensorFlow, not by PyTorch" in refusal(strategy, saved)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"format": 2, "framework": "torch"}', '{"format": "x"}'])

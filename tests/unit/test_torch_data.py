@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from farandole.adapters import DataError, OptionError, Progress, Worker
 from farandole.adapters.order import GlobalOrder
-from farandole.adapters.torch.data import StepLoader, mix, order_of, to_device
+from farandole.adapters.random_seed import mix
+from farandole.adapters.torch.data import StepLoader, order_of, to_device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,7 +2,7 @@
 
 from .load import load
 from .reader import CheckpointReader
-from .save import Saver
+from .save import TorchSave
 from .tools import write_checkpoint
 
-__all__ = ["CheckpointReader", "Saver", "load", "write_checkpoint"]
+__all__ = ["CheckpointReader", "TorchSave", "load", "write_checkpoint"]

@@ -11,6 +11,7 @@ import torch
 
 from ...checkpoint.manifest import Manifest, read_manifest, slots_by_parameter
 from ...checkpoint.storage import Storage
+from ...checkpoint.together import together
 from ...errors import CheckpointError
 from ...progress import Progress
 from ..engine import Slots
@@ -19,7 +20,6 @@ from .dtypes import dtype_of
 from .names import Names, names_of
 from .reader import CheckpointReader, Target
 from .state import class_name, groups_of, slot_name, weight_name
-from .together import together
 
 if TYPE_CHECKING:
     from ..training import TorchTraining

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from os import PathLike
 from typing import Any, TypeVar
 
 import torch
@@ -23,18 +22,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from ...checkpoint.manifest import (
-    Manifest,
-    Range,
-    Ranges,
-    TensorInfo,
-    check_file,
-    join_parts,
-    part_name,
-    read_manifest,
-    read_part,
-)
-from ...checkpoint.storage import Storage
+from ...checkpoint.contents import Contents
+from ...checkpoint.manifest import Range
 from ...errors import CheckpointError
 from .dtypes import dtype_of
 from .files import Files
@@ -52,46 +41,16 @@ class Target:
     values: torch.Tensor
 
 
-class CheckpointReader:
-    """A whole checkpoint, read by one process; its manifest and parts are read at once, tensors when asked for.
+class CheckpointReader(Contents):
+    """A whole checkpoint of PyTorch's, read by one process."""
 
-    manifest: what it is.
-    tensors: shape and type of each tensor: `model/<name>`, `optimizer/<parameter>/<slot>`.
-
-    Raises:
-        CheckpointError: it is missing, torn, damaged, of another format, or not PyTorch's.
-    """
-
-    def __init__(self, path: str | PathLike[str], _manifest: Manifest | None = None) -> None:
-        self._storage = Storage(path)
-        self.manifest = read_manifest(self._storage) if _manifest is None else _manifest
-        if self.manifest.framework != "torch":
-            raise CheckpointError(f"{path} was saved by {self.manifest.framework}, not by PyTorch")
-        self._folder = self._storage.folder(self.manifest.data)
-        self._ranges = self._read_parts()
-
-    @property
-    def tensors(self) -> dict[str, TensorInfo]:
-        return self.manifest.tensors
+    framework = "torch"
 
     @cached_property
     def objects(self) -> dict[str, Any]:
         """What is no tensor's range; see `state.objects_of`."""
         objects: dict[str, Any] = self._decode(OBJECTS, self._unpack)
         return objects
-
-    def verify(self, share: int = 0, shares: int = 1) -> None:
-        """Compare files with their sizes and checksums: all of them, or one of `shares` about equal shares.
-
-        Raises:
-            CheckpointError: one is missing or damaged; the message names it.
-        """
-        sizes = [0] * shares
-        for name, expected in sorted(self.manifest.files.items(), key=lambda item: (-item[1].bytes, item[0])):
-            taker = sizes.index(min(sizes))
-            sizes[taker] += expected.bytes
-            if taker == share:
-                check_file(self._folder, name, expected, self._folder.info(name))
 
     def read(self, name: str) -> torch.Tensor:
         """Return a whole tensor.
@@ -101,7 +60,7 @@ class CheckpointReader:
         """
         info = self.tensors.get(name)
         if info is None:
-            raise CheckpointError(f"{self._storage.location} has no tensor {name!r}")
+            raise CheckpointError(f"{self.storage.location} has no tensor {name!r}")
         values = torch.empty(info.numel, dtype=dtype_of(info.dtype))
         self.read_into([Target(name, 0, values)])
         return values.view(info.shape)
@@ -116,7 +75,7 @@ class CheckpointReader:
         places: dict[MetadataIndex, _Place] = {}
         items: list[ReadItem] = []
         for name, target in by_name.items():
-            info, ranges = self.tensors[name], self._ranges.get(name, [])
+            info, ranges = self.tensors[name], self.ranges.get(name, [])
             chunks = [_chunk(piece.start, piece.length) for piece in ranges]
             properties = TensorProperties(dtype_of(info.dtype))
             stored = TensorStorageMetadata(properties, torch.Size([info.numel]), chunks)
@@ -125,7 +84,7 @@ class CheckpointReader:
                 items += create_read_items_for_chunk_list(name, stored, [chunk])
                 places |= {MetadataIndex(name, (piece.start,)): _Place(piece) for piece in ranges}
         reader = FileSystemReader(self.manifest.data)
-        reader.fs = Files(self._folder)  # type: ignore[assignment]
+        reader.fs = Files(self.folder)  # type: ignore[assignment]
         reader.set_up_storage_reader(Metadata({}, storage_data=places), is_coordinator=False)
         planner = _Planner(by_name)
         items.sort(key=lambda item: places[item.storage_index].position)
@@ -133,25 +92,13 @@ class CheckpointReader:
             plan = LoadPlan(list(inside))
             self._decode(file, lambda plan=plan: reader.read_data(plan, planner).wait())  # type: ignore[misc]
 
-    def _read_parts(self) -> Ranges:
-        ranks = range(self.manifest.world_size)
-        missing = {part_name(rank) for rank in ranks} - self.manifest.files.keys()
-        if missing:
-            raise CheckpointError(f"the manifest of {self._storage.location} is damaged: it lacks {min(missing)}")
-        files = self.manifest.files
-        parts = [read_part(self._storage, self.manifest.data, rank, files[part_name(rank)])[0] for rank in ranks]
-        tensors, ranges = join_parts(parts)
-        if tensors != self.tensors:
-            raise CheckpointError(f"the manifest of {self._storage.location} is damaged: its parts' tensors are others")
-        return ranges
-
     def _unpack(self) -> dict[str, Any]:
-        with self._folder.open(OBJECTS) as file:
+        with self.folder.open(OBJECTS) as file:
             objects: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         return objects
 
     def _decode(self, name: str, read: Callable[[], T]) -> T:
-        file = self._folder.place(name)
+        file = self.folder.place(name)
         try:
             return read()
         except (CheckpointError, MemoryError, torch.OutOfMemoryError):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from ...checkpoint.ranges import cut
 from ...errors import CheckpointError
 from ...structure import map_structure
 from ..engine import Engine, Slots
@@ -80,25 +80,6 @@ def state_of(training: TorchTraining, rank: int, world_size: int) -> State:
         start, end = ends[rank], ends[rank + 1]
         own.append(Piece(piece.tensor, piece.shape, start, piece.values.detach().reshape(-1)[start:end]))
     return State(own, slots, names)
-
-
-def cut(tensors: Sequence[tuple[int, int]], world_size: int, whole: int = 0) -> list[list[int]]:
-    """Lay tensors end to end, cut the line into as many equal parts as there are workers, and return where.
-
-    Args:
-        tensors: number of elements, and bytes of an element, of each.
-        whole: bytes at the beginning of the line that all go to worker 0.
-
-    Returns:
-        For each tensor, world_size + 1 indices: worker r has its elements from the r-th to before the next.
-    """
-    total = sum(numel * itemsize for numel, itemsize in tensors)
-    ends = [0, *(max(whole, total * rank // world_size) for rank in range(1, world_size)), total]
-    begins = accumulate((numel * itemsize for numel, itemsize in tensors), initial=0)
-    return [
-        [min(max(-((begin - end) // itemsize), 0), numel) for end in ends]
-        for (numel, itemsize), begin in zip(tensors, begins, strict=False)
-    ]
 
 
 def objects_of(training: TorchTraining, names: Names, slots: Mapping[str, Slots]) -> dict[str, Any]:

@@ -1,19 +1,19 @@
 """Let Horovod join a job that another launcher started.
 
 Horovod's Gloo controller meets at a small HTTP server that horovodrun keeps. Where another launcher started the
-workers, rank 0 keeps that server, as Horovod's own integrations (Ray, Spark) do, and the launcher's store carries its
-address.
+workers, rank 0 keeps that server, as Horovod's own integrations (Ray, Spark) do, and the workers tell each other where.
 """
 
 from __future__ import annotations
 
 import os
-from datetime import timedelta
+from collections.abc import Callable
 from typing import Protocol
 
-from ..launchers import Launch
+from .launchers import Launch
 
-_TIMEOUT = timedelta(minutes=30)
+Share = Callable[[str | None], str]
+"""Given the address by rank 0 and `None` by the others, returns it on every worker, once all have it."""
 
 
 class Rendezvous(Protocol):
@@ -24,7 +24,7 @@ class Rendezvous(Protocol):
     def stop(self) -> None: ...
 
 
-def describe_job_to_horovod(launch: Launch) -> Rendezvous | None:
+def describe_job_to_horovod(launch: Launch, share: Share) -> Rendezvous | None:
     """Set the variables that `hvd.init()` reads; return the rendezvous server where this worker keeps it.
 
     Nothing is to be done where horovodrun or MPI started the job, or where there is one worker.
@@ -33,16 +33,13 @@ def describe_job_to_horovod(launch: Launch) -> Rendezvous | None:
     if launch.launcher in ("horovodrun", "openmpi") or worker.world_size == 1:
         return None
     from horovod.runner.http.http_server import RendezvousServer
-    from torch._C._distributed_c10d import PrefixStore
 
-    from .rendezvous import open_store
-
-    store = PrefixStore("farandole/horovod", open_store(launch, _TIMEOUT))
     server: Rendezvous | None = None
+    own: str | None = None
     if worker.is_main:
         server = RendezvousServer()
-        store.set("address", f"{_own_address(launch)}:{server.start()}")
-    host, _, port = store.get("address").decode().rpartition(":")
+        own = f"{_own_address(launch)}:{server.start()}"
+    host, _, port = share(own).rpartition(":")
     os.environ.update(
         HOROVOD_RANK=str(worker.rank),
         HOROVOD_SIZE=str(worker.world_size),
@@ -56,10 +53,6 @@ def describe_job_to_horovod(launch: Launch) -> Rendezvous | None:
         HOROVOD_CONTROLLER="gloo",
         HOROVOD_CPU_OPERATIONS="gloo",
     )
-    # Rank 0 may host the store, and must keep it until everyone has read the address.
-    store.set(f"read{worker.rank}", "")
-    if worker.is_main:
-        store.wait([f"read{rank}" for rank in range(worker.world_size)])
     return server
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from ...errors import CheckpointError
-from ...strategy import Strategy
+from ..errors import CheckpointError
+from ..strategy import Strategy
 
 T = TypeVar("T")
 

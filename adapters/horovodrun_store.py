@@ -1,0 +1,79 @@
+"""The key-value server that horovodrun keeps for its workers, used without Horovod.
+
+Source: KVStoreHandler in horovod/runner/http/http_server.py. A path is /scope/key, neither with a slash in it; 404 says
+that nobody has put the key yet.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPException
+
+from .errors import LauncherError
+
+_SCOPE = "farandole"
+_ANSWER = 60.0  # seconds that one request may take
+_POLL = 0.05  # seconds
+
+
+class HorovodrunStore:
+    """Texts by key, alike for all workers; keys have no slash.
+
+    Raises:
+        LauncherError: on any call, the server does not answer.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+
+    def put(self, key: str, text: str) -> None:
+        self._request("PUT", key, text.encode())
+
+    def get(self, key: str) -> str | None:
+        """Return what was put under this key; `None` where nothing was, so far."""
+        return self._request("GET", key, None)
+
+    def wait(self, key: str, timeout: float) -> str | None:
+        """Return what was put under this key, or `None` where nothing was within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while (text := self.get(key)) is None and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        return text
+
+    def _request(self, method: str, key: str, body: bytes | None) -> str | None:
+        # Not urllib: it would send this to a proxy that the environment names.
+        connection = HTTPConnection(self.host, self.port, timeout=_ANSWER)
+        try:
+            connection.request(method, f"/{_SCOPE}/{key}", body)
+            answer = connection.getresponse()
+            content, status = answer.read().decode(), answer.status
+        except (OSError, HTTPException) as error:
+            raise LauncherError(
+                f"horovodrun's key-value server at {self.host}:{self.port} does not answer: {error!r}. "
+                "It ends with horovodrun, and must be reachable from every worker's machine."
+            ) from None
+        finally:
+            connection.close()
+        if method == "GET" and status == 404:
+            return None
+        if status != 200:
+            raise LauncherError(f"horovodrun's key-value server at {self.host}:{self.port} answered HTTP {status}")
+        return content
+
+
+def find_horovodrun_store(environ: Mapping[str, str] | None = None) -> HorovodrunStore | None:
+    """Return the store that this worker's environment tells of; `None` where it tells of none.
+
+    Raises:
+        LauncherError: the port is not a number.
+    """
+    environ = os.environ if environ is None else environ
+    host, port = environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR"), environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
+    if not host or not port:
+        return None
+    if not port.isdecimal():
+        raise LauncherError(f"HOROVOD_GLOO_RENDEZVOUS_PORT={port!r} is not a port")
+    return HorovodrunStore(host, int(port))
