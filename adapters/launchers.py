@@ -154,7 +154,7 @@ def _read_slurm(environ: Mapping[str, str]) -> Launch | None:
     node_rank = _number(environ, "SLURM_NODEID") or 0
     local_rank = _number(environ, "SLURM_LOCALID") or 0
     assert rank is not None and world_size is not None
-    per_node = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", ""))
+    per_node = slurm_tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", ""))
     local_world_size = per_node[node_rank] if node_rank < len(per_node) else world_size
     worker = _checked_worker(_SLURM, environ, rank, world_size, local_rank, local_world_size, node_rank)
     return Launch("slurm", worker, _master(environ) or _slurm_master(environ))
@@ -202,7 +202,7 @@ def first_slurm_host(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", match.group())
 
 
-def _tasks_per_node(text: str) -> list[int]:
+def slurm_tasks_per_node(text: str) -> list[int]:
     """Expand Slurm's `2(x3),1` into [2, 2, 2, 1]."""
     counts: list[int] = []
     for count, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):

@@ -47,6 +47,13 @@ def test_addresses_come_in_rank_order() -> None:
     assert cluster.addresses == (("b", 9), ("a", 1), ("b", 1))
 
 
+@pytest.mark.parametrize(("address", "parts"), [("b:65535", ("b", 65535)), ("[fe80::1]:1", ("[fe80::1]", 1))])
+def test_addresses_are_taken_as_they_stand(address: str, parts: tuple[str, int]) -> None:
+    cluster = read_tf_config({"TF_CONFIG": config({"worker": [address]})})
+    assert cluster is not None
+    assert cluster.addresses == (parts,)
+
+
 @pytest.mark.parametrize(
     "environ",
     [
@@ -55,6 +62,7 @@ def test_addresses_come_in_rank_order() -> None:
         {"TF_CONFIG": " \n"},
         {"TF_CONFIG": "{}"},
         {"TF_CONFIG": '{"cluster": {}, "task": {"type": "worker", "index": 0}}'},
+        {"TF_CONFIG": '{"cluster": null}'},
         {"TF_CONFIG": '{"environment": "cloud", "task": {"type": "worker", "index": 0}}'},
     ],
 )
@@ -85,10 +93,39 @@ def test_what_describes_no_cluster_is_none(environ: dict[str, str]) -> None:
         (config({"worker": ["a:1", "b:1"]}, "chief", 0), ["this is chief 0", "only: worker 0, worker 1"]),
         (config(CHIEF, "worker", 2), ["this is worker 2", "only: chief 0, worker 0, worker 1"]),
         (config({"worker": ["a:1"]}, "evaluator", 0), ["this is evaluator 0"]),
+        (config({"worker": ["a:1"]}, "ps", 0), ["this is ps 0"]),
+        (config({"worker": ["a:1", "b:1"]}, index=True), ["this is worker True", "only: worker 0, worker 1"]),
+        (config({"worker": ["a:1", "b:1"]}, index=False), ["this is worker False"]),
+        (config({"worker": ["a:1", "b:1"]}, index=1.0), ["this is worker 1.0"]),
+        (config({"worker": ["a:1", "b:1"]}, index=0.5), ["this is worker 0.5"]),
+        (config({"worker": ["a:1", "b:1"]}, index=""), ["this is worker ,"]),
+        (config({"worker": ["a:1", "b:1"]}, index="1.0"), ["this is worker 1.0"]),
+        (config({"worker": ["a:1", "b:1"]}, index="²"), ["this is worker ²"]),
+        (config({"worker": ["a:1", "b:1"]}, index=[0]), ["this is worker [0]"]),
+        (config({"worker": ["a:1", "b:1"]}, ["worker"], 0), ["this is ['worker'] 0"]),
+        (config([]), ["does not map task types to lists of addresses"]),
+        (config("a:1"), ["does not map task types to lists of addresses"]),
+        (config({"worker": []}), ["has no worker"]),
+        (config({"chief": [], "worker": []}, "chief", 0), ["has no worker"]),
+        (config({"chief": ["a:1", "b:1"]}, "chief", 0), ["2 chiefs", "one at most"]),
+        (config({"chief": ["a:1"]}, "worker", 0), ["this is worker 0", "only: chief 0"]),
+        (config({"evaluator": ["a:1"]}, "evaluator", 0), ["tasks of type evaluator", "workers only"]),
+        (config({"worker": ["a:1", "b:1", "a:1"]}), ["the address a:1 to worker 0 and to worker 2"]),
+        (config({"worker": ["b:1", "a:1"], "chief": ["a:1"]}), ["the address a:1 to chief 0 and to worker 1"]),
         (config({"worker": ["a:1", "b"]}), ["'b', which is not host:port"]),
         (config({"worker": ["a:1", "b:http"]}), ["'b:http', which is not host:port"]),
         (config({"worker": ["a:1", ":80"]}), ["':80', which is not host:port"]),
         (config({"worker": ["a:1", 80]}), ["80, which is not host:port"]),
+        (config({"worker": ["a:1", None]}), ["None, which is not host:port"]),
+        (config({"worker": ["a:1", "b:-1"]}), ["'b:-1', which is not host:port"]),
+        (config({"worker": ["a:1", "b:1.5"]}), ["'b:1.5', which is not host:port"]),
+        (config({"worker": ["a:1", "b:²"]}), ["'b:²', which is not host:port"]),
+        (config({"worker": ["a:1", "b:1 "]}), ["'b:1 ', which is not host:port"]),
+        (config({"worker": ["a:1", "b c:1"]}), ["'b c:1', which is not host:port"]),
+        (config({"worker": ["a:1", "grpc://b:1"]}), ["'grpc://b:1', which is not host:port"]),
+        (config({"worker": ["a:1", "::1:2222"]}), ["'::1:2222', which is not host:port"]),
+        (config({"worker": ["a:1", "b:0"]}), ["'b:0', whose port is not one of 1 to 65535"]),
+        (config({"worker": ["a:1", "b:65536"]}), ["'b:65536', whose port is not one of 1 to 65535"]),
     ],
 )
 def test_what_is_wrong_is_named(text: str, said: list[str]) -> None:
