@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
 
+from .capabilities import Framework
 from .errors import EngineUnavailableError, OptionError, UnknownStrategyError, did_you_mean
 from .strategy import Strategy
 
@@ -36,11 +37,16 @@ class Requirement:
 _TORCH = Requirement("torch", "torch", "pip install 'farandole[torch]'")
 _DEEPSPEED = Requirement("deepspeed", "deepspeed", "pip install 'farandole[deepspeed]' --no-build-isolation")
 _HOROVOD = Requirement("horovod", "horovod.torch", "farandole horovod install")
+_TENSORFLOW = Requirement("tensorflow", "tensorflow", "pip install 'farandole[tensorflow]'")
+_TENSORFLOW_HOROVOD = Requirement("horovod", "horovod.tensorflow", "farandole horovod install")
 
 
 @dataclass(frozen=True)
 class StrategyRow:
-    """One strategy by name: `target` is `module:Class`, `launcher` the engine's own program to start workers with."""
+    """One strategy by name: `target` is `module:Class`, `launcher` the engine's own program to start workers with.
+
+    `framework` is whose models it trains, as far as is known without an import: an entry point does not say.
+    """
 
     name: str
     target: str
@@ -49,6 +55,7 @@ class StrategyRow:
     requirements: tuple[Requirement, ...] = (_TORCH,)
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     entry_point: EntryPoint | None = None
+    framework: Framework = "torch"
 
     def load(self) -> type[Strategy]:
         """Import the strategy's class, and with it the engine.
@@ -97,6 +104,30 @@ BUILT_IN = (
     _deepspeed_row("deepspeed_zero_2_offload", "as deepspeed_zero_2, optimizer on the CPU", stage=2, offload=True),
     _deepspeed_row(
         "deepspeed_zero_3_offload", "as deepspeed_zero_3, optimizer and parameters on the CPU", stage=3, offload=True
+    ),
+    StrategyRow(
+        "tf_local",
+        ".tensorflow.local:TensorFlowLocalStrategy",
+        "one process of plain TensorFlow, the reference",
+        launcher=None,
+        requirements=(_TENSORFLOW,),
+        framework="tensorflow",
+    ),
+    StrategyRow(
+        "tf_multiworker",
+        ".tensorflow.multiworker:MultiWorkerStrategy",
+        "TensorFlow MultiWorkerMirroredStrategy: a replica on every worker",
+        launcher="tf_config",
+        requirements=(_TENSORFLOW,),
+        framework="tensorflow",
+    ),
+    StrategyRow(
+        "tf_horovod",
+        ".tensorflow.horovod:TensorFlowHorovodStrategy",
+        "Horovod for TensorFlow: a replica on every worker",
+        launcher="horovodrun",
+        requirements=(_TENSORFLOW, _TENSORFLOW_HOROVOD),
+        framework="tensorflow",
     ),
 )
 

@@ -1,0 +1,81 @@
+"""Objects of any kind between the workers of a TensorFlow cluster, through its coordination service."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from ..worker import Worker
+
+_POLL = 1_000  # ms; in between, Python can be interrupted
+_CHUNK = 1 << 20  # characters in one value
+
+
+class ConfigStore:
+    """What each worker says under a key, read by the others; all workers call the same methods in the same order.
+
+    A worker removes what it said once everyone must have read it: when all have said the next thing.
+    """
+
+    def __init__(self, worker: Worker, jobs: Sequence[tuple[str, int]]) -> None:
+        self._worker = worker
+        self._jobs = list(jobs)
+        self._round = 0
+        self._own: list[str] = []
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every worker's value, in rank order."""
+        return self._exchange(value, range(self._worker.world_size), speaks=True)
+
+    def broadcast(self, value: Any, root: int) -> Any:
+        """Return worker `root`'s value."""
+        # The others say nothing worth reading, but that they got here: or what root said could never be removed.
+        return self.gather(value if self._worker.rank == root else None)[root]
+
+    def _exchange(self, value: Any, ranks: range, speaks: bool) -> list[Any]:
+        if self._worker.world_size == 1:
+            return [pickle.loads(pickle.dumps(value))]
+        service = context.context()
+        self._round += 1
+        told = self._tell(service, value) if speaks else []
+        values = [value if rank == self._worker.rank else self._hear(service, rank) for rank in ranks]
+        for key in self._own:
+            service.delete_config_key_value(key)
+        self._own = told
+        return values
+
+    def _tell(self, service: Any, value: Any) -> list[str]:
+        text = base64.b64encode(pickle.dumps(value)).decode()
+        chunks = [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)]
+        keys = [self._key(self._worker.rank, number) for number in range(len(chunks))]
+        for number, (key, chunk) in enumerate(zip(keys, chunks, strict=True)):
+            service.set_config_key_value(key, f"{len(chunks)} {chunk}" if number == 0 else chunk)
+        return keys
+
+    def _hear(self, service: Any, rank: int) -> Any:
+        count, _, text = self._wait(service, self._key(rank, 0)).partition(" ")
+        text += "".join(self._wait(service, self._key(rank, number)) for number in range(1, int(count)))
+        return pickle.loads(base64.b64decode(text))
+
+    def _wait(self, service: Any, key: str) -> str:
+        while True:
+            try:
+                return str(service.get_config_key_value(key, _POLL))
+            except tf.errors.DeadlineExceededError:
+                self._check_others(service)
+
+    def _check_others(self, service: Any) -> None:
+        """Raise `UnavailableError` where a worker is gone: the service knows, but lets those who wait for it wait."""
+        for rank, state in enumerate(service.get_task_states(self._jobs)):
+            if state is not None:
+                raise tf.errors.UnavailableError(
+                    None, None, f"worker {rank} of {self._worker.world_size} was killed, or stopped: {state}"
+                )
+
+    def _key(self, rank: int, number: int) -> str:
+        return f"farandole/{self._round}/{rank}/{number}"

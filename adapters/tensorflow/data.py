@@ -1,0 +1,204 @@
+"""Turn arrays or a `tf.data.Dataset` into this worker's micro-batches."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from ..errors import DataError, OptionError, did_you_mean
+from ..order import GlobalOrder, part
+from ..progress import Progress
+from ..random_seed import mix
+from ..strategy import Batch
+from ..structure import map_structure
+from ..worker import Worker
+from .pipeline import batch_size_of, check_order, reshuffles
+from .step import Spec, spec_of
+
+_STAND_IN = (0, 0)  # rows of a global batch that stand in for an empty share: two, as for `order.MicroBatch`
+
+
+class StepData(ABC):
+    """A dataset in global batches; `spec` is what a micro-batch of it looks like."""
+
+    spec: Spec
+
+    def __init__(self, order: GlobalOrder, worker: Worker, accumulate: int) -> None:
+        self._order = order
+        self._worker = worker
+        self._accumulate = accumulate
+
+    @abstractmethod
+    def steps(self, start: Progress, epochs: int) -> Iterator[Batch]:
+        """Yield this worker's part of each step, weighted by samples."""
+
+    def _batch(self, epoch: int, step: int, micro: Any, weights: Any, global_weight: float) -> Batch:
+        seed = mix(self._order.seed, epoch, step, self._worker.rank)
+        return Batch(tuple(micro), tuple(map(float, weights)), global_weight, self._order.after(epoch, step), seed)
+
+
+def step_data(
+    dataset: Any,
+    global_batch_size: int,
+    seed: int,
+    shuffle: bool,
+    worker: Worker,
+    accumulate: int,
+    options: Mapping[str, Any],
+) -> StepData:
+    """Return the steps of a dataset.
+
+    Raises:
+        DataError: it has no known length, no order that all workers share, or is of another kind.
+        OptionError: an unknown option, or a dataset batched by another number than `global_batch_size`.
+    """
+    for option in options:
+        raise OptionError(f"batches() of a TensorFlow strategy has no option {option!r}.{did_you_mean(option, [])}")
+    if isinstance(dataset, tf.data.Dataset):
+        return _Pipeline(dataset, global_batch_size, seed, worker, accumulate)
+    columns = _columns(dataset)
+    if columns is None:
+        raise DataError(
+            f"a {type(dataset).__name__} has no length and order that all workers could share: pass arrays, tensors "
+            "(alone, or in a tuple or dict), or a tf.data.Dataset of known cardinality"
+        )
+    lengths: list[int] = []
+    map_structure(lambda column: lengths.append(len(column)), columns)
+    if len(set(lengths)) != 1:
+        raise DataError(f"the arrays of the dataset differ in length: {', '.join(map(str, lengths))}")
+    return _Arrays(columns, GlobalOrder(lengths[0], global_batch_size, seed, shuffle), worker, accumulate)
+
+
+class _Arrays(StepData):
+    """Arrays whose first dimension counts samples, in the order that `GlobalOrder` defines."""
+
+    def __init__(self, columns: Any, order: GlobalOrder, worker: Worker, accumulate: int) -> None:
+        super().__init__(order, worker, accumulate)
+        self._columns = columns
+        self.spec = spec_of(self._cut(np.arange(1)))
+
+    def steps(self, start: Progress, epochs: int) -> Iterator[Batch]:
+        for epoch, step in self._order.positions(start, epochs):
+            plan = self._order.micro_batches(epoch, step, self._worker, self._accumulate)
+            micro = (self._cut(np.array(micro_batch.indices)) for micro_batch in plan)
+            yield self._batch(
+                epoch, step, micro, (micro_batch.weight for micro_batch in plan), float(self._order.size(step))
+            )
+
+    def _cut(self, indices: np.ndarray[Any, Any]) -> Any:
+        return map_structure(lambda column: tf.convert_to_tensor(column[indices]), self._columns)
+
+
+class _Pipeline(StepData):
+    """A `tf.data.Dataset`, in its own order; every worker reads it whole and trains on its rows of each batch."""
+
+    def __init__(
+        self, dataset: tf.data.Dataset, global_batch_size: int, seed: int, worker: Worker, accumulate: int
+    ) -> None:
+        cardinality = int(dataset.cardinality())
+        if cardinality < 0:
+            kind = "infinite" if cardinality == tf.data.INFINITE_CARDINALITY else "unknown"
+            raise DataError(
+                f"the tf.data.Dataset has {kind} cardinality, so its epochs have no end that all workers agree on: "
+                "take(n) elements of it, or tell how many it has with "
+                ".apply(tf.data.experimental.assert_cardinality(n))"
+            )
+        check_order(dataset)
+        found = batch_size_of(dataset)
+        if found not in (None, global_batch_size):
+            raise OptionError(
+                f"the tf.data.Dataset is batched by {found}, but global_batch_size={global_batch_size}: batch it by "
+                "the global batch, all workers together, or leave it unbatched"
+            )
+        # What batches it already hides its number of samples; only that of its steps matters.
+        length = cardinality if found is None else cardinality * global_batch_size
+        super().__init__(GlobalOrder(length, global_batch_size, seed, shuffle=False), worker, accumulate)
+        options = tf.data.Options()
+        options.deterministic = True
+        self._dataset = dataset.with_options(options)
+        self._batches = (self._dataset if found else self._dataset.batch(global_batch_size)).prefetch(2)
+        self._iterations = _Iterations.of(dataset)
+        self.spec = tf.nest.map_structure(_spec, self._batches.element_spec)
+
+    def steps(self, start: Progress, epochs: int) -> Iterator[Batch]:
+        iterator: Any = None
+        rows = 0
+        for epoch, step in self._order.positions(start, epochs):
+            if iterator is None or step == 0:
+                batches = self._batches if step == 0 else self._batches.skip(step)
+                iterator = self._iterations.start(epoch, self._dataset, batches)
+            batch = next(iterator)
+            rows = int(tf.shape(tf.nest.flatten(batch)[0])[0])
+            own = part(rows, self._worker.rank, self._worker.world_size)
+            cuts = [part(own.stop - own.start, number, self._accumulate) for number in range(self._accumulate)]
+            bounds = [(own.start + cut.start, own.start + cut.stop) for cut in cuts]
+            micro = [tf.nest.map_structure(lambda leaf, s=s, e=e: _rows(leaf, s, e), batch) for s, e in bounds]
+            yield self._batch(epoch, step, micro, (end - begin for begin, end in bounds), float(rows))
+
+
+class _Iterations:
+    """How often a dataset that shuffles anew each time was iterated: its e-th iteration is epoch e."""
+
+    _known: ClassVar[weakref.WeakKeyDictionary[tf.data.Dataset, _Iterations]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, reshuffles: bool) -> None:
+        self._reshuffles = reshuffles
+        self._begun = 0
+
+    @classmethod
+    def of(cls, dataset: tf.data.Dataset) -> _Iterations:
+        return cls._known.setdefault(dataset, cls(reshuffles(dataset)))
+
+    def start(self, epoch: int, dataset: tf.data.Dataset, batches: tf.data.Dataset) -> Any:
+        """Return an iterator over `batches`, made of `dataset`, in the order of an epoch."""
+        if not self._reshuffles:
+            return iter(batches)
+        if epoch < self._begun:
+            raise DataError(
+                f"the tf.data.Dataset shuffles anew each time and was iterated {self._begun} times, so epoch {epoch} "
+                "cannot be had again: build it anew, or pass reshuffle_each_iteration=False to shuffle()"
+            )
+        while self._begun < epoch:
+            next(iter(dataset), None)
+            self._begun += 1
+        self._begun += 1
+        return iter(batches)
+
+
+def _spec(spec: Any) -> Any:
+    return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if isinstance(spec, tf.TensorSpec) else spec
+
+
+def _rows(leaf: Any, start: int, stop: int) -> Any:
+    if isinstance(leaf, tf.SparseTensor):
+        raise DataError("a sparse tensor of a tf.data.Dataset cannot be shared out by rows: map it to a dense one")
+    return leaf[start:stop] if stop > start else tf.gather(leaf, _STAND_IN)
+
+
+def _columns(dataset: Any) -> Any:
+    """Return `dataset` as a structure of NumPy arrays where it is made of arrays and tensors, else `None`.
+
+    Raises:
+        DataError: it mixes them with something else, or one cannot be cut into samples.
+    """
+    if isinstance(dataset, (np.ndarray, tf.Tensor)):
+        return _column(dataset)
+    if not isinstance(dataset, (Mapping, tuple)):
+        return None
+    parts = list(dataset.values() if isinstance(dataset, Mapping) else dataset)
+    others = [entry for entry in parts if not isinstance(entry, (np.ndarray, tf.Tensor))]
+    if others or not parts:
+        return None
+    return map_structure(_column, dataset)
+
+
+def _column(values: Any) -> np.ndarray[Any, Any]:
+    array = values.numpy() if isinstance(values, tf.Tensor) else values
+    if array.ndim == 0:
+        raise DataError("an array of the dataset is a single number: it has no dimension that counts samples")
+    return np.asarray(array)

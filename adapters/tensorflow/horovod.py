@@ -1,0 +1,121 @@
+"""Horovod for TensorFlow (https://arxiv.org/abs/1802.05799)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from ..capabilities import Capabilities
+from ..errors import EngineUnavailableError, OptionError
+from ..horovod_rendezvous import describe_job_to_horovod
+from ..roll_call import roll_call
+from .cluster import cluster_addresses
+from .strategy import TensorFlowStrategy
+
+try:
+    import horovod.tensorflow as hvd
+except ModuleNotFoundError:
+    raise
+except ImportError as error:
+    raise EngineUnavailableError(
+        f"Horovod is installed, but not built for this TensorFlow {tf.__version__} ({str(error).splitlines()[0]}). "
+        "Build it anew with: farandole horovod install --force"
+    ) from None
+if not hasattr(hvd, "init"):  # a Horovod without its part for TensorFlow imports as an empty module
+    raise EngineUnavailableError(
+        "Horovod is installed, but was built without TensorFlow. Build it anew with: farandole horovod install --force"
+    )
+
+_COMPRESSIONS = ("none", "fp16")
+_START_DEADLINE = 60.0  # seconds, where another launcher than horovodrun started the workers
+
+
+class TensorFlowHorovodStrategy(TensorFlowStrategy):
+    """A replica on every worker; Horovod's background thread adds up gradients while the compiled step runs.
+
+    Args:
+        compression: "fp16" halves the traffic, lossily.
+        device: "cpu" or "cuda", see `TensorFlowStrategy`.
+    """
+
+    def __init__(self, compression: Literal["none", "fp16"] = "none", device: str | None = None) -> None:
+        super().__init__(device)
+        if compression not in _COMPRESSIONS:
+            raise OptionError(f"compression={compression!r} must be one of {', '.join(_COMPRESSIONS)}")
+        if device == "cuda" and not hvd.nccl_built():
+            raise EngineUnavailableError(
+                "this Horovod was built without NCCL and cannot train on GPUs: run `farandole horovod install --force` "
+                "where CUDA and NCCL are installed, or pass device='cpu'"
+            )
+        self._compression = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
+        self.capabilities = Capabilities(
+            "tensorflow",
+            accelerators=frozenset({"cpu", "cuda"} if hvd.nccl_built() else {"cpu"}),
+            # Elastic Horovod lets survivors go on in their processes (horovod/common/elastic.py).
+            survives_failure=True,
+            exact=compression == "none",
+        )
+
+    def sum_in_graph(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        # By names of ours: Horovod's own follow the graph's, which a model that differs by rank would make differ.
+        return [
+            hvd.allreduce(
+                self._computed(tensor),
+                op=hvd.Sum,
+                name=f"farandole.{name}.{number}",
+                compression=self._compression if name != "eager" else hvd.Compression.none,
+                ignore_name_scope=True,
+            )
+            for number, tensor in enumerate(tensors)
+        ]
+
+    def gather_in_graph(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        return hvd.allgather(self._computed(tensor), name=f"farandole.{name}", ignore_name_scope=True)
+
+    def _join(self) -> None:
+        super()._join()
+        self._rendezvous = describe_job_to_horovod(self.launch, self._share)
+        hvd.init()
+        found, said = (hvd.rank(), hvd.size()), (self.worker.rank, self.worker.world_size)
+        if found != said:
+            hvd.shutdown()
+            raise EngineUnavailableError(
+                f"Horovod says worker {found[0]} of {found[1]}, but {self.launch.launcher} started worker {said[0]} of "
+                f"{said[1]}: start the job with horovodrun, or `farandole run --strategy tf_horovod`"
+            )
+        self._zero = tf.Variable(0.0, trainable=False)
+
+    def _computed(self, tensor: Any) -> Any:
+        """Return the tensor as one that is computed in each step.
+
+        TensorFlow folds what depends on constants alone: it would run Horovod's operation once, when it optimizes the
+        graph, and then never again, while other workers, for whom it is no constant, wait for it in each step.
+        """
+        if not isinstance(tensor, tf.Tensor) or not (tensor.dtype.is_floating or tensor.dtype.is_integer):
+            return tensor
+        return tensor if tf.get_static_value(tensor) is None else tensor + tf.cast(self._zero, tensor.dtype)
+
+    def _share(self, address: str | None) -> str:
+        """Tell all workers rank 0's address."""
+        addresses = cluster_addresses(self.launch, _START_DEADLINE)
+        return str(roll_call(addresses, self.worker.rank, address, _START_DEADLINE)[0])
+
+    def _leave(self, failed: bool) -> None:
+        super()._leave(failed)
+        # After a failure other workers may be inside a collective; Horovod then ends with the process.
+        if not failed:
+            hvd.shutdown()
+            if self._rendezvous is not None:
+                self._rendezvous.stop()
+
+    def _gather(self, value: Any) -> list[Any]:
+        # Named, because Horovod's own name is the value's type, which may differ between workers.
+        return list(hvd.allgather_object(value, name="farandole.gather"))
+
+    def _broadcast(self, value: Any, root: int) -> Any:
+        return hvd.broadcast_object(value, root_rank=root, name="farandole.broadcast")
+
+    def _barrier(self) -> None:
+        hvd.allgather_object(None, name="farandole.barrier")

@@ -1,0 +1,69 @@
+"""What is asked of TensorFlow and Keras themselves: the right backend, and nothing done too early."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import keras
+from tensorflow.python.eager import context
+
+from ..errors import EngineUnavailableError, OptionError
+
+
+def check_keras() -> None:
+    """Raise `EngineUnavailableError` where Keras runs on another framework than TensorFlow."""
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise EngineUnavailableError(
+            f"Keras runs on {backend} here, and this strategy is TensorFlow's: start the program with "
+            "KERAS_BACKEND=tensorflow, or set it before Keras is imported first"
+        )
+
+
+def check_model(model: Any) -> None:
+    """Raise `OptionError` where a model is not one of Keras 3."""
+    _check("model", model, keras.Model)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise `OptionError` where an optimizer is not one of Keras 3."""
+    _check("optimizer", optimizer, keras.optimizers.Optimizer)
+
+
+def _check(kind: str, value: Any, expected: type) -> None:
+    if isinstance(value, expected):
+        return
+    what = f"{type(value).__module__}.{type(value).__name__}"
+    if _is_legacy(value):
+        raise OptionError(
+            f"the {kind} is {what}, of Keras 2 (tf-keras), which these strategies do not train: make it with "
+            f"`import keras` (Keras 3){_legacy_switch()}"
+        )
+    raise OptionError(f"the {kind} is a {what}, not a Keras 3 {kind}: `import keras` makes one")
+
+
+def _is_legacy(value: Any) -> bool:
+    return any(part.__module__.split(".")[0] in ("tf_keras", "tensorflow_estimator") for part in type(value).__mro__)
+
+
+def _legacy_switch() -> str:
+    switched = os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true")
+    return ", and unset TF_USE_LEGACY_KERAS, which makes `tf.keras` Keras 2" if switched else ""
+
+
+def context_is_initialized() -> bool:
+    """Whether TensorFlow has made its devices, as the first operation does; they cannot be chosen any more."""
+    return bool(context.context()._initialized)
+
+
+def random_seed_generators(model: Any) -> list[Any]:
+    """Return the Keras seed generators of a model's layers, in the order of the layers."""
+    layers = [layer for layer in model._flatten_layers() if hasattr(layer, "_seed_generators")]
+    return [generator for layer in layers for generator in layer._seed_generators]
+
+
+def keras_version() -> str:
+    """Return the version of Keras in this process."""
+    return str(sys.modules["keras"].__version__)

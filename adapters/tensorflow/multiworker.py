@@ -1,0 +1,208 @@
+"""TensorFlow's MultiWorkerMirroredStrategy (https://www.tensorflow.org/guide/distributed_training)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.eager import context
+
+from ..capabilities import Capabilities
+from ..errors import EngineUnavailableError, LauncherError, OptionError
+from ..roll_call import Address, roll_call
+from .cluster import cluster_addresses, tf_config
+from .config_store import ConfigStore
+from .library import keras_version
+from .strategy import TensorFlowStrategy, _too_late
+
+START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"
+_START_DEADLINE = 60.0
+_HEARTBEAT = 7_000  # ms without a sign of life after which TensorFlow gives a worker up
+
+_IMPLEMENTATIONS = {
+    "auto": tf.distribute.experimental.CommunicationImplementation.AUTO,
+    "ring": tf.distribute.experimental.CommunicationImplementation.RING,
+    "nccl": tf.distribute.experimental.CommunicationImplementation.NCCL,
+}
+
+
+class MultiWorkerStrategy(TensorFlowStrategy):
+    """A replica on every worker; TensorFlow's collectives add up gradients inside of the compiled step.
+
+    Args:
+        communication: "ring" (gRPC), "nccl" (GPUs), or "auto", which chooses by the devices.
+        bytes_per_pack: gradients are added up in packs of about this many bytes; 0 lets TensorFlow choose.
+        start_deadline: seconds that all workers have to join; by default 60, or FARANDOLE_START_DEADLINE.
+        device: "cpu" or "cuda", see `TensorFlowStrategy`.
+
+    Raises:
+        StrategyStateError: on entering, where a TensorFlow operation ran before: the cluster must be known by then.
+        LauncherError: on entering, where a worker does not come, or has been told of another cluster.
+    """
+
+    capabilities = Capabilities("tensorflow", accelerators=frozenset({"cpu", "cuda"}))
+    steps_in_control_flow = False  # its updates leave the replica (`merge_call`), which TensorFlow cannot inside of one
+
+    # TensorFlow joins one cluster in the life of a process; a second strategy in it goes on with the first one's.
+    _joined: ClassVar[dict[tuple[Address, ...], tuple[tf.distribute.Strategy, ConfigStore]]] = {}
+
+    def __init__(
+        self,
+        communication: Literal["auto", "ring", "nccl"] = "auto",
+        bytes_per_pack: int = 0,
+        start_deadline: float | None = None,
+        device: str | None = None,
+    ) -> None:
+        super().__init__(device)
+        if communication not in _IMPLEMENTATIONS:
+            raise OptionError(f"communication={communication!r} must be one of {', '.join(_IMPLEMENTATIONS)}")
+        if bytes_per_pack < 0:
+            raise OptionError(f"bytes_per_pack={bytes_per_pack} must not be negative")
+        self._options = tf.distribute.experimental.CommunicationOptions(
+            bytes_per_pack=bytes_per_pack, implementation=_IMPLEMENTATIONS[communication]
+        )
+        self._start_deadline = _deadline(start_deadline)
+
+    @property
+    def tf_strategy(self) -> tf.distribute.Strategy:
+        """TensorFlow's MultiWorkerMirroredStrategy."""
+        return self._tf_strategy
+
+    def run(self, replica_step: Callable[..., Any], args: Sequence[Any] = ()) -> Any:
+        # Keras divides losses by the number of replicas inside of a strategy: here a mean is a mean.
+        with self._tf_strategy.as_one_replica():
+            return self._tf_strategy.run(replica_step, args=tuple(args))
+
+    def sum_in_graph(self, tensors: Sequence[Any], name: str) -> list[Any]:
+        replica = tf.distribute.get_replica_context()
+        summed: list[Any] = [None] * len(tensors)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            own = [tensors[place] for place in places]
+            for place, total in zip(
+                places, replica.all_reduce(tf.distribute.ReduceOp.SUM, own, self._options), strict=True
+            ):
+                summed[place] = total
+        return summed
+
+    def gather_in_graph(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        return tf.distribute.get_replica_context().all_gather(tensor, axis=0)
+
+    def owns(self, variable: Any) -> bool:
+        return bool(self._tf_strategy.extended.variable_created_in_scope(variable))
+
+    def prepare_optimizer(self, optimizer: Any) -> None:
+        # Keras would add gradients up once more; clipping, which comes before that in it, must see the sum.
+        for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
+            if part is None:
+                continue
+            if not hasattr(part, "_all_reduce_sum_gradients"):
+                raise EngineUnavailableError(
+                    f"Keras {keras_version()} adds gradients up in another way than Keras 3.15, which "
+                    f"{self.name!r} was written for: install keras 3.15"
+                )
+            part._all_reduce_sum_gradients = list
+            if part.use_ema and part.ema_overwrite_frequency:
+                raise OptionError(
+                    "the optimizer overwrites weights with their moving average (ema_overwrite_frequency), which "
+                    f"TensorFlow cannot do inside {self.name!r}: leave it out, and call "
+                    "optimizer.finalize_variable_values(model.trainable_variables) after training"
+                )
+
+    def _refuse_late(self) -> None:
+        if self._addresses not in self._joined and self._addresses:
+            raise _too_late(self.name)
+
+    def _join(self) -> None:
+        self._addresses = cluster_addresses(self.launch, self._start_deadline)
+        super()._join()
+        if self._addresses not in self._joined:
+            self._joined[self._addresses] = self._meet(self._addresses)
+        self._tf_strategy, self._store = self._joined[self._addresses]
+
+    def _meet(self, addresses: tuple[Address, ...]) -> tuple[tf.distribute.Strategy, ConfigStore]:
+        worker = self.worker
+        jobs: list[tuple[str, int]] = []
+        if addresses:
+            roll_call(addresses, worker.rank, None, self._start_deadline)
+            if not os.environ.get("TF_CONFIG"):
+                os.environ["TF_CONFIG"] = tf_config(self.launch, addresses)
+            jobs = _configure_heartbeat()
+        try:
+            strategy = _Mirrored(communication_options=self._options)
+        except tf.errors.OpError as error:
+            raise LauncherError(
+                f"worker {worker.rank} cannot join TensorFlow's cluster of {len(addresses)} workers at "
+                f"{', '.join(f'{host}:{port}' for host, port in addresses)}: {error.message.splitlines()[0]}"
+            ) from error
+        found = strategy.num_replicas_in_sync
+        if found != worker.world_size:
+            raise LauncherError(
+                f"TensorFlow counts {found} replicas, but {self.launch.launcher} says {worker.world_size} workers: "
+                "start a worker for each GPU"
+            )
+        return strategy, ConfigStore(worker, jobs)
+
+    def _gather(self, value: Any) -> list[Any]:
+        return self._store.gather(value)
+
+    def _broadcast(self, value: Any, root: int) -> Any:
+        return self._store.broadcast(value, root)
+
+    def _barrier(self) -> None:
+        self._store.gather(None)
+
+
+class _Mirrored(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
+    """TensorFlow's strategy, which a step of ours may ask for its replicas without Keras dividing by them."""
+
+    _alone = False
+
+    @property
+    def num_replicas_in_sync(self) -> int:
+        return 1 if self._alone else int(super().num_replicas_in_sync)
+
+    @contextlib.contextmanager
+    def as_one_replica(self) -> Iterator[None]:
+        """Say that there is one replica, to what is traced inside."""
+        before, self._alone = self._alone, True
+        try:
+            yield
+        finally:
+            self._alone = before
+
+
+def _configure_heartbeat() -> list[tuple[str, int]]:
+    """Bound how long a stopped worker goes unnoticed; return the cluster's jobs, and how many tasks each has.
+
+    It comes before the strategy, which would configure the same service and leaves it where that was done.
+    """
+    from tensorflow.python.distribute import multi_worker_util
+    from tensorflow.python.distribute.cluster_resolver import TFConfigClusterResolver
+
+    resolver = TFConfigClusterResolver()
+    cluster = multi_worker_util.normalize_cluster_spec(resolver.cluster_spec())
+    jobs = [(job, cluster.num_tasks(job)) for job in ("chief", "worker") if job in cluster.jobs]
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=multi_worker_util.coordination_leader(cluster),
+        heartbeat_timeout_in_ms=_HEARTBEAT,
+        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name=job, num_tasks=count) for job, count in jobs],
+    )
+    return jobs
+
+
+def _deadline(given: float | None) -> float:
+    text = os.environ.get(START_DEADLINE_VARIABLE, "").strip()
+    try:
+        seconds = float(text) if given is None and text else _START_DEADLINE if given is None else float(given)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not seconds > 0:
+        said = f"start_deadline={given!r}" if given is not None else f"{START_DEADLINE_VARIABLE}={text!r}"
+        raise OptionError(f"{said} must be a positive number of seconds")
+    return seconds

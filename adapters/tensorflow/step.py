@@ -1,0 +1,217 @@
+"""One compiled training step: micro-batches forward and backward, one reduction, clipping, and the update."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from ..errors import DataError, OptionError
+from .library import random_seed_generators
+from .strategy import TensorFlowStrategy
+
+Spec = Any
+"""A micro-batch's structure, with a `tf.TensorSpec` for each tensor in it."""
+
+
+SPARSE, DENSE = 1, 2
+"""Kinds of gradients."""
+
+
+class CompiledStep:
+    """Trains on this worker's micro-batches of one global batch; all workers call it together.
+
+    It is compiled once for each kind of micro-batch, on all workers at the same time: the workers compare what they are
+    about to compile, because collectives of steps that differ would never meet.
+    """
+
+    def __init__(
+        self,
+        strategy: TensorFlowStrategy,
+        model: Any,
+        optimizer: Any,
+        loss_fn: Callable[[Any, Any], Any],
+        clip_norm: float | None,
+        name: str,
+    ) -> None:
+        self._strategy = strategy
+        self._model = model
+        self._optimizer = optimizer
+        # The user's function may branch on tensors, as in any `tf.function`; ours is written as a graph.
+        self._loss_fn = tf.__internal__.autograph.tf_convert(
+            loss_fn, tf.__internal__.autograph.control_status_ctx(), convert_by_default=True
+        )
+        self._clip_norm = clip_norm
+        self._name = name
+        self._variables = list(model.trainable_variables)
+        self._generators = random_seed_generators(model)
+        self._functions: dict[Any, Any] = {}
+
+    def __call__(
+        self, micro: tuple[Any, ...], spec: Spec, shares: Sequence[float], random_seed: int | None
+    ) -> tf.Tensor:
+        """Return the mean loss of the global batch.
+
+        Args:
+            micro: this worker's micro-batches.
+            spec: what each of them looks like, on every worker.
+            shares: how much of the global batch each of them is; 0 where it stands in for an empty share.
+            random_seed: what Keras's random layers start from in this step; `None` lets them go on.
+        """
+        seeded = random_seed is not None and bool(self._generators)
+        key = (str(tf.nest.map_structure(str, spec)), len(micro), seeded)
+        if key not in self._functions:
+            self._functions[key] = self._compile(spec, len(micro), seeded)
+        seed = tf.constant(random_seed if seeded else 0, tf.int64)
+        return self._functions[key](micro, tf.constant(shares, tf.float64), seed)
+
+    def _compile(self, spec: Spec, count: int, seeded: bool) -> Any:
+        def step(micro: tuple[Any, ...], shares: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            def replica(micro: tuple[Any, ...], shares: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+                if seeded:
+                    self._seed(seed)
+                return self._train(micro, shares, str(spec))
+
+            return self._strategy.run(replica, (micro, shares, seed))
+
+        signature = ((spec,) * count, tf.TensorSpec((count,), tf.float64), tf.TensorSpec((), tf.int64))
+        # The graph itself: a `tf.function` looks for it at each call, which takes as long as a small step itself.
+        return tf.function(step, input_signature=signature, autograph=False).get_concrete_function()
+
+    def _seed(self, seed: tf.Tensor) -> None:
+        for number, generator in enumerate(self._generators):
+            start = tf.random.experimental.stateless_fold_in(tf.stack([seed, 0]), number)
+            generator.state.assign(tf.cast(start, generator.state.dtype))
+
+    def _train(self, micro: tuple[Any, ...], shares: tf.Tensor, spec: str) -> tf.Tensor:
+        total = tf.zeros((), tf.float64)
+        gradients: list[Any] = [None] * len(self._variables)
+        for number, micro_batch in enumerate(micro):
+            loss, own = self._backward(micro_batch, shares[number])
+            total += loss
+            gradients = [_plus(before, more) for before, more in zip(gradients, own, strict=True)]
+        kinds = agree(self._strategy, spec, [kind_of(gradient) for gradient in gradients])
+        variables = [variable for variable, kind in zip(self._variables, kinds, strict=True) if kind]
+        if not variables:
+            raise OptionError("no trainable variable of the model has a gradient: loss_fn does not depend on them")
+        used = [
+            tf.zeros_like(variable) if gradient is None else gradient
+            for variable, gradient, kind in zip(self._variables, gradients, kinds, strict=True)
+            if kind
+        ]
+        present = [kind for kind in kinds if kind]
+        # The norm of sparse rows that repeat an index is not that of their sum.
+        whole = [kind == DENSE or self._clip_norm is not None for kind in present]
+        used = [tf.convert_to_tensor(own) if as_one else own for own, as_one in zip(used, whole, strict=True)]
+        # With a type of its own the loss would take a reduction of its own, whose latency a step then waits for.
+        wide = (gradient.dtype for gradient in used if gradient.dtype in (tf.float32, tf.float64))
+        total = tf.cast(total, next(wide, tf.float64))
+        *reduced, total = self._strategy.sum_in_graph([*used, total], self._name)
+        if self._clip_norm is not None:
+            scale = self._optimizer.scale_loss(tf.ones((), reduced[0].dtype))
+            reduced, _ = tf.clip_by_global_norm(reduced, self._clip_norm * scale)
+        self._optimizer.apply(reduced, variables)
+        return total
+
+    def _backward(self, micro_batch: Any, share: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
+        counts = share > 0
+        with keep_when_standing_in(self._model, counts), tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in self._variables])
+            loss = self._loss_fn(self._model, micro_batch)
+            _check_loss(loss)
+            scaled = self._optimizer.scale_loss(loss * tf.cast(share, loss.dtype))
+        gradients = tape.gradient(scaled, [variable.value for variable in self._variables])
+        # A mean over nothing is NaN, and so is 0 times that: what stands in for an empty share must not count.
+        there = [gradient for gradient in gradients if gradient is not None]
+        if there:
+            there = tf.cond(counts, lambda: there, lambda: [_zeros(gradient) for gradient in there])
+        counted = iter(there)
+        gradients = [None if gradient is None else next(counted) for gradient in gradients]
+        return tf.where(counts, tf.cast(loss, tf.float64) * share, 0.0), gradients
+
+
+def agree(strategy: TensorFlowStrategy, look: str, kinds: Sequence[int]) -> list[int]:
+    """Return of which kind each gradient is on all workers together: 0 where none has it.
+
+    It is dense where some have another kind than others. This runs once, when a step is compiled.
+
+    Raises:
+        DataError: on some worker, what it trains on has another look.
+    """
+    with tf.init_scope():
+        everyone = strategy.gather((look, list(kinds)))
+    for rank, (other, _) in enumerate(everyone):
+        if other != everyone[0][0]:
+            raise DataError(
+                f"worker {rank} trains on micro-batches of {other}, worker 0 on {everyone[0][0]}: batch dimension "
+                "aside, samples must look alike on all workers"
+            )
+    return [own[0] if len(set(own)) == 1 else DENSE for own in zip(*(own for _, own in everyone), strict=True)]
+
+
+def kind_of(gradient: Any) -> int:
+    """Return the kind of a gradient: 0 where there is none, else `SPARSE` or `DENSE`."""
+    return 0 if gradient is None else SPARSE if isinstance(gradient, tf.IndexedSlices) else DENSE
+
+
+@contextlib.contextmanager
+def keep_when_standing_in(model: Any, counts: tf.Tensor) -> Iterator[None]:
+    """Undo what the block did to statistics (BatchNormalization's) where `counts` is false, in a compiled step."""
+    seeds = {id(generator.state) for generator in random_seed_generators(model)}
+    kept = [variable for variable in model.non_trainable_variables if id(variable) not in seeds]
+    before = [variable.value.read_value() for variable in kept]
+    yield
+    if kept:
+
+        def restore() -> None:
+            for variable, value in zip(kept, before, strict=True):
+                variable.assign(value)
+
+        tf.cond(counts, lambda: None, restore)
+
+
+def spec_of(micro_batch: Any) -> Spec:
+    """Return what a micro-batch looks like, for any number of samples in it."""
+    return tf.nest.map_structure(_spec, micro_batch)
+
+
+def fits(micro: Sequence[Any], spec: Spec) -> bool:
+    """Whether micro-batches look like `spec`."""
+    for micro_batch in micro:
+        try:
+            pairs = zip(tf.nest.flatten(micro_batch), tf.nest.flatten(spec), strict=True)
+            if not all(look.is_compatible_with(leaf) for leaf, look in pairs):
+                return False
+            tf.nest.assert_same_structure(micro_batch, spec)
+        except (TypeError, ValueError):
+            return False
+    return True
+
+
+def _spec(leaf: Any) -> Any:
+    spec = tf.type_spec_from_value(leaf)
+    if isinstance(spec, tf.TensorSpec):
+        return tf.TensorSpec([None, *spec.shape[1:]] if spec.shape.rank else spec.shape, spec.dtype)
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec([None, *spec.shape[1:]], spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
+    return tf.SparseTensorSpec([None, *spec.shape[1:]], spec.dtype)
+
+
+def _check_loss(loss: Any) -> None:
+    if not tf.is_tensor(loss) or loss.shape.rank not in (0, None):
+        kind = f"a tensor of shape {tuple(loss.shape)}" if tf.is_tensor(loss) else type(loss).__name__
+        raise OptionError(f"loss_fn must return the mean loss of a micro-batch, a scalar tensor, but returned {kind}")
+
+
+def _plus(before: Any, more: Any) -> Any:
+    if before is None or more is None:
+        return more if before is None else before
+    return tf.convert_to_tensor(before) + tf.convert_to_tensor(more)
+
+
+def _zeros(gradient: Any) -> Any:
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(tf.zeros_like(gradient.values), gradient.indices, gradient.dense_shape)
+    return tf.zeros_like(gradient)

@@ -1,0 +1,194 @@
+"""A training on any TensorFlow engine: its step, its data, its checkpoints."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from typing import Any, SupportsFloat
+
+import keras
+import tensorflow as tf
+
+from ..checkpoint.save import Saver
+from ..errors import DataError, OptionError
+from ..pending import Pending
+from ..progress import Progress
+from ..strategy import Batch, Training
+from .checkpoint import TensorFlowSave, load, named_weights
+from .data import step_data
+from .library import check_model, check_optimizer
+from .step import CompiledStep, Spec, fits, spec_of
+from .strategy import TensorFlowStrategy
+
+
+class TensorFlowTraining(Training):
+    """A Keras model on one engine."""
+
+    def __init__(
+        self,
+        strategy: TensorFlowStrategy,
+        model: Any,
+        optimizer: Any,
+        loss_fn: Callable[[Any, Any], Any],
+        scheduler: Any,
+        accumulate: int,
+        clip_norm: float | None,
+    ) -> None:
+        _check(model, optimizer, scheduler)
+        self.model = model
+        self.optimizer = optimizer
+        self.extras: dict[str, Any] = {}
+        self._strategy = strategy
+        self._accumulate = accumulate
+        self._specs: list[Spec] = []
+        prepare_variables(strategy, model, optimizer)
+        name = f"training{strategy.next_training()}"
+        self._step = CompiledStep(strategy, model, optimizer, loss_fn, clip_norm, name)
+        self._saver = Saver(strategy, lambda storage, keep: TensorFlowSave(storage, self, strategy, keep))
+        strategy.settle_before_leaving(self._saver.settle)
+        if strategy.worker.world_size > 1:
+            warn_of_batch_norm(model, stacklevel=5)
+
+    def step(self, batch: Batch) -> Pending:
+        if len(batch.micro) != self._accumulate:
+            raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={self._accumulate}")
+        weight = float(batch.global_weight)
+        if not weight > 0:
+            raise DataError(
+                f"the weights of the global batch before {batch.progress} add up to {weight}: it has no mean"
+            )
+        spec = next((spec for spec in self._specs if fits(batch.micro, spec)), None) or spec_of(batch.micro[0])
+        shares = [own / weight for own in batch.weights]
+        with self._strategy.telling_who_failed():
+            loss = self._step(batch.micro, spec, shares, batch.random_seed)
+        return Pending(lambda: float(loss.numpy()))
+
+    def batches(
+        self,
+        dataset: Any,
+        global_batch_size: int,
+        *,
+        epochs: int = 1,
+        seed: int = 0,
+        start: Progress = Progress(),
+        shuffle: bool = True,
+        weight: Callable[[Any], SupportsFloat] | None = None,
+        **loader_options: Any,
+    ) -> Iterator[Batch]:
+        worker = self._strategy.worker
+        if 0 < global_batch_size < worker.world_size:
+            raise OptionError(
+                f"global_batch_size={global_batch_size} is smaller than the {worker.world_size} workers: "
+                "some would never get a sample. Raise it, or start fewer workers."
+            )
+        data = step_data(dataset, global_batch_size, seed, shuffle, worker, self._accumulate, loader_options)
+        specs = self._strategy.gather(str(data.spec))
+        for rank, spec in enumerate(specs):
+            if spec != specs[0]:
+                raise DataError(
+                    f"worker {rank} has samples of {spec}, worker 0 of {specs[0]}: every worker passes the same dataset"
+                )
+        if data.spec not in self._specs:
+            self._specs.append(data.spec)
+        return self._batches(data.steps(start, epochs), weight)
+
+    def _batches(self, steps: Iterator[Batch], weight: Callable[[Any], SupportsFloat] | None) -> Iterator[Batch]:
+        for batch in steps:
+            if weight is None:
+                yield batch
+                continue
+            weights = tuple(
+                _weigh(weight, part) if count else 0.0 for part, count in zip(batch.micro, batch.weights, strict=True)
+            )
+            total = self._strategy.reduce(float(sum(weights)), "sum")
+            yield Batch(batch.micro, weights, total, batch.progress, batch.random_seed)
+
+    def weights(self) -> Iterator[tuple[str, tf.Tensor]]:
+        for name, variable in named_weights(self.model).items():
+            with tf.device("/CPU:0"):
+                yield name, tf.identity(variable.value)
+
+    def save(
+        self,
+        path: str | PathLike[str],
+        progress: Progress,
+        extras: Mapping[str, Any] | None = None,
+        *,
+        wait: bool = True,
+        keep: int | None = None,
+    ) -> None:
+        self._saver.save(path, progress, extras, wait, keep)
+
+    def load(self, path: str | PathLike[str]) -> Progress:
+        self._saver.settle()
+        return load(self._strategy, path, self)
+
+
+def prepare_variables(strategy: TensorFlowStrategy, model: Any, optimizer: Any) -> None:
+    """Build the optimizer, and have all workers start from rank 0's model and optimizer.
+
+    Raises:
+        OptionError: the model has no variables yet, or they were made outside of the strategy's scope, or the optimizer
+            was built for another model's.
+    """
+    if not model.built or not model.trainable_variables:
+        raise OptionError(
+            "the model has no trainable variables yet: give it a keras.Input, or call model.build(input_shape), before"
+        )
+    with strategy.scope():
+        if not optimizer.built:
+            optimizer.build(model.trainable_variables)
+    held = {id(variable) for variable in optimizer._trainable_variables}
+    for variable in model.trainable_variables:
+        if id(variable) not in held:
+            raise OptionError(
+                f"the optimizer holds variables of another model, not {variable.path!r}: make a new optimizer, as each "
+                "keeps to the variables that it was built for"
+            )
+    variables = [*model.variables, *optimizer.variables]
+    outside = [variable for variable in variables if not strategy.owns(variable.value)]
+    if outside:
+        whose = "model" if any(outside[0] is variable for variable in model.variables) else "optimizer"
+        raise OptionError(
+            f"the {whose}'s variable {outside[0].path!r} was made outside of strategy.scope(), where {strategy.name!r} "
+            "cannot keep it alike on all workers: build and compile the model inside `with strategy.scope():`"
+        )
+    strategy.prepare_optimizer(optimizer)
+    strategy.start_from_rank_0([variable.value for variable in variables])
+
+
+def warn_of_batch_norm(model: Any, stacklevel: int) -> None:
+    """Warn once of BatchNormalization that each worker does by itself."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    local = [layer.name for layer in layers if not layer.synchronized]
+    if local:
+        warnings.warn(
+            f"BatchNormalization ({local[0]!r}{' and others' if len(local) > 1 else ''}) normalizes over one worker's "
+            "micro-batch, so the curve depends on the number of workers; GroupNormalization, LayerNormalization, or "
+            "under tf_multiworker BatchNormalization(synchronized=True), would not",
+            stacklevel=stacklevel,
+        )
+
+
+def _check(model: Any, optimizer: Any, scheduler: Any) -> None:
+    check_model(model)
+    check_optimizer(optimizer)
+    if scheduler is not None:
+        raise OptionError(
+            "Keras schedules belong to the optimizer: pass a keras.optimizers.schedules.LearningRateSchedule as its "
+            "learning_rate, and leave scheduler out"
+        )
+    if optimizer.gradient_accumulation_steps:
+        raise OptionError(
+            "the optimizer accumulates gradients itself (gradient_accumulation_steps): leave that out, and pass "
+            "accumulate to prepare(), which cuts the global batch up instead"
+        )
+
+
+def _weigh(weight: Callable[[Any], SupportsFloat], micro_batch: Any) -> float:
+    value = float(weight(micro_batch))
+    if not 0 <= value < math.inf:
+        raise DataError(f"weight(micro_batch) returned {value}: a micro-batch counts 0 or more")
+    return value
