@@ -23,6 +23,12 @@ from ..launch.hosts import parse_hosts
 )
 @click.option("--hosts", metavar="A:2,B:2", help="Machines and how many workers each takes.  [default: this machine]")
 @click.option("--port", type=click.IntRange(1, 65535), metavar="P", help="TCP port to meet at.  [default: a free one]")
+@click.option(
+    "--start-deadline",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="How long workers of tf_multiworker wait for each other at the start.  [default: 60]",
+)
 @click.option("-m", "--module", is_flag=True, help="SCRIPT is the name of a module, as in `python -m`.")
 @click.option("--dry-run", is_flag=True, help="Print the command and stop.")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="SCRIPT [ARGUMENTS]...")
@@ -31,15 +37,16 @@ def run(
     workers: int | None,
     hosts: str | None,
     port: int | None,
+    start_deadline: float | None,
     module: bool,
     dry_run: bool,
     program: tuple[str, ...],
 ) -> None:
     """Run SCRIPT on several workers, by the engine's launcher.
 
-    It prints the command that you could type yourself (torchrun, horovodrun, deepspeed or plain python), then
-    becomes it: output, exit code and Ctrl-C are the launcher's. Options before SCRIPT are those below; what follows
-    it is SCRIPT's.
+    It prints the command that you could type yourself (torchrun, horovodrun, deepspeed or plain python; for
+    tf_multiworker a launcher that comes with Farandole), then becomes it: output, exit code and Ctrl-C are the
+    launcher's. Options before SCRIPT are those below; what follows it is SCRIPT's.
 
     \b
     Examples:
@@ -47,6 +54,8 @@ def run(
         farandole run --strategy local train.py --lr 0.1
       Two workers of PyTorch DDP on this machine
         farandole run --strategy ddp -n 2 train.py --lr 0.1
+      Two workers of TensorFlow's MultiWorkerMirroredStrategy
+        farandole run --strategy tf_multiworker -n 2 train.py
       A module instead of a script
         farandole run --strategy ddp -n 2 -m mypackage.train --lr 0.1
       Two workers of Horovod on each of two machines, by ssh
@@ -59,7 +68,14 @@ def run(
     if workers is None:
         workers = sum(host.slots for host in parse_hosts(hosts)) if hosts else 1
     _check_program(module, program[0])
-    command = launch_command(strategy, workers, ["-m", *program] if module else program, hosts=hosts, port=port)
+    command = launch_command(
+        strategy,
+        workers,
+        ["-m", *program] if module else program,
+        hosts=hosts,
+        port=port,
+        start_deadline=start_deadline,
+    )
     if dry_run:
         click.echo(str(command))
     else:

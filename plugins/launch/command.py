@@ -16,11 +16,13 @@ import psutil
 
 from ...adapters.errors import EngineUnavailableError, LauncherError, OptionError
 from ...adapters.registry import STRATEGY_VARIABLE, StrategyRow, strategy_row
+from . import local_workers
 from .hosts import LOOPBACK, Host, parse_hosts, place
 from .installed import check_installed
-from .ports import check_port, free_port
+from .ports import check_port, consecutive_ports, free_port, worker_ports
 
 _DEFAULT_PORT = 29500  # torch.distributed's and DeepSpeed's
+_TENSORFLOW_PORT = 2222  # of TensorFlow's own examples
 
 # A process that has one of these is itself a worker, or was told so by a launcher that is gone. Workers started from it
 # would inherit them beside what their own launcher says, and the two would contradict each other.
@@ -55,7 +57,12 @@ class _Job:
     program: tuple[str, ...]
     hosts: tuple[Host, ...]
     port: int | None
+    start_deadline: float | None
     python: str
+
+    @property
+    def on_tensorflow(self) -> bool:
+        return any(requirement.module == "tensorflow" for requirement in self.row.requirements)
 
     @property
     def remote(self) -> bool:
@@ -73,6 +80,7 @@ def launch_command(
     *,
     hosts: str | None = None,
     port: int | None = None,
+    start_deadline: float | None = None,
     python: str = sys.executable,
 ) -> Command:
     """Return the command that runs `program` on `workers` workers of a strategy.
@@ -80,12 +88,14 @@ def launch_command(
     Args:
         program: `["script.py", *arguments]` or `["-m", "module", *arguments]`.
         hosts: where to start them, as in `a:2,b:2`; by default on this machine.
-        port: the TCP port that the workers meet at; by default a free one.
+        port: the TCP port that the workers meet at, or the first of one for each; by default free ones.
+        start_deadline: seconds that workers wait for each other at the start, where their launcher is "tf_config".
         python: the interpreter to run them with; its environment's launcher is taken.
 
     Raises:
         UnknownStrategyError: no such strategy.
-        OptionError: a number of workers, hosts or a port that this launcher cannot serve; the message says what can.
+        OptionError: a number of workers, hosts, a port or a deadline that this launcher cannot serve; the message says
+            what can.
         LauncherError: the port is busy, or this process was itself started as a worker.
         EngineUnavailableError: the engine or its launcher is not installed, or not built for the framework.
     """
@@ -98,20 +108,27 @@ def launch_command(
         check_installed(row)
     if port is not None:
         check_port(port)
-    job = _Job(row, workers, tuple(program), placed, port, python)
+    if start_deadline is not None and row.launcher != "tf_config":
+        raise OptionError(f"strategy {strategy!r} has no start deadline of its own: leave out --start-deadline")
+    job = _Job(row, workers, tuple(program), placed, port, start_deadline, python)
     argv, env = _LAUNCHERS[row.launcher](job)
     env["PYTHONUNBUFFERED"] = "1"  # lines of several workers must not wait for each other in buffers
     if workers > 1:
         # One worker takes what its framework takes by default; several would each take the whole machine.
-        env["OMP_NUM_THREADS"] = str(max(1, _cores() // job.workers_per_host))
+        threads = str(max(1, _cores() // job.workers_per_host))
+        env["OMP_NUM_THREADS"] = threads
+        if job.on_tensorflow:
+            env["TF_NUM_INTRAOP_THREADS"] = env["TF_NUM_INTEROP_THREADS"] = threads  # its pools ask OpenMP nothing
+            env["TF_CPP_MIN_LOG_LEVEL"] = "1"  # each worker's 15 lines on how it started hide what went wrong
     added = {name: value for name, value in env.items() if not os.environ.get(name)}
     return Command(tuple(argv), {STRATEGY_VARIABLE: strategy, **added})
 
 
 def _plain(job: _Job) -> tuple[list[str], dict[str, str]]:
     name = job.row.name
+    several = "tf_multiworker" if job.on_tensorflow else "ddp"
     if job.workers > 1:
-        raise OptionError(f"strategy {name!r} is one process: leave out -n {job.workers}, or take --strategy ddp")
+        raise OptionError(f"strategy {name!r} is one process: leave out -n {job.workers}, or take --strategy {several}")
     if job.hosts or job.port is not None:
         given = "--hosts" if job.hosts else "--port"
         raise OptionError(f"strategy {name!r} is one process on this machine: leave out {given}")
@@ -180,11 +197,46 @@ def _deepspeed(job: _Job) -> tuple[list[str], dict[str, str]]:
     return [*argv, *module, *program], {}
 
 
+def _tf_config(job: _Job) -> tuple[list[str], dict[str, str]]:
+    if job.remote:
+        raise OptionError(
+            "TensorFlow has no launcher for several machines. Run each of these lines on the host named before it:\n"
+            + "\n".join(f"  {line}" for line in _tf_config_lines(job))
+        )
+    if job.port is not None:
+        worker_ports(job.workers, job.port)
+    # -P: a folder named like a package, where the command is typed, is not that package.
+    argv = [job.python, "-P", "-m", local_workers.__name__, "-n", str(job.workers)]
+    if job.port is not None:
+        argv += ["--port", str(job.port)]
+    if job.start_deadline is not None:
+        argv += ["--start-deadline", f"{job.start_deadline:g}"]
+    return [*argv, *job.program], {}
+
+
+def _tf_config_lines(job: _Job) -> list[str]:
+    """One for each worker: TF_CONFIG tells it which one it is."""
+    first = job.port or _TENSORFLOW_PORT
+    names, addresses = [], []
+    for host in job.hosts:
+        names += [host.name] * host.slots
+        addresses += [f"{host.name}:{port}" for port in consecutive_ports(host.slots, first)]
+    told = {STRATEGY_VARIABLE: job.row.name}
+    if job.start_deadline is not None:
+        told[local_workers.START_DEADLINE_VARIABLE] = f"{job.start_deadline:g}"
+    commands = [
+        Command(("python", *job.program), {**told, "TF_CONFIG": local_workers.tf_config(addresses, index)})
+        for index in range(len(names))
+    ]
+    return [f"{name}: {command}" for name, command in zip(names, commands, strict=True)]
+
+
 _LAUNCHERS: Mapping[str | None, Callable[[_Job], tuple[list[str], dict[str, str]]]] = {
     None: _plain,
     "torchrun": _torchrun,
     "horovodrun": _horovodrun,
     "deepspeed": _deepspeed,
+    "tf_config": _tf_config,
 }
 
 

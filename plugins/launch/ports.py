@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import psutil
 
-from ...adapters.errors import LauncherError
+from ...adapters.errors import LauncherError, OptionError
+
+_LAST = 65535
 
 
 def free_port() -> int:
     """Return a port that nobody on this machine listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(number: int) -> list[int]:
+    """Return as many different ports that nobody on this machine listens at now."""
+    with contextlib.ExitStack() as held:  # until all are chosen, so that none is found twice
+        probes = [held.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def worker_ports(workers: int, first: int | None) -> list[int]:
+    """Return a port for each worker: from `first` upward where it is given, else free ones.
+
+    Raises:
+        OptionError: there are not as many ports from `first` on.
+        LauncherError: one of those from `first` on cannot be listened at.
+    """
+    if first is None:
+        return free_ports(workers)
+    ports = consecutive_ports(workers, first)
+    for port in ports:
+        check_port(port)
+    return ports
+
+
+def consecutive_ports(number: int, first: int) -> list[int]:
+    """Return as many ports from `first` upward, or raise `OptionError` where they would pass the last."""
+    if first + number - 1 > _LAST:
+        raise OptionError(
+            f"--port {first}: {number} ports from it on would pass {_LAST}, the last one; choose a lower one"
+        )
+    return list(range(first, first + number))
 
 
 def check_port(port: int) -> None:

@@ -26,7 +26,7 @@ FARANDOLE = [sys.executable, "-m", "farandole.plugins.cli.main"]
 BOUND = 15.0  # seconds from a failure to the end of the job
 ENGINES = [
     pytest.param(name, marks=pytest.mark.skipif(package(engine) is None, reason=f"{engine} is not installed"))
-    for name, engine in (("ddp", "torch"), ("horovod", "horovod"))
+    for name, engine in (("ddp", "torch"), ("horovod", "horovod"), ("tf_multiworker", "tensorflow"))
 ]
 
 

@@ -38,6 +38,11 @@ def test_a_module_is_run_like_a_script() -> None:
     assert shlex.split(result.stdout)[-6:] == ["--nproc-per-node", "2", "-m", "project.train", "-n", "9"]
 
 
+def test_a_start_deadline_reaches_the_launcher() -> None:
+    result = run("-s", "tf_multiworker", "-n", "2", "--start-deadline", "90", "--dry-run", "train.py", "-n", "9")
+    assert shlex.split(result.stdout)[-7:] == ["-n", "2", "--start-deadline", "90", "train.py", "-n", "9"]
+
+
 def test_workers_default_to_one_or_to_all_slots() -> None:
     assert "--nproc-per-node 1 " in run("-s", "ddp", "--dry-run", "train.py").stdout
     assert "--nproc-per-node 3 " in run("-s", "ddp", "--hosts", "localhost:3", "--dry-run", "train.py").stdout
@@ -55,6 +60,7 @@ def test_a_folder_with_a_main_module_is_a_script(folder: Path) -> None:
         (["-s", "ddp", "-n", "0", "train.py"], "cannot start 0 workers: ask for at least one (-n 1)"),
         (["-s", "ddp", "-n", "-1", "train.py"], "cannot start -1 workers"),
         (["-s", "local", "-n", "2", "train.py"], "'local' is one process: leave out -n 2"),
+        (["-s", "ddp", "--start-deadline", "9", "train.py"], "'ddp' has no start deadline of its own"),
         (["-s", "ddp", "trian.py"], "no script trian.py in {folder}. Did you mean 'train.py'?"),
         (["-s", "ddp", "elsewhere/train.py"], "the folder elsewhere does not exist"),
         (["-s", "ddp", "project"], "project is a folder without a __main__.py"),
@@ -79,6 +85,7 @@ def test_what_cannot_run_is_said_in_a_line_or_two(arguments: list[str], says: st
         (["--strategi", "ddp", "train.py"], "--strategy"),
         (["-s", "ddp", "-n", "two", "train.py"], "'two' is not a valid integer"),
         (["-s", "ddp", "--port", "70000", "train.py"], "70000 is not in the range"),
+        (["-s", "tf_multiworker", "--start-deadline", "0", "train.py"], "0.0 is not in the range"),
     ],
 )
 def test_a_wrong_call_is_a_usage_error(arguments: list[str], says: str) -> None:

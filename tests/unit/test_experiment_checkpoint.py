@@ -16,7 +16,7 @@ from farandole.experiments.checkpoint.memory import FREE_AT_ONCE, peak_growth
 from farandole.experiments.checkpoint.raw import STATES
 from farandole.experiments.experiment import Finished, Job, Row
 from farandole.experiments.report import Report
-from farandole.plugins.conformance.reference import reference_curve
+from farandole.plugins.conformance.framework import reference_curve
 from farandole.plugins.conformance.worker import SAVED_DTYPE, SAVED_STEPS, SAVED_VARIANT
 
 OPTIONS: dict[str, Any] = {"only": None, "throughput_workers": 2, "state_mb": 200, "saves": 5}
@@ -71,7 +71,7 @@ def test_every_strategy_that_it_is_made_for_has_a_raw_side():
 
 def resumed(loss_error: float = 0.0, weight_error: float = 0.0) -> dict[str, Any]:
     """What a worker tells of a resumption, off the reference by this much in its last loss and in one weight."""
-    reference = reference_curve(SAVED_VARIANT, SAVED_DTYPE)
+    reference = reference_curve("torch", SAVED_VARIANT, SAVED_DTYPE)
     losses = list(reference.losses[SAVED_STEPS:])
     losses[-1] += loss_error
     weights = {name: weight.copy() for name, weight in reference.weights.items()}

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from farandole.adapters import Batch, Progress
 from farandole.adapters.errors import EngineUnavailableError, FarandoleError, OptionError, UnknownStrategyError
 from farandole.adapters.registry import Requirement, strategy_rows
 from farandole.experiments.checkpoint.experiment import Checkpoint
@@ -23,6 +24,7 @@ from farandole.experiments.compare.memory_bounds import expected_state_bytes
 from farandole.experiments.curve import max_loss_diff
 from farandole.experiments.experiment import Column, Finished, Job, placements
 from farandole.experiments.overhead.experiment import Overhead
+from farandole.experiments.overhead.pairs import time_pairs
 from farandole.experiments.overhead.statistics import median_interval
 from farandole.experiments.progress import told
 from farandole.experiments.report import Report
@@ -65,6 +67,7 @@ def test_unknown_names_suggest_the_nearest():
     assert "Did you mean 'compare'?" in invoke("comapre")
     assert "Did you mean 'ddp'?" in invoke("compare", "--strategies", "local,dpd")
     assert "Did you mean 'medium'?" in invoke("overhead", "--models", "medum")
+    assert "Did you mean 'keras'?" in invoke("overhead", "--frontends", "loop,kears")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,17 @@ def test_compare_runs_its_reference_first_whether_asked_or_not():
         ("ddp", 2),
         ("ddp", 3),
     ]
+
+
+def test_compare_runs_the_references_of_the_frameworks_that_are_asked_for():
+    jobs = Compare().jobs(["tf_horovod", "ddp"], [2], {"epochs": 1})
+    assert [(job.strategy, job.workers) for job in jobs] == [
+        ("tf_local", 1),
+        ("local", 1),
+        ("tf_horovod", 2),
+        ("ddp", 2),
+    ]
+    assert [job.strategy for job in Compare().jobs(["tf_local"], [2], {"epochs": 1})] == ["tf_local"]
 
 
 def finished(strategy: str, workers: int, losses: list[float], accuracy: float = 0.99) -> Finished:
@@ -180,6 +194,25 @@ def test_compare_fails_a_worker_that_holds_more_or_less_than_its_engine_shares_o
     ]
 
 
+def test_compare_holds_a_curve_against_the_reference_of_its_own_framework():
+    torch, tensorflow = [2.0] * 10, [1.0] * 10
+    results = [
+        finished("local", 1, torch),
+        finished("tf_local", 1, tensorflow),
+        finished("ddp", 2, torch),
+        finished("tf_horovod", 2, tensorflow),
+        finished("tf_multiworker", 2, torch),
+    ]
+    rows = Compare().rows(results)
+    assert [row["max_loss_diff"] for row in rows] == [0, 0, 0, 0, 1]
+    # What cannot be counted is left out, not passed off as nothing.
+    assert [row["state_bytes"] for row in rows] == [16, None, 16, None, None]
+    assert [row["state_bytes_due"] for row in rows] == [16, None, 16, None, None]
+    assert Compare().judge(rows) == [
+        "strategy=tf_multiworker, workers=2: max_loss_diff is 1, must be at most 1e-05",
+    ]
+
+
 def test_compare_without_its_reference_does_not_pass():
     rows = Compare().rows([finished("ddp", 2, [2.0] * 10)])
     assert Compare().judge(rows) == ["strategy=ddp, workers=2: max_loss_diff is missing, must be at most 1e-05"]
@@ -192,20 +225,55 @@ def test_a_curve_of_other_length_is_no_curve_to_compare():
 
 
 def test_overhead_judges_medium_and_large_on_several_workers_only():
-    def row(model: str, workers: int, ratio: float) -> dict[str, object]:
+    def row(model: str, workers: int, ratio: float, frontend: str = "loop") -> dict[str, object]:
         pairs = {"ours": [ratio] * 9, "raw": [1.0] * 9}
-        job = Job("ddp" if workers > 1 else "local", workers, {"model": model, "pairs": 9})
+        job = Job("ddp" if workers > 1 else "local", workers, {"model": model, "frontend": frontend, "pairs": 9})
         (found,) = Overhead().rows([Finished(job, [pairs] * workers)])
         assert list(found) == [column.name for column in Overhead.columns]
         return found
 
     kept = [row("small", 2, 3.0), row("medium", 1, 2.0), row("medium", 2, 1.05), row("large", 2, 1.03)]
+    kept += [row("medium", 2, 1.10, "keras"), row("large", 2, 1.05, "keras"), row("large", 1, 2.0, "keras")]
     assert Overhead().judge(kept) == []
-    failures = Overhead().judge([row("medium", 2, 1.06), row("large", 2, 1.04)])
+    failures = Overhead().judge(
+        [row("medium", 2, 1.06), row("large", 2, 1.04), row("medium", 2, 1.11, "keras"), row("large", 2, 1.06, "keras")]
+    )
     assert failures == [
-        "strategy=ddp, workers=2, model=medium: ratio is 1.06, must be at most 1.05",
-        "strategy=ddp, workers=2, model=large: ratio is 1.04, must be at most 1.03",
+        "strategy=ddp, workers=2, frontend=loop, model=medium: ratio is 1.06, must be at most 1.05",
+        "strategy=ddp, workers=2, frontend=loop, model=large: ratio is 1.04, must be at most 1.03",
+        "strategy=ddp, workers=2, frontend=keras, model=medium: ratio is 1.11, must be at most 1.1",
+        "strategy=ddp, workers=2, frontend=keras, model=large: ratio is 1.06, must be at most 1.05",
     ]
+
+
+def test_overhead_times_fit_on_the_frameworks_that_have_it():
+    asked = {"models": ["small", "large"], "frontends": ["loop", "keras"], "pairs": 9}
+    jobs = Overhead().jobs(["ddp", "tf_local", "tf_horovod"], [2, 3], asked)
+    told = [(job.strategy, job.workers, job.options["frontend"]) for job in jobs if job.options["model"] == "large"]
+    placed = [("tf_local", 1), ("tf_horovod", 2), ("tf_horovod", 3)]
+    assert told == [
+        *((name, number, "loop") for name, number in [("ddp", 2), ("ddp", 3), *placed]),
+        *((name, number, "keras") for name, number in placed),
+    ]
+    assert len(jobs) == 2 * len(told)
+    assert Overhead().jobs(["local", "ddp"], [2], {**asked, "frontends": ["keras"]}) == []
+
+
+def test_pairs_are_drawn_alike_everywhere_and_each_side_sees_every_batch():
+    batches = [Batch((number,), (1.0,), 1.0, Progress(0, number)) for number in range(3)]
+
+    def run() -> tuple[dict[str, list[float]], list[tuple[str, int]]]:
+        seen: list[tuple[str, int]] = []
+        sides = {name: lambda batch, name=name: seen.append((name, batch.progress.step)) for name in ("ours", "raw")}
+        return time_pairs(sides, batches, pairs=10), seen
+
+    seconds, seen = run()
+    assert {name: len(taken) for name, taken in seconds.items()} == {"ours": 10, "raw": 10}
+    assert seen == run()[1]
+    pairs = [seen[first : first + 2] for first in range(0, len(seen), 2)]
+    for number, pair in enumerate(pairs):
+        assert sorted(pair) == [("ours", number % 3), ("raw", number % 3)]
+    assert {pair[0][0] for pair in pairs} == {"ours", "raw"}  # neither is always first
 
 
 def test_median_interval_holds_the_median_as_often_as_it_says():

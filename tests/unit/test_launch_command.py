@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shlex
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from farandole.adapters import EngineUnavailableError, LauncherError, OptionError, UnknownStrategyError
 from farandole.adapters.registry import Requirement, StrategyRow
 from farandole.plugins.launch import command as module
+from farandole.plugins.launch import ports
 from farandole.plugins.launch.command import Command, find_launcher, launch_command
 from farandole.plugins.launch.hosts import Host, parse_hosts, place
 from farandole.plugins.launch.installed import check_installed, problem
@@ -23,7 +27,8 @@ SCRIPT = ["train.py", "--name", "a b"]
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this test run sets for itself must not decide what is added."""
-    for name in ("OMP_NUM_THREADS", "PYTHONUNBUFFERED", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+    tensorflow = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "TF_CPP_MIN_LOG_LEVEL")
+    for name in ("OMP_NUM_THREADS", "PYTHONUNBUFFERED", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", *tensorflow):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -105,6 +110,68 @@ def test_threads_are_shared_out_unless_the_user_says_how_many(python: str, monke
     assert "OMP_NUM_THREADS" not in launch_command("ddp", 2, SCRIPT, python=python).env
 
 
+@pytest.mark.parametrize("strategy", ["tf_multiworker", "tf_horovod"])
+def test_tensorflow_shares_out_its_own_threads_and_says_less(
+    strategy: str, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"}
+    env = launch_command(strategy, 2, SCRIPT, python=python).env
+    assert {env[name] for name in names} == {env["OMP_NUM_THREADS"]}
+    assert env["TF_CPP_MIN_LOG_LEVEL"] == "1"
+    assert not any(name.startswith("TF_") for name in launch_command("ddp", 2, SCRIPT, python=python).env)
+    assert not any(name.startswith("TF_") for name in launch_command(strategy, 1, SCRIPT, python=python).env)
+    for name in (*names, "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.setenv(name, "0")
+    assert not any(name.startswith("TF_") for name in launch_command(strategy, 2, SCRIPT, python=python).env)
+
+
+def test_tensorflow_is_started_by_a_launcher_of_ours(python: str, free_port: int) -> None:
+    command = launch_command("tf_multiworker", 3, SCRIPT, python=python)
+    assert command.argv == (python, "-P", "-m", "farandole.plugins.launch.local_workers", "-n", "3", *SCRIPT)
+    assert launch_command("tf_multiworker", 1, SCRIPT, python=python).argv[5] == "1"
+    argv = launch_command(
+        "tf_multiworker",
+        1,
+        ["-m", "pkg.train", "x"],
+        hosts="localhost:1",
+        port=free_port,
+        start_deadline=7.5,
+        python=python,
+    ).argv
+    assert argv[6:] == ("--port", str(free_port), "--start-deadline", "7.5", "-m", "pkg.train", "x")
+
+
+def test_every_port_from_the_first_is_checked(python: str, free_ports: Callable[[int], list[int]]) -> None:
+    for port in free_ports(50):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
+            launch_command("tf_multiworker", 1, SCRIPT, port=port, python=python)
+            with pytest.raises(LauncherError, match=f"port {port + 1} is in use by"):
+                launch_command("tf_multiworker", 2, SCRIPT, port=port, python=python)
+            break
+    else:
+        pytest.fail("no two ports in a row were free")
+
+
+def test_ports_are_all_different() -> None:
+    assert len(set(ports.free_ports(200))) == 200
+
+
+def test_tf_config_of_each_worker_on_remote_hosts(python: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        launch_command("tf_multiworker", 3, SCRIPT, hosts="a:2,b:2", start_deadline=90, python=python)
+    _, *lines = str(raised.value).splitlines()
+    for index, line in enumerate(lines):
+        host, _, command = line.strip().partition(": ")
+        assert host == "aab"[index]
+        assert command.endswith(" python train.py --name 'a b'")
+        words = dict(word.split("=", 1) for word in shlex.split(command)[:3])
+        assert words.pop("TF_CONFIG") == json.dumps(
+            {"cluster": {"worker": ["a:2222", "a:2223", "b:2222"]}, "task": {"type": "worker", "index": index}}
+        )
+        assert words == {"FARANDOLE_STRATEGY": "tf_multiworker", "FARANDOLE_START_DEADLINE": "90"}
+    assert len(lines) == 3
+
+
 def test_the_line_can_be_pasted(python: str) -> None:
     command = Command((python, "it's", "$HOME", ""), {"NAME": "a b"})
     assert shlex.split(str(command)) == ["NAME=a b", python, "it's", "$HOME", ""]
@@ -141,6 +208,10 @@ def test_hosts_are_filled_in_order() -> None:
         ("ddp", 0, {}, "-n 1"),
         ("ddp", -2, {}, "-n 1"),
         ("local", 2, {}, "--strategy ddp"),
+        ("tf_local", 2, {}, "--strategy tf_multiworker"),
+        ("ddp", 2, {"start_deadline": 9.0}, "'ddp' has no start deadline of its own: leave out --start-deadline"),
+        ("tf_multiworker", 3, {"port": 65534}, "3 ports from it on would pass 65535"),
+        ("tf_multiworker", 4, {"hosts": "a:1,b:3", "port": 65534}, "3 ports from it on would pass 65535"),
         ("local", 1, {"hosts": "a:1"}, "leave out --hosts"),
         ("local", 1, {"port": 0}, "leave out --port"),
         ("horovod", 2, {"port": 0}, "leave out --port"),
@@ -214,7 +285,7 @@ def test_what_is_not_installed_is_named_with_its_fix() -> None:
         check_installed(row)
 
 
-def test_a_horovod_without_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_horovod_for_another_framework_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "horovod"
     package.mkdir()
     (package / "__init__.py").write_text("raise AssertionError('imported')")
@@ -228,10 +299,14 @@ def test_a_horovod_without_torch_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     )
     (package / "metadata.json").write_text('{"pytorch": "2.13.0", "dummy": "none"}')
     assert problem(requirement) is None
+    assert problem(Requirement("horovod", "horovod.tensorflow", "farandole horovod install")) == (
+        "installed, but built for pytorch 2.13.0, not for tensorflow",
+        "farandole horovod install --force",
+    )
     (package / "metadata.json").unlink()
     assert problem(requirement) is None
 
 
 @pytest.fixture
 def free_port() -> int:
-    return module.free_port()
+    return ports.free_port()

@@ -107,9 +107,14 @@ def test_options_reach_the_engine() -> None:
 
 def test_rows_say_what_they_are_and_cannot_be_changed() -> None:
     rows = strategy_rows()
-    assert {"local", "ddp", "horovod"} <= rows.keys()
+    assert {"local", "ddp", "horovod", "tf_local", "tf_multiworker", "tf_horovod"} <= rows.keys()
     assert all(row.name == name and row.description for name, row in rows.items())
     assert [rows[name].launcher for name in ("local", "ddp", "horovod")] == [None, "torchrun", "horovodrun"]
+    assert [rows[f"tf_{name}"].launcher for name in ("local", "multiworker", "horovod")] == [
+        None,
+        "tf_config",
+        "horovodrun",
+    ]
     with pytest.raises(TypeError):
         rows["mine"] = rows["local"]  # type: ignore[index]
 
@@ -237,13 +242,15 @@ def attempt(name):
 """
 
 
-def test_without_torch_every_strategy_is_listed_and_names_the_fix(package: Path) -> None:
+def test_without_a_framework_every_strategy_is_listed_and_names_the_fix(package: Path) -> None:
     code = "\nfrom farandole.adapters import strategy_rows\nfor name in strategy_rows(): attempt(name)"
     lines = in_environment(CREATE + code, package).splitlines()
-    for name in ("local", "ddp", "horovod"):
+    needs = dict.fromkeys(("local", "ddp", "horovod"), "torch")
+    needs |= dict.fromkeys(("tf_local", "tf_multiworker", "tf_horovod"), "tensorflow")
+    for name, framework in needs.items():
         assert (
-            f"EngineUnavailableError: strategy '{name}' needs torch, which is not installed. "
-            "Install it with: pip install 'farandole[torch]'"
+            f"EngineUnavailableError: strategy '{name}' needs {framework}, which is not installed. "
+            f"Install it with: pip install 'farandole[{framework}]'"
         ) in lines
     assert all(line.startswith("EngineUnavailableError: strategy ") for line in lines)
 

@@ -1,0 +1,243 @@
+"""Start workers on this machine with a TF_CONFIG each, and end them together; TensorFlow has no launcher of its own.
+
+    python -m farandole.plugins.launch.local_workers -n 2 script.py --lr 0.1
+
+Each worker leads a session of its own, so that what it started ends with it. A terminal's Ctrl-C does not reach them
+there; it is passed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import click
+import psutil
+
+from ...adapters.errors import FarandoleError, LauncherError
+from .ports import worker_ports
+
+START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"  # read by the strategy
+
+_GRACE = 3.0  # seconds that workers have to end when they are told to
+_LOOK = 0.5  # seconds between looks at whether a worker is stopped
+_STOPPED = 5.0  # seconds that a worker may be stopped
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def tf_config(addresses: Sequence[str], index: int) -> str:
+    """Return the TF_CONFIG of one worker of a cluster, as JSON; addresses are `host:port`."""
+    return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}})
+
+
+# What follows the script belongs to the script.
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("-n", "--workers", type=click.IntRange(1), default=1, show_default=True, help="How many workers.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="TCP port of worker 0; the others follow.  [default: free ones]"
+)
+@click.option(
+    "--start-deadline",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    envvar=START_DEADLINE_VARIABLE,
+    metavar="SECONDS",
+    help="How long workers wait for each other at the start.",
+)
+@click.option("-m", "--module", is_flag=True, help="SCRIPT is the name of a module, as in `python -m`.")
+@click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="SCRIPT [ARGUMENTS]...")
+def main(workers: int, port: int | None, start_deadline: float, module: bool, program: tuple[str, ...]) -> None:
+    """Run SCRIPT on several workers of this machine, each told of the others in TF_CONFIG.
+
+    All of them must succeed: where one fails or stays stopped, it is named and the others are ended. The exit code is
+    that of the first worker that failed, and 128 and the signal's number where a signal ended it.
+    """
+    argv = [sys.executable, *(["-m"] if module else []), *program]
+    try:
+        addresses = [f"127.0.0.1:{each}" for each in worker_ports(workers, port)]
+        told = {START_DEADLINE_VARIABLE: f"{start_deadline:g}"}
+        envs = [{**os.environ, **told, "TF_CONFIG": tf_config(addresses, index)} for index in range(workers)]
+        code = run_workers(argv, envs)
+    except FarandoleError as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(code)
+
+
+def run_workers(argv: Sequence[str], envs: Sequence[Mapping[str, str]]) -> int:
+    """Run a worker in each environment to the end of all, and return the exit code of the job."""
+    signals = _Signals()
+    before_exec = _tie_to_launcher()
+    started: list[_Worker] = []
+    try:
+        for index, env in enumerate(envs):
+            started.append(_Worker(index, argv, env, before_exec))
+        return _watch(started, signals)
+    finally:
+        for worker in started:
+            worker.kill()
+
+
+class _Signals:
+    """Signals to this process, waited for instead of handled at any time."""
+
+    def __init__(self) -> None:
+        self._end, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in (*_ENDING, signal.SIGCHLD):
+            # What is ignored, as SIGHUP under nohup, stays ignored.
+            if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGCHLD:
+                signal.signal(number, lambda *_: None)
+
+    def wait(self, seconds: float) -> signal.Signals | None:
+        """Return a signal that asks to end; `None` after `seconds`, and at once where a worker may have ended."""
+        if not select.select([self._end], [], [], seconds)[0]:
+            return None
+        return next((signal.Signals(number) for number in os.read(self._end, 4096) if number in _ENDING), None)
+
+
+class _Worker:
+    """The process of a worker, and all that it starts."""
+
+    def __init__(
+        self, index: int, argv: Sequence[str], env: Mapping[str, str], before_exec: Callable[[], None] | None
+    ) -> None:
+        self._index = index
+        self._looks = 0
+        try:
+            self._process = subprocess.Popen(
+                argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=before_exec
+            )
+        except OSError as error:
+            raise LauncherError(f"cannot start worker {index}: {error.strerror}") from None
+
+    def __str__(self) -> str:
+        return f"worker {self._index} (process {self._process.pid})"
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell says it: 128 and the signal's number where a signal ended it."""
+        code = self._process.returncode
+        return code if code >= 0 else 128 - code
+
+    @property
+    def fault(self) -> str:
+        """How it failed."""
+        code = self._process.returncode
+        if code >= 0:
+            return f"ended with exit code {code}"
+        return f"was killed by {_name(-code)}"
+
+    def ended(self) -> bool:
+        """Whether it ended; what it left behind is killed then."""
+        if self._process.returncode is None and self._process.poll() is not None:
+            self._kill_group()  # only now: later its number may be another's
+        return self._process.returncode is not None
+
+    def stays_stopped(self) -> bool:
+        """Whether it was found stopped at each of the last looks; a process that is being debugged is not."""
+        try:
+            stopped = psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:  # it has just ended
+            stopped = False
+        # Looks are counted, not time: this process may have been stopped as well.
+        self._looks = self._looks + 1 if stopped else 0
+        return self._looks > _STOPPED / _LOOK
+
+    def tell(self, number: int) -> None:
+        """Send a signal to the worker, which knows what to do with its children."""
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Kill it and all that it started, where it has not ended yet."""
+        if not self.ended():
+            self._kill_group()
+            self._process.wait()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _watch(workers: Sequence[_Worker], signals: _Signals) -> int:
+    running = list(workers)
+    looked = time.monotonic()
+    while running:
+        asked = signals.wait(_LOOK)
+        if asked is not None:
+            _say(f"{asked.name}: ending {', '.join(map(str, running))}")
+            _end(running, asked, signals)
+            return 128 + asked
+        ended = [worker for worker in running if worker.ended()]
+        running = [worker for worker in running if worker not in ended]
+        failed = [worker for worker in ended if worker.exit_code != 0]
+        if failed:
+            for worker in failed:
+                _say(f"{worker} {worker.fault}{'; ending the others' if running else ''}")
+            _end(running, signal.SIGTERM, signals)
+            return failed[0].exit_code
+        if time.monotonic() - looked >= _LOOK:
+            looked = time.monotonic()
+            stopped = [worker for worker in running if worker.stays_stopped()]
+            if stopped:
+                for worker in stopped:
+                    _say(
+                        f"{worker} has been stopped (by SIGSTOP or the like) for {_STOPPED:g} s, while the others wait "
+                        "for it: killing all workers"
+                    )
+                return 1
+    return 0
+
+
+def _end(workers: Sequence[_Worker], number: signal.Signals, signals: _Signals) -> None:
+    """Tell workers to end and wait for them, until they had their time or somebody asks again; then kill them."""
+    for worker in workers:
+        worker.tell(number)
+    deadline = time.monotonic() + _GRACE
+    running = list(workers)
+    while running := [worker for worker in running if not worker.ended()]:
+        left = deadline - time.monotonic()
+        if left <= 0 or signals.wait(left) is not None:
+            for worker in running:
+                worker.kill()
+            return
+
+
+def _tie_to_launcher() -> Callable[[], None] | None:
+    """Return what a worker does before its program, so that the kernel kills it should this process be killed."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    launcher = os.getpid()
+
+    def tie() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != launcher:  # it was killed before the line above
+            os._exit(1)
+
+    return tie
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def _say(text: str) -> None:
+    print(f"farandole: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
