@@ -1,0 +1,17 @@
+"""For people who call `model.fit`: a compiled Keras 3 model on any TensorFlow strategy.
+
+from farandole.adapters import create_strategy
+from farandole.plugins.keras import distribute
+
+with create_strategy("tf_multiworker") as strategy:
+    with strategy.scope():
+        model = build_model()
+        model.compile("adam", "mse", metrics=["mae"])
+    distribute(model, strategy)
+    model.fit(x, y, batch_size=64, epochs=3, validation_data=(x_test, y_test))
+"""
+
+from .callbacks import BroadcastInitialState, LearningRateWarmup, MetricAverage, WorkerMetrics
+from .distribute import distribute
+
+__all__ = ["BroadcastInitialState", "LearningRateWarmup", "MetricAverage", "WorkerMetrics", "distribute"]

@@ -1,0 +1,53 @@
+"""What keeps the workers of a `fit` together: the start, the end of each epoch, and who writes files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from ...adapters.tensorflow.strategy import TensorFlowStrategy
+
+_WRITERS = (
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.TensorBoard,
+    keras.callbacks.RemoteMonitor,
+)
+
+
+def callbacks_of(callbacks: Any, strategy: TensorFlowStrategy) -> list[Any]:
+    """Return the callbacks that this worker calls: those that write files, on rank 0 only."""
+    given: Sequence[Any] = keras.tree.flatten(callbacks) if callbacks else []
+    if strategy.worker.is_main:
+        return list(given)
+    kept = [callback for callback in given if not isinstance(callback, _WRITERS)]
+    return [Replica(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in kept]
+
+
+class Agreement(keras.callbacks.Callback):  # type: ignore[misc]
+    """Starts all workers from rank 0's state, and stops them all where one of them is to stop."""
+
+    def __init__(self, strategy: TensorFlowStrategy) -> None:
+        super().__init__()
+        self._strategy = strategy
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.model._distribute_strategy.prepare()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        # What only some workers found (a clock, a file) must not leave the others waiting in the next step.
+        self.model.stop_training = bool(self._strategy.reduce(int(self.model.stop_training), "max"))
+
+
+class Replica(keras.callbacks.Callback):  # type: ignore[misc]
+    """A `BackupAndRestore` on a worker other than rank 0: it restores what rank 0 wrote."""
+
+    def __init__(self, backup: keras.callbacks.BackupAndRestore) -> None:
+        super().__init__()
+        self._backup = backup
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._backup.set_model(self.model)
+        self._backup.on_train_begin(logs)

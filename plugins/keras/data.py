@@ -1,0 +1,78 @@
+"""A worker's rows of a global batch, inside of a compiled step, and whether all workers see the same batch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from ...adapters.errors import DataError
+from ...adapters.worker import Worker
+
+OTHER_ORDER = (
+    "workers see different samples in the same global batch, so that some would come twice and others never: give "
+    "every worker the same data in the same order (shuffle with a seed; do not shard it, that is done here)"
+)
+_HASHES = 1 << 16  # squares of this, summed over thousands of workers, are exact in float64
+
+
+class Rows(NamedTuple):
+    """This worker's part of a global batch.
+
+    data: its rows; one that stands in where it has none.
+    share: how much of the batch they are, from 0 to 1, float64.
+    """
+
+    data: Any
+    share: tf.Tensor
+
+
+def own_rows(data: Any, worker: Worker) -> Rows:
+    """Cut this worker's rows out of a global batch, as `farandole.adapters.order.part` does."""
+    total = tf.shape(_first(data), out_type=tf.int64)[0]
+    size, extra = total // worker.world_size, total % worker.world_size
+    start = worker.rank * size + tf.minimum(tf.constant(worker.rank, tf.int64), extra)
+    count = size + tf.cast(worker.rank < extra, tf.int64)
+    begin = tf.where(count > 0, start, 0)
+    end = tf.where(count > 0, start + count, 1)
+    cut = keras.tree.map_structure(lambda leaf: None if leaf is None else _cut(leaf, begin, end), data)
+    return Rows(cut, tf.cast(count, tf.float64) / tf.cast(total, tf.float64))
+
+
+def fingerprint(data: Any) -> tf.Tensor:
+    """Return a number from 0 to 65535, float64, that the first and last sample of a batch determine."""
+    texts = [
+        tf.io.serialize_tensor(_dense(leaf[end]))
+        for leaf in keras.tree.flatten(data)
+        if leaf is not None
+        for end in (0, -1)
+    ]
+    return tf.cast(tf.strings.to_hash_bucket_fast(tf.strings.join(texts), _HASHES), tf.float64)
+
+
+def check_size(what: str, data: Any, steps: int | None, option: str) -> None:
+    """Raise `DataError` where nobody can say how many batches an epoch has."""
+    if isinstance(data, tf.data.Dataset) and steps is None and int(data.cardinality()) < 0:
+        kind = "infinite" if int(data.cardinality()) == tf.data.INFINITE_CARDINALITY else "unknown"
+        raise DataError(
+            f"{what} is a tf.data.Dataset of {kind} size, so workers cannot agree where an epoch ends: pass {option}, "
+            "or tell its size with .apply(tf.data.experimental.assert_cardinality(n))"
+        )
+
+
+def _first(data: Any) -> Any:
+    return next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
+
+
+def _cut(leaf: Any, begin: tf.Tensor, end: tf.Tensor) -> Any:
+    if isinstance(leaf, tf.SparseTensor):
+        raise DataError("a sparse tensor cannot be shared out by rows: make it dense, or pass it as a RaggedTensor")
+    cut = leaf[begin:end]
+    if isinstance(leaf, tf.Tensor):
+        cut.set_shape([None, *leaf.shape[1:]])
+    return cut
+
+
+def _dense(sample: Any) -> tf.Tensor:
+    return sample.to_tensor() if isinstance(sample, tf.RaggedTensor) else sample

@@ -1,0 +1,122 @@
+"""Make `fit`, `evaluate` and `predict` of one Keras model work on all workers of a strategy."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import keras
+import tensorflow as tf
+
+from ...adapters.errors import DataError, OptionError, StrategyStateError
+from ...adapters.strategy import Strategy
+from ...adapters.tensorflow.library import check_model
+from ...adapters.tensorflow.strategy import TensorFlowStrategy
+from ...adapters.tensorflow.training import warn_of_batch_norm
+from .agreement import Agreement, Replica, callbacks_of
+from .data import OTHER_ORDER, check_size
+from .distribution import Distribution
+from .seeds import shared_seed
+
+M = TypeVar("M", bound=keras.Model)
+
+
+def distribute(model: M, strategy: Strategy) -> M:
+    """Have a compiled Keras 3 model train on all workers, and return it; it alone is changed.
+
+    From now on `batch_size` is the global batch, all workers together, and results are those of one process: every
+    sample comes once, losses and metrics are over all samples, on every worker alike. Every worker is given the same
+    data, and reads all of them; it trains on its rows of each batch. Files are written by rank 0 only.
+
+    Args:
+        model: built and compiled inside of `strategy.scope()`.
+        strategy: one of TensorFlow's, entered.
+
+    Raises:
+        OptionError: the model is not compiled, was made outside of the scope, is no Keras 3 model, or uses what these
+            strategies cannot honour; the message says what instead.
+        StrategyStateError: the strategy was not entered, or the model is distributed already.
+    """
+    if strategy.capabilities.framework != "tensorflow":
+        raise OptionError(f"strategy {strategy.name!r} is not one of TensorFlow's: fit needs tf_multiworker or another")
+    assert isinstance(strategy, TensorFlowStrategy)  # what those of that framework are
+    with strategy.scope():
+        pass  # raises where the strategy was not entered
+    check_model(model)
+    if isinstance(model._distribute_strategy, Distribution):
+        raise StrategyStateError(f"the model {model.name!r} is distributed already")
+    if not getattr(model, "compiled", False):
+        raise OptionError(f"the model {model.name!r} is not compiled: compile it inside strategy.scope(), before")
+    distribution = Distribution(model, strategy)
+    distribution.check()
+    if strategy.worker.world_size > 1:
+        warn_of_batch_norm(model, stacklevel=3)
+    model._distribute_strategy = distribution
+    for name in ("train_function", "test_function", "predict_function"):
+        setattr(model, name, None)  # what was compiled before knows of one process only
+    model._maybe_symbolic_build = distribution.build
+    model.fit = _fit(model, strategy, distribution)
+    model.evaluate = _quiet(model.evaluate, strategy)
+    model.predict = _quiet(model.predict, strategy)
+    return model
+
+
+def _fit(model: Any, strategy: TensorFlowStrategy, distribution: Distribution) -> Callable[..., Any]:
+    stock = model.fit
+
+    @functools.wraps(stock)
+    def fit(*args: Any, **options: Any) -> Any:
+        bound = _bind(stock, args, options)
+        distribution.check()
+        check_size("x", bound.get("x"), bound.get("steps_per_epoch"), "steps_per_epoch")
+        check_size("validation_data", bound.get("validation_data"), bound.get("validation_steps"), "validation_steps")
+        own = bound.get("callbacks")
+        if isinstance(own, keras.callbacks.CallbackList):
+            raise OptionError("pass callbacks as a list: a CallbackList cannot be shared out among workers")
+        bound["callbacks"] = [*callbacks_of(own, strategy), Agreement(strategy)]
+        if not strategy.worker.is_main:
+            bound["verbose"] = 0
+        with strategy.telling_who_failed(), shared_seed(strategy), _explaining():
+            history = stock(**bound)
+        strategy.barrier()  # what rank 0 wrote is there for all
+        return history
+
+    return fit
+
+
+def _quiet(stock: Callable[..., Any], strategy: TensorFlowStrategy) -> Callable[..., Any]:
+    """Return `evaluate` or `predict` with one progress bar for all workers."""
+
+    @functools.wraps(stock)
+    def method(*args: Any, **options: Any) -> Any:
+        bound = _bind(stock, args, options)
+        check_size("x", bound.get("x"), bound.get("steps"), "steps")
+        if not strategy.worker.is_main:
+            bound["verbose"] = 0
+        if not isinstance(bound.get("callbacks"), keras.callbacks.CallbackList):  # fit's own, when it validates
+            bound["callbacks"] = callbacks_of(bound.get("callbacks"), strategy)
+        with strategy.telling_who_failed(), _explaining():
+            return stock(**bound)
+
+    return method
+
+
+def _bind(stock: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+    arguments = dict(inspect.signature(stock).bind(*args, **options).arguments)
+    others: dict[str, Any] = arguments.pop("kwargs", {})
+    return {**arguments, **others}
+
+
+class _explaining:
+    """Raise TensorFlow's error of a check of ours as the error that it is."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, tf.errors.InvalidArgumentError) and OTHER_ORDER in str(error):
+            raise DataError(OTHER_ORDER) from None
+
+
+__all__ = ["Replica", "distribute"]

@@ -1,0 +1,172 @@
+"""What a distributed Keras model takes for its `tf.distribute` strategy: it gives Keras's own loops our steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ...adapters.errors import OptionError
+from ...adapters.tensorflow.step import agree, keep_when_standing_in
+from ...adapters.tensorflow.strategy import TensorFlowStrategy
+from ...adapters.tensorflow.training import prepare_variables
+from .data import OTHER_ORDER, fingerprint, own_rows
+from .metrics import MetricStates
+from .optimizer import reduce_before_applying
+
+_REFUSED_REDUCTIONS = {
+    "sum": "a sum grows with the batch: use reduction='sum_over_batch_size'",
+    "mean_with_sample_weight": "workers would divide by their own weights: use reduction='sum_over_batch_size'",
+    "none": "its values have no mean: use reduction='sum_over_batch_size'",
+}
+
+
+class Distribution:
+    """Stands where `keras.Model` holds a `tf.distribute.Strategy`, and has the part of its interface that Keras calls.
+
+    Keras hands it each step with a global batch. It runs the step on this worker's rows, as a replica of the strategy.
+    """
+
+    num_replicas_in_sync = 1  # Keras divides losses by it, which are means over the global batch here
+
+    def __init__(self, model: Any, strategy: TensorFlowStrategy) -> None:
+        self._model = model
+        self._strategy = strategy
+        self._steps = 0
+
+    def check(self) -> None:
+        """Raise `OptionError` for what cannot work on this engine as in one process."""
+        model, worker = self._model, self._strategy.worker
+        variables = [*model.variables, *model.optimizer.variables]
+        outside = [variable for variable in variables if not self._strategy.owns(variable.value)]
+        if outside:
+            what = "compiled" if any(outside[0] is variable for variable in model.optimizer.variables) else "built"
+            raise OptionError(
+                f"the model {model.name!r} was {what} outside of strategy.scope(), where {outside[0].path!r} was made: "
+                "build and compile it inside `with strategy.scope():`"
+            )
+        self._check_control_flow()
+        if worker.world_size == 1:
+            return
+        if model.jit_compile:
+            raise OptionError(
+                "jit_compile=True: XLA cannot compile the reduction between workers. Compile the model with "
+                "jit_compile=False"
+            )
+        if model.run_eagerly:
+            raise OptionError("run_eagerly=True runs on one worker only: compile the model with run_eagerly=False")
+        for output in getattr(model, "outputs", None) or []:
+            if getattr(output, "_keras_mask", None) is not None:
+                raise OptionError(
+                    "the model's output has a mask, by whose count workers would divide each for itself: weigh the "
+                    "samples with sample_weight instead, or write the loop with batches(weight=...)"
+                )
+
+    def _check_control_flow(self) -> None:
+        model, name = self._model, self._strategy.name
+        if self._strategy.steps_in_control_flow:
+            return
+        if model.steps_per_execution > 1:
+            raise OptionError(
+                f"steps_per_execution={model.steps_per_execution}: TensorFlow cannot run steps of {name!r} in a loop. "
+                "Compile the model with steps_per_execution=1, or take tf_horovod"
+            )
+        if model.optimizer.gradient_accumulation_steps:
+            raise OptionError(
+                f"gradient_accumulation_steps: TensorFlow cannot hold back updates of {name!r}. Raise batch_size "
+                "instead, take tf_horovod, or write the loop with strategy.prepare(accumulate=...)"
+            )
+
+    def prepare(self) -> None:
+        """Have all workers go on with rank 0's model and optimizer."""
+        prepare_variables(self._strategy, self._model, self._model.optimizer)
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """TensorFlow's own scope, in which Keras builds what is not built yet."""
+        with self._strategy.scope():
+            yield
+
+    def build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Build what is not built yet, by what batches look like.
+
+        Keras's own way reads a batch, and so has a dataset that shuffles anew each time begin with its second order.
+        """
+        look = data_batch
+        if iterator is not None:
+            look = iterator._distributed_dataset.element_spec
+            self._agree(look)  # before one worker fails over its samples, and the others wait for it to build
+        with self.scope():
+            self._model._symbolic_build(data_batch=look)
+
+    def experimental_distribute_dataset(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Return the dataset as it is: every worker reads the global batches."""
+        options = tf.data.Options()
+        options.deterministic = True
+        return dataset.with_options(options)
+
+    def run(self, step: Callable[[Any], Any], args: Sequence[Any] = ()) -> Any:
+        """Run one of Keras's steps on a global batch; Keras compiles what calls it."""
+        (batch,) = args
+        self._steps += 1
+        name = f"keras{self._steps}"
+        if step == self._model.train_step:
+            run = self._train
+        elif step == self._model.test_step:
+            run = self._test
+        else:
+            run = self._predict
+        return self._strategy.run(lambda data: run(step, data, name), (batch,))
+
+    def _train(self, step: Callable[[Any], Any], batch: Any, name: str) -> Any:
+        self._check_losses()
+        self._agree(batch)
+        rows = own_rows(batch, self._strategy.worker)
+        counts = rows.share > 0
+        metrics = MetricStates(self._model, self._strategy)
+        with (
+            reduce_before_applying(self._model, self._strategy, rows.share, name),
+            keep_when_standing_in(self._model, counts),
+        ):
+            logs = step(rows.data)
+        return metrics.reduce(logs, rows.share, fingerprint(batch), name, OTHER_ORDER)
+
+    def _test(self, step: Callable[[Any], Any], batch: Any, name: str) -> Any:
+        self._agree(batch)
+        rows = own_rows(batch, self._strategy.worker)
+        metrics = MetricStates(self._model, self._strategy)
+        logs = step(rows.data)
+        return metrics.reduce(logs, rows.share, fingerprint(batch), name, OTHER_ORDER)
+
+    def _predict(self, step: Callable[[Any], Any], batch: Any, name: str) -> Any:
+        self._agree(batch)
+        rows = own_rows(batch, self._strategy.worker)
+        outputs = step(rows.data)
+        leaves = keras.tree.flatten(outputs)
+        count = tf.where(rows.share > 0, tf.shape(leaves[0])[0], 0)
+        gathered = [
+            self._strategy.gather_in_graph(leaf[:count], f"{name}.{number}") for number, leaf in enumerate(leaves)
+        ]
+        return keras.tree.pack_sequence_as(outputs, gathered)
+
+    def _agree(self, batch: Any) -> None:
+        """Compare what the batches of all workers look like; this runs once, when a step is compiled."""
+        specs = keras.tree.map_structure(_look, batch)
+        agree(self._strategy, str(specs), [])
+
+    def _check_losses(self) -> None:
+        if self._strategy.worker.world_size == 1 or self._model._compile_loss is None:
+            return
+        for loss in self._model._compile_loss._flat_losses or []:
+            reduction = str(getattr(loss.loss, "reduction", "sum_over_batch_size")).lower()
+            if reduction in _REFUSED_REDUCTIONS:
+                raise OptionError(
+                    f"the loss {loss.loss.name!r} has reduction={reduction!r}: {_REFUSED_REDUCTIONS[reduction]}"
+                )
+
+
+def _look(leaf: Any) -> str:
+    return "None" if leaf is None else f"{leaf.dtype.name}{[None, *leaf.shape[1:]]}"

@@ -1,0 +1,80 @@
+"""Metrics over all workers: after every step, each worker's metric variables hold the global counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from ...adapters.errors import OptionError
+from ...adapters.tensorflow.strategy import TensorFlowStrategy
+
+
+class MetricStates:
+    """The metric variables of a model around one step: before it they are put aside, after it added up.
+
+    A metric's state is a sum over samples (Keras says so by its variables' aggregation), so that what a step adds on
+    each worker can be added up. Reading a metric then needs nobody else: one worker may, alone.
+    """
+
+    def __init__(self, model: Any, strategy: TensorFlowStrategy) -> None:
+        self._model = model
+        self._strategy = strategy
+        self._variables = [variable for metric in model.metrics for variable in metric.variables]
+        for variable in self._variables:
+            if variable.aggregation not in ("sum", None) and strategy.worker.world_size > 1:
+                raise OptionError(
+                    f"the metric variable {variable.path!r} is aggregated by {variable.aggregation!r}: only sums over "
+                    "samples can be put together from all workers (add_variable(..., aggregation='sum'))"
+                )
+            _make_local(variable, strategy)
+        self._before = [variable.value.read_value() for variable in self._variables]
+        for variable, value in zip(self._variables, self._before, strict=True):
+            variable.assign(tf.zeros_like(value))
+
+    def reduce(self, logs: dict[str, Any], share: tf.Tensor, print_: tf.Tensor, name: str, problem: str) -> Any:
+        """Add up what the step added, and return its logs over all workers.
+
+        Args:
+            share: how much of the global batch this worker's rows are.
+            print_: fingerprint of the global batch, which must be the same everywhere.
+            problem: what it means where it is not.
+        """
+        added = [tf.cast(variable.value.read_value(), tf.float64) for variable in self._variables]
+        if self._strategy.worker.world_size > 1:
+            added, logs = self._sum(added, logs, share, print_, name, problem)
+        for variable, before, more in zip(self._variables, self._before, added, strict=True):
+            variable.assign(before + tf.cast(more, before.dtype))
+        known = self._model.get_metrics_result()
+        return {key: known.get(key, value) for key, value in logs.items()}
+
+    def _sum(
+        self, added: list[tf.Tensor], logs: dict[str, Any], share: tf.Tensor, print_: tf.Tensor, name: str, problem: str
+    ) -> tuple[list[tf.Tensor], dict[str, Any]]:
+        counts = tf.cast(share > 0, tf.float64)
+        others = {key: tf.cast(value, tf.float64) for key, value in logs.items() if _is_number(value)}
+        parts = [
+            *(tf.where(share > 0, values, 0.0) for values in added),
+            *(tf.where(share > 0, value * share, 0.0) for value in others.values()),
+            tf.stack([print_, print_ * print_, counts]),
+        ]
+        line = tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
+        (total,) = self._strategy.sum_in_graph([line], f"{name}.metrics")
+        pieces = tf.split(total, [tf.size(part) for part in parts])
+        prints, squares, _ = tf.unstack(tf.ensure_shape(pieces[-1], [3]))
+        same = tf.equal(prints * prints, squares * self._strategy.worker.world_size)
+        with tf.control_dependencies([tf.debugging.Assert(same, [problem])]):
+            summed = [tf.reshape(tf.identity(piece), tf.shape(part)) for piece, part in zip(pieces, parts, strict=True)]
+        found = dict(zip(others, summed[len(added) :], strict=False))
+        means = {key: tf.cast(found[key], value.dtype) if key in found else value for key, value in logs.items()}
+        return summed[: len(added)], means
+
+
+def _make_local(variable: Any, strategy: TensorFlowStrategy) -> None:
+    """Replace a variable that TensorFlow would reduce at each reading by this worker's part of it."""
+    if isinstance(variable.value, tf.distribute.DistributedValues):
+        variable._value = strategy.tf_strategy.experimental_local_results(variable.value)[0]
+
+
+def _is_number(value: Any) -> bool:
+    return bool(tf.is_tensor(value) and value.shape.rank == 0 and value.dtype.is_floating)

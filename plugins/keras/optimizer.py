@@ -1,0 +1,75 @@
+"""Reduce gradients before a Keras optimizer clips and applies them, for as long as one step is compiled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ...adapters.tensorflow.step import agree
+from ...adapters.tensorflow.strategy import TensorFlowStrategy
+
+
+@contextlib.contextmanager
+def reduce_before_applying(model: Any, strategy: TensorFlowStrategy, share: tf.Tensor, name: str) -> Iterator[None]:
+    """Have all optimizers of a model apply the mean over the global batch, inside of the block.
+
+    A worker's loss is the mean over its rows; times their `share` of the batch, the sum over workers is the mean.
+    """
+    if strategy.worker.world_size == 1 and strategy.tf_strategy is tf.distribute.get_strategy():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for number, optimizer in enumerate(_optimizers(model)):
+            strategy.prepare_optimizer(optimizer)
+            stack.enter_context(_reducing(optimizer, strategy, share, f"{name}.{number}"))
+        yield
+
+
+@contextlib.contextmanager
+def _reducing(optimizer: Any, strategy: TensorFlowStrategy, share: tf.Tensor, name: str) -> Iterator[None]:
+    stock_scale, stock_apply = optimizer.scale_loss, optimizer.apply
+    scaled = False
+    calls = 0
+
+    def scale_loss(loss: Any) -> Any:
+        nonlocal scaled
+        scaled = True
+        return stock_scale(loss) * tf.cast(share, loss.dtype)
+
+    def apply(gradients: Any, variables: Any = None) -> Any:
+        nonlocal calls
+        calls += 1
+        gradients = list(gradients)
+        variables = list(optimizer._trainable_variables if variables is None else variables)
+        present = agree(strategy, f"{name}: {len(gradients)} gradients", [g is not None for g in gradients])
+        pairs = [(g, v) for g, v, there in zip(gradients, variables, present, strict=True) if there]
+        own = [tf.zeros_like(v.value) if g is None else g for g, v in pairs]
+        if not scaled:  # a train_step of the user's own that does not ask the optimizer to scale
+            own = [_times(g, share) for g in own]
+        if optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue:
+            own = [tf.convert_to_tensor(g) for g in own]
+        reduced = strategy.sum_in_graph(own, f"{name}.{calls}")
+        return stock_apply(reduced, [v for _, v in pairs])
+
+    optimizer.scale_loss, optimizer.apply = scale_loss, apply
+    try:
+        yield
+    finally:
+        del optimizer.scale_loss, optimizer.apply
+
+
+def _optimizers(model: Any) -> list[Any]:
+    """Return the optimizer that a model was compiled with, and those that its own train_step may hold beside."""
+    held = [value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)]
+    return list({id(optimizer): optimizer for optimizer in [model.optimizer, *held]}.values())
+
+
+def _times(gradient: Any, share: tf.Tensor) -> Any:
+    if isinstance(gradient, tf.IndexedSlices):
+        values = gradient.values * tf.cast(share, gradient.values.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return gradient * tf.cast(share, gradient.dtype)

@@ -1,0 +1,28 @@
+"""One random seed for all workers while `fit` builds its data: Keras shuffles arrays by TensorFlow's global seed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from tensorflow.python.eager import context
+
+from ...adapters.tensorflow.strategy import TensorFlowStrategy
+
+
+@contextlib.contextmanager
+def shared_seed(strategy: TensorFlowStrategy) -> Iterator[None]:
+    """Use rank 0's global seed, or one drawn by it, where workers have different ones or none; then restore it."""
+    import random
+
+    own = context.global_seed()
+    seeds = strategy.gather((own, random.SystemRandom().getrandbits(31)))
+    if all(seed is not None and seed == seeds[0][0] for seed, _ in seeds):
+        yield
+        return
+    first, drawn = seeds[0]
+    context.set_global_seed(drawn if first is None else first)
+    try:
+        yield
+    finally:
+        context.context()._seed = own

@@ -1,0 +1,292 @@
+"""What else a distributed model promises, one function a promise, run by every worker of one job in the same order.
+
+python keras_checks.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["TF_USE_LEGACY_KERAS"] = ""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras_scenarios import VALIDATION_X, X, Y, build, compile_model
+
+from farandole.adapters import DataError, OptionError, StrategyStateError, create_strategy
+from farandole.plugins.keras import (
+    BroadcastInitialState,
+    LearningRateWarmup,
+    MetricAverage,
+    WorkerMetrics,
+    distribute,
+)
+from farandole.plugins.launch.job import watch_stacks
+
+Check = Callable[[Any, Path], None]
+CHECKS: dict[str, Check] = {}
+
+
+def check(function: Check) -> Check:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def made(strategy: Any, make: Callable[[], Any]) -> Any:
+    with strategy.scope():
+        model = make()
+    return distribute(model, strategy)
+
+
+def fit(model: Any, x: Any = X, y: Any = Y, **options: Any) -> Any:
+    return model.fit(x, y, **{"batch_size": 32, "verbose": 0, "shuffle": False, **options})
+
+
+@check
+def what_cannot_work_is_refused(strategy: Any, folder: Path) -> None:
+    outside = build()()
+    for make, match in [
+        (build(jit_compile=True), "jit_compile"),
+        (build(run_eagerly=True), "run_eagerly"),
+        (lambda: keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), "not compiled"),
+    ]:
+        with pytest.raises(OptionError, match=match):
+            made(strategy, make)
+    with pytest.raises(StrategyStateError, match="already"):
+        distribute(made(strategy, build()), strategy)
+    if not strategy.owns(outside.variables[0].value):
+        with pytest.raises(OptionError, match=r"outside of strategy\.scope"):
+            distribute(outside, strategy)
+        with strategy.scope():
+            late = keras.Sequential([keras.Input((12,)), keras.layers.Dense(4)])
+        compile_model(late)
+        with pytest.raises(OptionError, match="was compiled outside"):
+            distribute(late, strategy)
+
+
+@check
+def models_of_keras_2_are_refused_by_name(strategy: Any, folder: Path) -> None:
+    tf_keras = pytest.importorskip("tf_keras")
+    with strategy.scope():
+        model = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(2,))])
+        model.compile("sgd", "mse")
+    with pytest.raises(OptionError, match=r"Keras 2 \(tf-keras\)"):
+        distribute(model, strategy)
+    with pytest.raises(OptionError, match=r"Keras 2 \(tf-keras\)"):
+        strategy.prepare(model, model.optimizer, lambda m, x: m(x))
+
+
+@check
+def losses_that_workers_would_divide_apart_are_refused(strategy: Any, folder: Path) -> None:
+    def summed() -> Any:
+        model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(1)])
+        model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
+        return model
+
+    def masked() -> Any:
+        model = keras.Sequential([keras.Input((12,)), keras.layers.Embedding(9, 4, mask_zero=True)])
+        model.compile("sgd", "mse")
+        return model
+
+    with pytest.raises(OptionError, match="reduction='sum'"):
+        fit(made(strategy, summed), y=Y.astype("float32"))
+    with pytest.raises(OptionError, match="mask"):
+        made(strategy, masked)
+
+
+@check
+def data_that_workers_do_not_share_are_refused(strategy: Any, folder: Path) -> None:
+    rank = strategy.worker.rank
+    model = made(strategy, build())
+    unknown = tf.data.Dataset.from_tensor_slices((X, Y)).filter(lambda x, y: True).batch(32)
+    with pytest.raises(DataError, match="unknown size"):
+        model.fit(unknown, verbose=0)
+    with pytest.raises(DataError, match="infinite size"):
+        model.evaluate(tf.data.Dataset.from_tensor_slices((X, Y)).batch(32).repeat(), verbose=0)
+    model.fit(unknown, steps_per_epoch=3, verbose=0)
+    with pytest.raises(DataError, match="different samples"):
+        fit(model, X[rank:], Y[rank:])
+    with pytest.raises(DataError, match="different samples"):
+        fit(model, X[rank * 20 : 20 + rank * 20], Y[rank * 20 : 20 + rank * 20])
+    other = made(strategy, build())
+    wide = X if rank == 0 else np.concatenate([X, X], 1)
+    with pytest.raises(DataError, match="samples must look alike"):
+        fit(other, wide)
+
+
+@check
+def shuffles_without_a_seed_are_the_same_everywhere(strategy: Any, folder: Path) -> None:
+    from tensorflow.python.eager import context
+
+    model = made(strategy, build())
+    context.context()._seed = None  # as in a program that set none
+    fit(model, epochs=2, shuffle=True)
+    assert context.global_seed() is None, "fit left a global seed behind"
+    tf.random.set_seed(strategy.worker.rank)
+    fit(model, epochs=2, shuffle=True)
+    assert context.global_seed() == strategy.worker.rank
+
+
+@check
+def a_metric_read_by_one_worker_alone_is_global(strategy: Any, folder: Path) -> None:
+    model = made(strategy, build())
+    loss = fit(model).history["loss"][0]
+    if strategy.worker.is_main:
+        assert float(model.metrics[0].result()) == pytest.approx(loss, rel=1e-6)
+        assert float(model.get_metrics_result()["loss"]) == pytest.approx(loss, rel=1e-6)
+    strategy.barrier()
+
+
+@check
+def one_worker_stops_all(strategy: Any, folder: Path) -> None:
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1 and strategy.worker.rank == strategy.worker.world_size - 1:
+                self.model.stop_training = True
+
+    assert len(fit(made(strategy, build()), epochs=5, callbacks=[Clock()]).history["loss"]) == 2
+
+
+@check
+def workers_start_from_rank_0(strategy: Any, folder: Path) -> None:
+    model = made(strategy, build())
+    for variable in model.trainable_variables:
+        variable.assign(tf.ones_like(variable) * (strategy.worker.rank + 2.0))
+    model.optimizer.learning_rate = 0.0
+    fit(model, x=X[:4], y=Y[:4])
+    assert all((np.asarray(weight) == 2.0).all() for weight in model.get_weights())
+
+
+@check
+def batch_normalization_warns_once(strategy: Any, folder: Path) -> None:
+    def make(synchronized: bool) -> Any:
+        model = keras.Sequential(
+            [keras.Input((12,)), keras.layers.BatchNormalization(synchronized=synchronized), keras.layers.Dense(4)]
+        )
+        compile_model(model)
+        return model
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(made(strategy, lambda: make(False)), epochs=2)
+    assert sum("BatchNormalization" in str(warning.message) for warning in caught) == 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made(strategy, lambda: make(True))
+    assert not any("BatchNormalization" in str(warning.message) for warning in caught)
+
+
+@check
+def mixed_precision_is_respected(strategy: Any, folder: Path) -> None:
+    def make() -> Any:
+        keras.utils.set_random_seed(9)
+        model = keras.Sequential(
+            [
+                keras.Input((12,)),
+                keras.layers.Dense(8, "gelu", dtype="mixed_bfloat16"),
+                keras.layers.Dense(4, dtype="float32"),
+            ]
+        )
+        compile_model(model)
+        return model
+
+    model = made(strategy, make)
+    losses = fit(model, epochs=4).history["loss"]
+    assert losses[-1] < losses[0] and {variable.dtype for variable in model.trainable_variables} == {"float32"}
+    assert model.layers[0].compute_dtype == "bfloat16"
+
+
+@check
+def callbacks_that_horovods_users_know(strategy: Any, folder: Path) -> None:
+    worker = strategy.worker
+    rates: list[float] = []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            rates.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs["rank"] = float(worker.rank)
+
+    metrics = WorkerMetrics(strategy)
+    warmup = LearningRateWarmup(strategy, 0.01, warmup_epochs=2, policy="linear")
+    model = made(strategy, build())
+    history = fit(model, x=X[:96], y=Y[:96], epochs=3, callbacks=[warmup, Note(), MetricAverage(strategy), metrics])
+    target, start = 0.01 * worker.world_size, 0.01
+    expected = [start + (target - start) * step / 6 for step in range(6)] + [target] * 3
+    assert rates == pytest.approx(expected, rel=1e-6)
+    assert history.history["rank"] == pytest.approx([(worker.world_size - 1) / 2] * 3)
+    assert len(metrics.epochs) == 3 and all(len(epoch) == worker.world_size for epoch in metrics.epochs)
+    assert strategy.gather(metrics.epochs) == [metrics.epochs] * worker.world_size
+    assert all(0 < own["step_ms"] <= own["step_ms_max"] for own in metrics.epochs[-1])
+    last = worker.world_size - 1
+    for variable in model.trainable_variables:
+        variable.assign(tf.ones_like(variable) * (worker.rank + 2.0))
+    broadcast = BroadcastInitialState(strategy, root=last)
+    broadcast.set_model(model)
+    broadcast.on_train_begin()
+    assert all((np.asarray(weight) == last + 2.0).all() for weight in model.trainable_weights)
+    with pytest.raises(OptionError, match="policy"):
+        LearningRateWarmup(strategy, 0.01, policy="cubic")  # type: ignore[arg-type]
+
+
+@check
+def a_run_that_was_cut_off_goes_on(strategy: Any, folder: Path) -> None:
+    class Cut(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                raise InterruptedError("cut off")
+
+    backup = folder / "backup"
+    whole = fit(made(strategy, build()), epochs=4).history["loss"]
+    model = made(strategy, build())
+    with pytest.raises(InterruptedError):
+        fit(model, epochs=4, callbacks=[keras.callbacks.BackupAndRestore(backup), Cut()])
+    strategy.barrier()
+    rest = fit(made(strategy, build()), epochs=4, callbacks=[keras.callbacks.BackupAndRestore(backup)])
+    assert rest.history["loss"] == pytest.approx(whole[2:], rel=1e-5)
+
+
+@check
+def predictions_of_several_outputs(strategy: Any, folder: Path) -> None:
+    def make() -> Any:
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((12,))
+        model = keras.Model(inputs, {"a": keras.layers.Dense(2)(inputs), "b": keras.layers.Dense(3)(inputs)})
+        model.compile("sgd", "mse")
+        return model
+
+    model = made(strategy, make)
+    predicted = model.predict(VALIDATION_X, batch_size=32, verbose=0)  # the last batch has one sample
+    expected = model(VALIDATION_X)
+    assert {name: value.shape for name, value in predicted.items()} == {"a": (33, 2), "b": (33, 3)}
+    assert all(np.allclose(predicted[name], expected[name], atol=1e-6) for name in predicted)
+
+
+def main(folder: Path) -> None:
+    watch_stacks()
+    with create_strategy() as strategy:
+        for name, function in CHECKS.items():
+            place = folder / name
+            place.mkdir(exist_ok=True, parents=True)
+            try:
+                function(strategy, place)
+                problem = ""
+            except Exception:
+                problem = traceback.format_exc()
+            (place / f"result-{strategy.worker.rank}.json").write_text(json.dumps(problem))
+            if problem:
+                raise SystemExit(problem)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
