@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ...adapters.registry import strategy_row
 from ...plugins.conformance.variants import LOSS_BOUND, WEIGHT_BOUND
 from ..experiment import Column, Experiment, Finished, Job, Row, above, below, placements
 from .bounds import JUDGED_MB, LAYER_BYTES, SAVE_RATIO, SHARING, layers_for, peak_ratio_bound
@@ -132,10 +133,11 @@ class Checkpoint(Experiment):
 def _pair(done: Finished, number: int) -> Row:
     import numpy as np
 
-    from ...plugins.conformance.reference import Curve, reference_curve
+    from ...plugins.conformance.curves import Curve
+    from ...plugins.conformance.framework import reference_curve
     from ...plugins.conformance.worker import SAVED_DTYPE, SAVED_STEPS, SAVED_VARIANT
 
-    reference = reference_curve(SAVED_VARIANT, SAVED_DTYPE)
+    reference = reference_curve(strategy_row(done.job.strategy).framework, SAVED_VARIANT, SAVED_DTYPE)
     found = [result[number] for result in done.results]
     curves = [
         Curve(tuple(curve["losses"]), {name: np.array(weight) for name, weight in curve["weights"].items()})

@@ -19,7 +19,7 @@ def save(strategy_name: str, folder: Path) -> None:
     """Train the first steps, and leave a checkpoint for other jobs."""
     with create_strategy(strategy_name) as strategy:
         training = prepare(strategy, _VARIANT, SAVED_DTYPE)
-        _, progress = train(training, _VARIANT, SAVED_DTYPE, steps=SAVED_STEPS)
+        _, progress = train(strategy, training, _VARIANT, SAVED_DTYPE, steps=SAVED_STEPS)
         training.save(_place(folder, strategy_name, strategy.worker.world_size), progress)
 
 
@@ -39,7 +39,7 @@ def resume_all(strategy_name: str, saved: Sequence[tuple[str, int]], folder: Pat
 def _resume(strategy: Strategy, path: Path) -> dict[str, Any]:
     training = prepare(strategy, _VARIANT, SAVED_DTYPE)
     start = training.load(path)
-    curve, _ = train(training, _VARIANT, SAVED_DTYPE, start=start, steps=STEPS - SAVED_STEPS)
+    curve, _ = train(strategy, training, _VARIANT, SAVED_DTYPE, start=start, steps=STEPS - SAVED_STEPS)
     return {"losses": curve.losses, "weights": {name: weight.tolist() for name, weight in curve.weights.items()}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,17 +36,17 @@ class Parity(Experiment):
         from ...adapters import create_strategy
         from ...plugins.conformance.curves import run_variant
 
-        results = {}
+        curves = {}
         with create_strategy(strategy) as joined:
             for variant in VARIANTS:
                 for dtype in sorted(joined.capabilities.dtypes & set(DTYPES)):
                     curve = run_variant(joined, variant, dtype)
                     weights = {name: weight.tolist() for name, weight in curve.weights.items()}
-                    results[f"{variant}/{dtype}"] = {"losses": curve.losses, "weights": weights}
-        return results
+                    curves[f"{variant}/{dtype}"] = {"losses": curve.losses, "weights": weights}
+            return {"framework": joined.capabilities.framework, "curves": curves}
 
     def rows(self, finished: Sequence[Finished]) -> list[Row]:
-        return [_row(done, *found.split("/")) for done in finished for found in done.results[0]]
+        return [_row(done, *found.split("/")) for done in finished for found in done.results[0]["curves"]]
 
     def judge(self, rows: Sequence[Row]) -> list[str]:
         failures = []
@@ -58,14 +59,18 @@ class Parity(Experiment):
 def _row(done: Finished, variant: str, dtype: str) -> Row:
     import numpy as np
 
-    from ...plugins.conformance.reference import Curve, reference_curve
+    from ...plugins.conformance.curves import Curve
+    from ...plugins.conformance.framework import reference_curve
 
-    reference = reference_curve(variant, dtype)
+    framework = done.results[0]["framework"]
+    # TensorFlow, imported here only for references of its own, tells of its processor features and graphs.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    reference = reference_curve(framework, variant, dtype)
     # The floor cuts a batch into what one worker holds at a time; a single piece would be the reference itself.
-    floor = reference_curve(variant, dtype, max(2, done.job.workers * VARIANTS[variant].accumulate))
+    floor = reference_curve(framework, variant, dtype, max(2, done.job.workers * VARIANTS[variant].accumulate))
     curves = []
     for result in done.results:
-        found = result[f"{variant}/{dtype}"]
+        found = result["curves"][f"{variant}/{dtype}"]
         weights = {name: np.array(weight) for name, weight in found["weights"].items()}
         curves.append(Curve(tuple(found["losses"]), weights))
     return {

@@ -1,23 +1,48 @@
-"""Train the variants on a strategy, as a user would, and write down the curve."""
+"""Train the variants on a strategy, as a user would, and compare and write down the curves."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...adapters import Progress, Strategy, Training
-from . import program
-from .reference import Curve
+from .framework import program_of
 from .variants import GLOBAL_BATCH, SEED, STEPS, VARIANTS, Variant
 
 
-def prepare(strategy: Strategy, variant: Variant, dtype_name: str) -> Training:
+@dataclass(frozen=True)
+class Curve:
+    """The losses of all steps, and the weights after the last one by name."""
+
+    losses: tuple[float, ...]
+    weights: dict[str, np.ndarray]
+
+    def loss_diff(self, other: Curve, start: int = 0) -> float:
+        """Return the largest |other - self| / max(1, |self|) of any step; `other` begins at step `start`."""
+        own = np.array(self.losses[start:])
+        if len(own) != len(other.losses):
+            return float("inf")
+        return _largest(np.abs(np.array(other.losses) - own) / np.maximum(1.0, np.abs(own)))
+
+    def weight_diff(self, other: Curve) -> float:
+        """Return the largest distance of a weight tensor by norm, relative to its own."""
+        if self.weights.keys() != other.weights.keys():
+            return float("inf")
+        distances = [
+            np.linalg.norm(other.weights[name] - weight) / (np.linalg.norm(weight) or 1.0)
+            for name, weight in self.weights.items()
+        ]
+        return _largest(np.array(distances))
+
+
+def prepare(strategy: Strategy, variant: Variant, dtype: str) -> Training:
     """Hand a variant's model and optimizer to the strategy."""
+    program = program_of(strategy)
     with strategy.scope():
-        model, optimizer, scheduler = program.build(variant, getattr(torch, dtype_name))
+        model, optimizer, scheduler = program.build(variant, dtype)
         return strategy.prepare(
             model,
             optimizer,
@@ -29,14 +54,19 @@ def prepare(strategy: Strategy, variant: Variant, dtype_name: str) -> Training:
 
 
 def train(
-    training: Training, variant: Variant, dtype_name: str, start: Progress = Progress(), steps: int = STEPS
+    strategy: Strategy,
+    training: Training,
+    variant: Variant,
+    dtype: str,
+    start: Progress = Progress(),
+    steps: int = STEPS,
 ) -> tuple[Curve, Progress]:
     """Train `steps` steps from `start`; return their losses, the weights after them, and where that is."""
-    data = program.dataset(variant, getattr(torch, dtype_name))
+    program = program_of(strategy)
     losses = []
     progress = start
     batches = training.batches(
-        data,
+        program.dataset(variant, dtype),
         GLOBAL_BATCH,
         epochs=STEPS,
         seed=SEED,
@@ -46,14 +76,14 @@ def train(
     for batch, _ in zip(batches, range(steps), strict=False):
         losses.append(training.step(batch))
         progress = batch.progress
-    weights = {name: weight.numpy() for name, weight in training.weights()}
+    weights = {name: np.asarray(weight) for name, weight in training.weights()}
     return Curve(tuple(map(float, losses)), weights), progress
 
 
-def run_variant(strategy: Strategy, variant_name: str, dtype_name: str) -> Curve:
+def run_variant(strategy: Strategy, variant_name: str, dtype: str) -> Curve:
     """Train a variant from the start."""
     variant = VARIANTS[variant_name]
-    return train(prepare(strategy, variant, dtype_name), variant, dtype_name)[0]
+    return train(strategy, prepare(strategy, variant, dtype), variant, dtype)[0]
 
 
 def write_curve(path: Path, curve: Curve) -> None:
@@ -69,3 +99,8 @@ def read_curve(path: Path) -> Curve:
     with np.load(path) as file:
         weights = {name.removeprefix("weight:"): file[name] for name in file.files if name != "losses"}
         return Curve(tuple(map(float, file["losses"])), weights)
+
+
+def _largest(differences: np.ndarray) -> float:
+    largest = float(differences.max())
+    return largest if np.isfinite(largest) else float("inf")

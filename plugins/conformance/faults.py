@@ -1,83 +1,25 @@
-"""One worker of a job that is to fail: `python -m ...conformance.faults STRATEGY OPTIONS WHERE HOW FOLDER`.
-
-The last worker (the first one for what only rank 0 does, as in saving) raises, or is killed, in forward, in a
-collective, in save or in load, while the others wait for it there.
-"""
+"""How one worker of a job is to fail, in forward, in a collective, in save or in load, while the others wait there."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
-from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
-from ...adapters import Progress, Strategy, create_strategy
-from ..launch.job import watch_stacks
+from ...adapters import Strategy
 
 WHERE = ("forward", "collective", "save", "load")
 HOW = ("raise", "kill")
 MESSAGE = "this fault was planned"
 
 
-class Fragile(nn.Module):
-    """A model that breaks its worker when it is told to, in forward or when its state is read or taken up."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.layer = nn.Linear(2, 1)
-        self.how = how
-        self.breaks_in = ""
-
-    def meet(self, where: str) -> None:
-        """Break here, if here is where to."""
-        if self.breaks_in == where:
-            if self.how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError(MESSAGE)
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        self.meet("forward")
-        output: torch.Tensor = self.layer(batch)
-        return output
-
-    def get_extra_state(self) -> dict[str, Any]:
-        self.meet("save")
-        return {}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.meet("load")
-
-
-def main(name: str, options: str, where: str, how: str, folder: str) -> None:
-    """Train, and break one worker."""
-    watch_stacks()
-    strategy = create_strategy(name, **json.loads(options))
-    with strategy:
-        with strategy.scope():
-            model = Fragile(how)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
-        training.save(Path(folder) / "before", Progress())
-        for batch in training.batches(torch.ones(64, 2), 8, epochs=2):
-            float(training.step(batch))
-            if batch.progress.step == 3 and _breaks(strategy, where):
-                model.breaks_in = where
-        model.meet("collective")
-        strategy.reduce(1.0)
-        training.save(Path(folder) / "after", Progress())
-        training.load(Path(folder) / "before")
-    print("nothing broke")
-
-
-def _breaks(strategy: Strategy, where: str) -> bool:
+def breaks(strategy: Strategy, where: str) -> bool:
+    """Whether this worker is the one to fail: the last one, or the first for what only rank 0 does, as in saving."""
     worker = strategy.worker
     return worker.is_main if where == "save" else worker.rank == worker.world_size - 1
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def fail(how: str) -> None:
+    """Fail here."""
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError(MESSAGE)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...adapters.registry import strategy_row
 from ..launch.job import JobResult, run_job
+from .framework import faults_module
 
 PACKAGE = __package__
 
@@ -68,7 +70,7 @@ def run_conformance(
 
     Args:
         curves: (variant, dtype) pairs to train.
-        checks: names of `checks.CHECKS`.
+        checks: names of `framework.checks_of`.
         resume: checkpoints to load and train on from.
         save: where to leave a checkpoint for other jobs.
         timeout: seconds; then the job is killed, and its workers' stacks are in the outcome.
@@ -92,8 +94,22 @@ def run_conformance(
 
 
 def run_fault(
-    strategy: str, workers: int, where: str, how: str, folder: Path, options: Mapping[str, Any] | None = None
+    strategy: str,
+    workers: int,
+    where: str,
+    how: str,
+    folder: Path,
+    options: Mapping[str, Any] | None = None,
+    framework: str | None = None,
 ) -> JobResult:
-    """Run a job that is to break; see `faults`."""
-    program = ["-m", f"{PACKAGE}.faults", strategy, json.dumps(dict(options or {})), where, how, str(folder)]
+    """Run a job that is to break, with a model of this framework, by default the strategy's; see `faults`."""
+    program = [
+        "-m",
+        faults_module(framework or strategy_row(strategy).framework),
+        strategy,
+        json.dumps(dict(options or {})),
+        where,
+        how,
+        str(folder),
+    ]
     return run_job(strategy, workers, program, timeout=90)

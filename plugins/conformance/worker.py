@@ -44,13 +44,13 @@ def _run_curve(strategy: Strategy, folder: Path, variant: str, dtype: str) -> No
 def _run_checks(strategy: Strategy, folder: Path, names: list[str]) -> None:
     if not names:
         return
-    from .checks import CHECKS
+    from .framework import checks_of
 
-    rank = strategy.worker.rank
+    checks, rank = checks_of(strategy.capabilities.framework), strategy.worker.rank
     for name in names:
         path = folder / f"check-{name}-{rank}.json"
         try:
-            _write(path, {"passed": True, "value": CHECKS[name](strategy, folder)})
+            _write(path, {"passed": True, "value": checks[name](strategy, folder)})
         except Exception:
             # The others may wait for this worker inside the check: the job cannot go on.
             _write(path, {"passed": False, "value": traceback.format_exc()})
@@ -66,7 +66,7 @@ def _save(strategy: Strategy, path: Path) -> None:
     from .variants import VARIANTS
 
     training = prepare(strategy, VARIANTS[SAVED_VARIANT], SAVED_DTYPE)
-    _, progress = train(training, VARIANTS[SAVED_VARIANT], SAVED_DTYPE, steps=SAVED_STEPS)
+    _, progress = train(strategy, training, VARIANTS[SAVED_VARIANT], SAVED_DTYPE, steps=SAVED_STEPS)
     training.save(path, progress)
 
 
@@ -76,7 +76,7 @@ def _resume(strategy: Strategy, folder: Path, path: Path) -> None:
 
     training = prepare(strategy, VARIANTS[SAVED_VARIANT], SAVED_DTYPE)
     start: Progress = training.load(path)
-    curve, _ = train(training, VARIANTS[SAVED_VARIANT], SAVED_DTYPE, start=start, steps=STEPS - SAVED_STEPS)
+    curve, _ = train(strategy, training, VARIANTS[SAVED_VARIANT], SAVED_DTYPE, start=start, steps=STEPS - SAVED_STEPS)
     if strategy.worker.is_main:
         write_curve(folder / f"resumed-{path.name}.npz", curve)
 

@@ -9,6 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from ...adapters.registry import strategy_row
+from ..conformance.curves import read_curve
+from ..conformance.faults import HOW, MESSAGE, WHERE
+from ..conformance.framework import checks_of, reference_curve
 from ..conformance.jobs import Outcome, run_conformance, run_fault
 from ..conformance.variants import DTYPES, LOSS_BOUND, VARIANTS, WEIGHT_BOUND
 
@@ -26,6 +30,7 @@ class Conformance:
     One job for each number of workers serves all tests but those that break a worker.
 
     strategy: a registered name.
+    framework: whose models it trains; only to be given for a strategy of an entry point, for which it is "torch" else.
     options: engine options to create it with.
     workers: the numbers of workers to test at; only 1 for an engine that knows no other.
     dtypes: the types to compare curves in.
@@ -34,6 +39,7 @@ class Conformance:
     """
 
     strategy: ClassVar[str]
+    framework: ClassVar[str | None] = None
     options: ClassVar[Mapping[str, Any]] = {}
     workers: ClassVar[tuple[int, ...]] = (1, 2, 3)
     dtypes: ClassVar[tuple[str, ...]] = DTYPES
@@ -46,16 +52,23 @@ class Conformance:
             # None is how pytest is told that an inherited test is not there; no parameters would be a skip.
             cls.test_fault_is_loud_and_bounded = None  # type: ignore[assignment, method-assign]
 
+    @classmethod
+    def framework_name(cls) -> str:
+        """Return whose reference and checks these are."""
+        return cls.framework or strategy_row(cls.strategy).framework
+
+    @classmethod
+    def check_names(cls) -> tuple[str, ...]:
+        """Return the names of the checks to run, in order."""
+        return tuple(name for name in checks_of(cls.framework_name()) if name not in cls.excluded)
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Parametrize over what the class says."""
-        from ..conformance.checks import CHECKS
-        from ..conformance.faults import HOW, WHERE
-
         values: dict[str, tuple[Any, ...]] = {
             "world_size": self.workers,
             "variant": tuple(VARIANTS),
             "dtype": self.dtypes,
-            "check": tuple(name for name in CHECKS if name not in self.excluded),
+            "check": self.check_names() if "check" in metafunc.fixturenames else (),
             "where": WHERE,
             "how": HOW,
         }
@@ -67,7 +80,6 @@ class Conformance:
     @classmethod
     def run(cls, tmp_path_factory: pytest.TempPathFactory) -> Run:
         """Return the outcome of the class's job with a number of workers, which runs once."""
-        from ..conformance.checks import CHECKS
 
         @cache
         def run(world_size: int) -> Outcome:
@@ -77,17 +89,14 @@ class Conformance:
                 tmp_path_factory.mktemp(f"{cls.strategy}-{world_size}"),
                 options=cls.options,
                 curves=[(variant, dtype) for variant in VARIANTS for dtype in cls.dtypes],
-                checks=[name for name in CHECKS if name not in cls.excluded],
+                checks=cls.check_names(),
             )
 
         return run
 
     def test_curve(self, run: Run, world_size: int, variant: str, dtype: str) -> None:
         """Contract 1 and 2: losses and weights of 100 steps equal plain code's in one process."""
-        from ..conformance.curves import read_curve
-        from ..conformance.reference import reference_curve
-
-        reference = reference_curve(variant, dtype)
+        reference = reference_curve(self.framework_name(), variant, dtype)
         curve = read_curve(run(world_size).path(f"curve-{variant}-{dtype}.npz"))
         assert reference.loss_diff(curve) <= LOSS_BOUND[dtype]
         assert reference.weight_diff(curve) <= WEIGHT_BOUND[dtype]
@@ -108,9 +117,9 @@ class Conformance:
 
     def test_fault_is_loud_and_bounded(self, where: str, how: str, tmp_path: Path) -> None:
         """Contract 7: one broken worker ends the job soon, with its traceback, and leaves no process."""
-        from ..conformance.faults import MESSAGE
-
-        job = run_fault(self.strategy, min(2, max(self.workers)), where, how, tmp_path, self.options)
+        job = run_fault(
+            self.strategy, min(2, max(self.workers)), where, how, tmp_path, self.options, self.framework_name()
+        )
         assert job.returncode != 0 and not job.timed_out and not job.survivors, job.describe()
         assert "nothing broke" not in job.output, job.describe()
         assert job.seconds < START_SECONDS + FAULT_SECONDS, job.describe()

@@ -35,10 +35,10 @@ def specify(folder: Path, strategy: str) -> list[str]:
 
 def judge(outcome: Outcome) -> None:
     from farandole.plugins.conformance.curves import read_curve
-    from farandole.plugins.conformance.reference import reference_curve
+    from farandole.plugins.conformance.framework import reference_curve
 
     curve = read_curve(outcome.path("curve-clip-float32.npz"))
-    assert reference_curve("clip", "float32").loss_diff(curve) <= LOSS_BOUND["float32"]
+    assert reference_curve("torch", "clip", "float32").loss_diff(curve) <= LOSS_BOUND["float32"]
     outcome.check("collectives_do_what_they_say")
     assert outcome.job.returncode == 0, outcome.job.describe()
     assert not outcome.job.survivors, outcome.job.describe()

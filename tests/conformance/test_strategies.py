@@ -75,3 +75,18 @@ class TestDeepSpeedZero3Offload(Conformance):
     workers = (2,)
     dtypes = ("float32",)
     faults = False
+
+
+class TestTensorFlowLocal(Conformance):
+    strategy = "tf_local"
+    workers = (1,)
+    faults = False
+
+
+class TestTensorFlowMultiWorker(Conformance):
+    strategy = "tf_multiworker"
+
+
+class TestTensorFlowHorovod(Conformance):
+    strategy = "tf_horovod"
+    dtypes = ("float64",)

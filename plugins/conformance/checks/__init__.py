@@ -2,9 +2,11 @@
 
 A check raises `AssertionError` where the promise is broken. All workers run all checks in the same order; a check must
 leave the job usable for the next. Paths given to checks are shared by the workers of the job.
+
+These are the checks of all frameworks; `torch.checks` and `tensorflow.checks` have those that need their own models.
 """
 
-from . import data, job, state, steps
-from .common import CHECKS
+from . import job, state, steps
+from .common import SHARED, Checks
 
-__all__ = ["CHECKS", "data", "job", "state", "steps"]
+__all__ = ["SHARED", "Checks", "job", "state", "steps"]

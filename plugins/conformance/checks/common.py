@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ....adapters import Strategy, Training
-from .. import program
+from ..framework import program_of
 from ..variants import VARIANTS
 
 Check = Callable[[Strategy, Path], Any]
 
-CHECKS: dict[str, Check] = {}
+
+class Checks(dict[str, Check]):
+    """Checks by the names of their functions."""
+
+    def add(self, function: Check) -> Check:
+        """Register a check under its function's name; a decorator."""
+        self[function.__name__] = function
+        return function
 
 
-def check(function: Check) -> Check:
-    """Register a check under its function's name."""
-    CHECKS[function.__name__] = function
-    return function
+SHARED = Checks()
+"""The checks of all frameworks."""
 
 
-def same_everywhere(strategy: Strategy, value: Any) -> bool:
+def same_everywhere(strategy: Strategy, values: Iterable[Any]) -> bool:
     """Whether all workers hold the same bytes."""
-    arrays = [np.asarray(tensor.detach().cpu()).tobytes() for tensor in value]
+    arrays = [np.asarray(value).tobytes() for value in values]
     return all(other == arrays for other in strategy.gather(arrays))
 
 
-def weights_of(training: Training) -> dict[str, torch.Tensor]:
+def weights_of(training: Training) -> dict[str, np.ndarray[Any, Any]]:
     """Return copies of the whole weights, by name."""
-    return {name: weight.clone() for name, weight in training.weights()}
+    return {name: np.array(weight) for name, weight in training.weights()}
 
 
-def value_of(tensor: torch.Tensor | None) -> float:
-    """Return the number in a tensor that must be there."""
-    assert tensor is not None
-    return tensor.item()
+def same_weights(one: dict[str, np.ndarray[Any, Any]], other: dict[str, np.ndarray[Any, Any]]) -> bool:
+    """Whether two sets of weights are equal to the bit."""
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def batches_of(training: Training, steps: int = 1_000_000) -> Any:
+def batches_of(strategy: Strategy, training: Training, steps: int = 1_000_000) -> Any:
     """Return an iterator over batches for a training of variant "sgd_momentum"."""
-    data = program.dataset(VARIANTS["sgd_momentum"], torch.float32)
+    data = program_of(strategy).dataset(VARIANTS["sgd_momentum"], "float32")
     return (batch for batch, _ in zip(training.batches(data, 16, epochs=9), range(steps), strict=False))

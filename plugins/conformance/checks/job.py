@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ....adapters import (
     FarandoleError,
@@ -17,18 +16,19 @@ from ....adapters import (
     StrategyStateError,
     create_strategy,
 )
-from .common import check
+from ..framework import program_of
+from .common import SHARED
 
 # 5. Collectives.
 
 
-@check
+@SHARED.add
 def collectives_do_what_they_say(strategy: Strategy, folder: Path) -> None:
     rank, world_size = strategy.worker.rank, strategy.worker.world_size
-    ranks = range(world_size)
+    ranks, tensor = range(world_size), program_of(strategy).tensor
     mine: dict[str, Any] = {
         "number": rank + 0.5,
-        "list": [np.arange(3) + rank, torch.full((2,), float(rank))],
+        "list": [np.arange(3) + rank, tensor([rank, rank], "float32")],
         "count": 2**40 + rank,
     }
     total = strategy.reduce(mine, "sum")
@@ -36,11 +36,12 @@ def collectives_do_what_they_say(strategy: Strategy, folder: Path) -> None:
     assert total["count"] == sum(2**40 + r for r in ranks) and isinstance(total["count"], int)
     assert isinstance(total["list"][0], np.ndarray) and (total["list"][0] == sum(np.arange(3) + r for r in ranks)).all()
     mean = strategy.reduce(mine)
-    assert mean["list"][1].tolist() == [sum(ranks) / world_size] * 2
+    assert np.asarray(mean["list"][1]).tolist() == [sum(ranks) / world_size] * 2
     assert mean["count"] == pytest.approx(2**40 + sum(ranks) / world_size, rel=1e-15)
     assert strategy.reduce(rank, "max") == world_size - 1 and strategy.reduce(rank, "min") == 0
-    assert mine["list"][1].tolist() == [float(rank)] * 2, "a reduction changed its argument"
-    assert strategy.reduce(torch.tensor(257.0, dtype=torch.bfloat16), "sum").dtype == torch.bfloat16
+    assert np.asarray(mine["list"][1]).tolist() == [float(rank)] * 2, "a reduction changed its argument"
+    half = tensor(257.0, "bfloat16")
+    assert strategy.reduce(half, "sum").dtype == half.dtype
     assert strategy.gather({"rank": rank, "text": "x" * rank}) == [{"rank": r, "text": "x" * r} for r in ranks]
     kinds = strategy.gather(None if rank == 0 else "another type")
     assert kinds == [None] + ["another type"] * (world_size - 1)
@@ -52,7 +53,7 @@ def collectives_do_what_they_say(strategy: Strategy, folder: Path) -> None:
         strategy.reduce(1, "average")  # type: ignore[arg-type]
 
 
-@check
+@SHARED.add
 def barrier_blocks(strategy: Strategy, folder: Path) -> None:
     strategy.barrier()
     started = time.monotonic()
@@ -65,7 +66,7 @@ def barrier_blocks(strategy: Strategy, folder: Path) -> None:
 # 8. No silent fallback.
 
 
-@check
+@SHARED.add
 def a_strategy_is_used_once_and_inside(strategy: Strategy, folder: Path) -> None:
     with pytest.raises(StrategyStateError, match="create a new one"):
         strategy.__enter__()

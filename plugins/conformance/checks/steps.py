@@ -1,217 +1,32 @@
-"""Contract 1, 2 and 4: the same curve, legal differences, and a learning rate that is the user's."""
+"""Contract 1: the same curve (the curves themselves are compared outside the job)."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
-import warnings
 from pathlib import Path
 
-import pytest
-import torch
-from torch import nn
-
-from ....adapters import (
-    DataError,
-    OptionError,
-    Strategy,
-)
+from ....adapters import Strategy
 from .. import curves
-from ..variants import LOSS_BOUND, VARIANTS, WEIGHT_BOUND
-from .common import batches_of, check, same_everywhere, value_of, weights_of
-
-# 1. Same curve (the curves themselves are compared outside the job).
+from ..variants import VARIANTS
+from .common import SHARED, batches_of, same_everywhere, weights_of
 
 
-@check
+@SHARED.add
 def replicas_stay_equal_to_the_bit(strategy: Strategy, folder: Path) -> None:
     variant = VARIANTS["adamw"]
     training = curves.prepare(strategy, variant, "float32")
-    curves.train(training, variant, "float32", steps=7)
+    curves.train(strategy, training, variant, "float32", steps=7)
     assert same_everywhere(strategy, weights_of(training).values())
 
 
-@check
-def workers_start_from_rank_0(strategy: Strategy, folder: Path) -> None:
-    class Drawn(nn.BatchNorm1d):
-        def __init__(self, seed: int) -> None:
-            super().__init__(3)
-            stream = torch.Generator().manual_seed(seed)
-            nn.init.normal_(self.weight, generator=stream)
-            self.get_buffer("running_mean").normal_(generator=stream)
-
-    with strategy.scope(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of BatchNorm, which has a check of its own
-        model = Drawn(strategy.worker.rank)
-        training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda m, x: m(x).mean())
-    expected, found = Drawn(0), weights_of(training)
-    assert torch.equal(found["weight"], expected.weight)
-    assert torch.equal(found["running_mean"], expected.get_buffer("running_mean"))
-
-
-@check
+@SHARED.add
 def loss_is_one_number_that_waits_to_be_read(strategy: Strategy, folder: Path) -> None:
     training = curves.prepare(strategy, VARIANTS["sgd_momentum"], "float32")
-    losses = [training.step(batch) for batch in batches_of(training, steps=3)]
+    losses = [training.step(batch) for batch in batches_of(strategy, training, steps=3)]
     read = [float(loss) for loss in losses]
     assert strategy.gather(read) == [read] * strategy.worker.world_size
     assert losses[0] == read[0] and f"{losses[0]:.3f}" == f"{read[0]:.3f}" and sum(map(float, losses)) == sum(read)
     if strategy.worker.is_main:  # reading is local: one worker may, alone
-        assert math.isfinite(float(training.step(next(batches_of(training)))))
+        assert math.isfinite(float(training.step(next(batches_of(strategy, training)))))
     else:
-        training.step(next(batches_of(training)))
-
-
-@check
-def accumulation_keeps_gradients_at_home(strategy: Strategy, folder: Path) -> None:
-    if not strategy.capabilities.accumulates_locally or not hasattr(strategy, "wrap"):
-        return
-    model = nn.Linear(1, 1, bias=False)
-    engine = strategy.wrap(model, torch.optim.SGD(model.parameters(), lr=0.5), accumulate=3)
-    rank, world_size = strategy.worker.rank, strategy.worker.world_size
-    for step in range(3):
-        engine.zero_grad()
-        for number in range(3):
-            last = number == 2
-            with contextlib.nullcontext() if last else engine.no_sync():
-                engine.backward(engine.forward(torch.full((1, 1), float(rank + 1))).sum())
-            if step > 0 and not last:  # DDP's static graph is recorded by a first step that synchronizes throughout
-                assert value_of(model.weight.grad) == (rank + 1) * (number + 1), "a gradient travelled too early"
-        before = model.weight.item()
-        engine.reduce_gradients()
-        engine.update()
-        mean = 3 * (world_size + 1) / 2
-        assert before - model.weight.item() == pytest.approx(0.5 * mean, rel=1e-6)
-
-
-# 2. Legal differences are named, the rest refused.
-
-
-@check
-def parameter_used_by_some_workers_gets_the_mean(strategy: Strategy, folder: Path) -> None:
-    class Partial(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.always, self.rank_0_only, self.never = (nn.Parameter(torch.ones(3)) for _ in range(3))
-
-        def forward(self, batch: torch.Tensor) -> torch.Tensor:
-            used = self.always.sum() + (self.rank_0_only.sum() if strategy.worker.is_main else 0)
-            return used + 0.0 * batch.sum()
-
-    with strategy.scope():
-        model = Partial()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-        training = strategy.prepare(model, optimizer, lambda m, x: m(x))
-    for batch in training.batches(torch.zeros(12, 1), 6, epochs=2):
-        training.step(batch)
-    weights = weights_of(training)
-    assert torch.equal(weights["never"], torch.ones(3)), "a parameter without a gradient was updated"
-    assert (weights["rank_0_only"] < 0.95).all(), "a parameter that one worker used was not updated"
-    assert same_everywhere(strategy, weights.values())
-
-
-@check
-def stand_in_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
-    rank, world_size = strategy.worker.rank, strategy.worker.world_size
-    with strategy.scope(), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(15, 1))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
-    warned = any("BatchNorm" in str(warning.message) for warning in caught)
-    assert warned == (world_size > 1), "unsynchronized BatchNorm is to be warned of, on several workers"
-    full, short = training.batches(torch.randn(2 * world_size + 1, 3, 5), 2 * world_size)
-    assert short.weights == ((1.0,) if rank == 0 else (0.0,))
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    state = torch.random.get_rng_state()
-    loss = training.step(dataclasses.replace(short, random_seed=None))
-    untouched = all(map(torch.equal, buffers, model.buffers()))
-    assert untouched == (rank > 0), "only a stand-in leaves buffers alone"
-    assert torch.equal(state, torch.random.get_rng_state()) == (rank > 0), "only a stand-in draws nothing at random"
-    assert math.isfinite(float(loss)) and math.isfinite(float(training.step(full)))
-
-
-@check
-def refuses_what_has_no_mean(strategy: Strategy, folder: Path) -> None:
-    with strategy.scope():
-        model = nn.Linear(1, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        alien = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
-        with pytest.raises(OptionError, match="optimizer holds parameters"):
-            strategy.prepare(model, alien, lambda m, x: m(x).mean())
-        with pytest.raises(OptionError, match="accumulate"):
-            strategy.prepare(model, optimizer, lambda m, x: m(x).mean(), accumulate=0)
-        with pytest.raises(OptionError, match="clip_norm"):
-            strategy.prepare(model, optimizer, lambda m, x: m(x).mean(), clip_norm=-1.0)
-        training = strategy.prepare(model, optimizer, lambda m, x: m(x).mean())
-    with pytest.raises(DataError, match="length 0"):
-        training.batches(torch.zeros(0, 1), 4)
-    with pytest.raises(DataError, match="add up to 0"):
-        training.step(next(training.batches(torch.zeros(8, 1), 8, weight=lambda _: 0)))
-    if strategy.worker.world_size > 1:
-        with pytest.raises(OptionError, match="smaller than the"):
-            training.batches(torch.zeros(8, 1), strategy.worker.world_size - 1)
-
-
-@check
-def parameters_of_some_steps_are_updated_in_those(strategy: Strategy, folder: Path) -> None:
-    """The optimizer counts a parameter's own steps, and neither moves nor decays it, nor clips by it, in others."""
-
-    class Sometimes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(3)
-            self.first, self.extra, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 1)
-            self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
-            self.use_extra = False
-
-        def forward(self, features: torch.Tensor) -> torch.Tensor:
-            hidden = nn.functional.gelu(self.first(features))
-            output: torch.Tensor = self.last(hidden + self.extra(hidden) if self.use_extra else hidden)
-            return output
-
-    def build() -> tuple[Sometimes, torch.optim.Optimizer]:
-        model = Sometimes()
-        groups = [{"params": list(model.last.parameters()), "lr": 0.1}]
-        groups += [{"params": [*model.first.parameters(), *model.extra.parameters(), model.frozen]}]
-        return model, torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1)
-
-    data = torch.linspace(-1, 1, 144).sin().reshape(24, 6)
-    reference, plain = build()
-    expected = []
-    for step in range(9):
-        reference.use_extra = step % 2 == 1
-        plain.zero_grad()
-        loss = reference(data[8 * (step % 3) : 8 * (step % 3 + 1)]).square().mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
-        plain.step()
-        expected.append(loss.item())
-    with strategy.scope():
-        model, optimizer = build()
-        training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean(), accumulate=2, clip_norm=0.5)
-    losses = []
-    for step, batch in enumerate(training.batches(data, 8, epochs=3, shuffle=False)):
-        model.use_extra = step % 2 == 1
-        losses.append(float(training.step(batch)))
-    assert losses == pytest.approx(expected, rel=LOSS_BOUND["float32"], abs=LOSS_BOUND["float32"])
-    for name, weight in reference.state_dict().items():
-        assert torch.dist(weights_of(training)[name], weight) <= WEIGHT_BOUND["float32"] * weight.norm()
-
-
-# 4. The learning rate is the user's.
-
-
-@check
-def learning_rate_is_the_users(strategy: Strategy, folder: Path) -> None:
-    training = curves.prepare(strategy, VARIANTS["sgd_momentum"], "float32")
-    assert [group["lr"] for group in training.optimizer.param_groups] == [0.05], "the learning rate was changed"
-    batches = batches_of(training)
-    training.step(next(batches))
-    before = weights_of(training)
-    for group in training.optimizer.param_groups:
-        group["lr"] = 0.0
-    training.step(next(batches))
-    after = weights_of(training)
-    assert all(torch.equal(before[name], after[name]) for name in before), "a rate of 0 does not reach the engine"
+        training.step(next(batches_of(strategy, training)))

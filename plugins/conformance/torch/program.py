@@ -5,12 +5,16 @@ The model is smooth (GELU, no bias before a normalization): ReLU and max pooling
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from .variants import Variant
+from ..variants import Variant
+
+TENSOR_FILES = "*.distcp"
+"""The files of a checkpoint that hold tensors, one of each worker; the last worker's sorts last."""
 
 Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -30,11 +34,11 @@ class SmoothNet(nn.Module):
         return logits
 
 
-def build(variant: Variant, dtype: torch.dtype) -> tuple[SmoothNet, torch.optim.Optimizer, Any]:
+def build(variant: Variant, dtype: str) -> tuple[SmoothNet, torch.optim.Optimizer, Any]:
     """Return model, optimizer and scheduler (or `None`) of a variant, always with the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        model = SmoothNet(variant.unused).to(dtype)
+        model = SmoothNet(variant.unused).to(getattr(torch, dtype))
     optimizer: torch.optim.Optimizer
     if variant.optimizer == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -44,14 +48,14 @@ def build(variant: Variant, dtype: torch.dtype) -> tuple[SmoothNet, torch.optim.
     return model, optimizer, scheduler
 
 
-def dataset(variant: Variant, dtype: torch.dtype) -> Sample:
+def dataset(variant: Variant, dtype: str) -> Sample:
     """Return features (length, 12), classes (length,) and tokens (length,) of a variant, always the same."""
     stream = torch.Generator().manual_seed(7)
     features = torch.randn(variant.length, 12, generator=stream, dtype=torch.float64)
     teacher = torch.randn(12, 4, generator=stream, dtype=torch.float64)
     classes = (features @ teacher + torch.randn(variant.length, 4, generator=stream, dtype=torch.float64)).argmax(1)
     tokens = torch.randint(1, 9, (variant.length,), generator=stream)
-    return features.to(dtype), classes, tokens
+    return features.to(getattr(torch, dtype)), classes, tokens
 
 
 def mean_loss(model: nn.Module, batch: Sample) -> torch.Tensor:
@@ -70,3 +74,15 @@ def mean_token_loss(model: nn.Module, batch: Sample) -> torch.Tensor:
 def count_tokens(batch: Sample) -> torch.Tensor:
     """Return the number of tokens of a batch."""
     return batch[2].sum()
+
+
+def dropout_net() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[nn.Module, torch.Tensor], torch.Tensor]]:
+    """Return model, optimizer and loss of a net of 4 features that draws at random."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    return model, torch.optim.SGD(model.parameters(), lr=0.01), lambda m, x: m(x).square().mean()
+
+
+def tensor(values: Any, dtype: str) -> torch.Tensor:
+    """Return a tensor of the framework's own."""
+    return torch.tensor(values, dtype=getattr(torch, dtype))

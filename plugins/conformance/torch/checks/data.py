@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ....adapters import (
-    Progress,
-    Strategy,
-)
-from .. import curves
-from ..variants import SEED, VARIANTS
-from .common import check
-
-# 3. Every sample once.
+from .....adapters import Progress, Strategy
+from ... import curves
+from ...variants import SEED, VARIANTS
+from .table import TORCH
 
 
-@check
+@TORCH.add
 def every_sample_comes_once(strategy: Strategy, folder: Path) -> None:
     training = curves.prepare(strategy, VARIANTS["accumulate_4"], "float32")
     length, size = 37, 2 * strategy.worker.world_size + 1
@@ -39,7 +34,7 @@ def every_sample_comes_once(strategy: Strategy, folder: Path) -> None:
                 assert len(seen) == len(set(seen)) == length - start.step * size
 
 
-@check
+@TORCH.add
 def samples_know_no_worker(strategy: Strategy, folder: Path) -> dict[str, float]:
     """Returns what each sample drew at random, which must be the same at any world size."""
 

@@ -1,0 +1,39 @@
+"""What of the suite belongs to a framework: its package is imported where it is needed first."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...adapters import Strategy
+
+if TYPE_CHECKING:
+    from .checks.common import Check
+    from .curves import Curve
+
+
+def program_of(strategy: Strategy) -> Any:
+    """Return the module with the program of the strategy's framework; see `torch.program` for what each has."""
+    return _module(strategy.capabilities.framework, "program")
+
+
+def checks_of(framework: str) -> Mapping[str, Check]:
+    """Return the checks of all frameworks and those of this one, by name."""
+    checks: Mapping[str, Check] = _module(framework, "checks").CHECKS
+    return checks
+
+
+def reference_curve(framework: str, variant: str, dtype: str, parts: int = 1) -> Curve:
+    """Return the curve that the engines of a framework must follow; see `torch.reference`."""
+    curve: Curve = _module(framework, "reference").reference_curve(variant, dtype, parts)
+    return curve
+
+
+def faults_module(framework: str) -> str:
+    """Return the name of the module that workers which are to fail run."""
+    return f"{__package__}.{framework}.faults"
+
+
+def _module(framework: str, name: str) -> Any:
+    return importlib.import_module(f".{framework}.{name}", __package__)

@@ -1,0 +1,22 @@
+"""The order of samples, for the references: written out again from its definition (`farandole.adapters.order`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .variants import GLOBAL_BATCH, SEED, STEPS
+
+
+def rows_of_steps(length: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the rows of a dataset that each of the steps of a curve trains on."""
+    step = epoch = 0
+    while step < STEPS:
+        order = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([SEED, epoch]))).permutation(length)
+        for first in range(0, length, GLOBAL_BATCH):
+            yield order[first : first + GLOBAL_BATCH]
+            step += 1
+        epoch += 1
+    assert step == STEPS, "epochs of every variant divide the number of steps"

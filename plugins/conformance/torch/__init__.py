@@ -1,0 +1,1 @@
+"""The suite's program, reference and checks for PyTorch."""

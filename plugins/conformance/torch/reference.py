@@ -1,0 +1,42 @@
+"""The curve that every engine of PyTorch must follow: plain PyTorch in one process.
+
+It shares the model, the data and the loss with the engines' program, and nothing else: neither sampler nor step.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from ..curves import Curve
+from ..order import rows_of_steps
+from ..variants import VARIANTS
+from . import program
+
+
+@cache
+def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
+    """Train a variant in one process; with `parts` > 1 each batch is cut up: the noise floor of rounding."""
+    variant = VARIANTS[variant_name]
+    model, optimizer, scheduler = program.build(variant, dtype)
+    data = program.dataset(variant, dtype)
+    loss_fn = program.mean_token_loss if variant.tokens else program.mean_loss
+    losses: list[float] = []
+    for rows in map(torch.from_numpy, rows_of_steps(variant.length)):
+        counts = data[2][rows].double() if variant.tokens else torch.ones(len(rows), dtype=torch.float64)
+        optimizer.zero_grad()
+        loss_of_batch = 0.0
+        for piece, weights in zip(rows.tensor_split(parts), counts.tensor_split(parts), strict=True):
+            if len(piece) > 0:
+                share = (weights.sum() / counts.sum()).item() if parts > 1 else 1.0
+                loss = loss_fn(model, (data[0][piece], data[1][piece], data[2][piece])) * share
+                loss.backward()  # type: ignore[no-untyped-call]
+                loss_of_batch += loss.item()
+        if variant.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), variant.clip_norm)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        losses.append(loss_of_batch)
+    return Curve(tuple(losses), {name: weight.detach().numpy() for name, weight in model.state_dict().items()})
