@@ -13,6 +13,8 @@ from .experiment import Finished, Job
 from .progress import told
 from .worker import error_path, result_path
 
+# Whatever the machine and the number of workers, so that rows can be compared.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
 _TAIL = 20  # lines of a failed worker's traceback that are shown
 
 
@@ -45,8 +47,7 @@ def _run(job: Job, path: Path, say: Callable[[str | None], None]) -> JobResult:
         job.workers,
         ["-m", f"{__package__}.worker", str(path)],
         timeout=job.timeout,
-        # One thread, whatever the machine and the number of workers, so that rows can be compared.
-        env={"OMP_NUM_THREADS": "1", **job.env},
+        env={**_ONE_THREAD, **job.env},
         on_line=lambda line: say(told(line)),
     )
 

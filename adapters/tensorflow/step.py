@@ -92,22 +92,11 @@ class CompiledStep:
             loss, own = self._backward(micro_batch, shares[number])
             total += loss
             gradients = [_plus(before, more) for before, more in zip(gradients, own, strict=True)]
-        kinds = agree(self._strategy, spec, [kind_of(gradient) for gradient in gradients])
-        variables = [variable for variable, kind in zip(self._variables, kinds, strict=True) if kind]
+        used, variables = agreed_gradients(
+            self._strategy, spec, self._variables, gradients, dense=self._clip_norm is not None
+        )
         if not variables:
             raise OptionError("no trainable variable of the model has a gradient: loss_fn does not depend on them")
-        used = [
-            tf.zeros_like(variable) if gradient is None else gradient
-            for variable, gradient, kind in zip(self._variables, gradients, kinds, strict=True)
-            if kind
-        ]
-        present = [kind for kind in kinds if kind]
-        # The norm of sparse rows that repeat an index is not that of their sum.
-        whole = [kind == DENSE or self._clip_norm is not None for kind in present]
-        used = [tf.convert_to_tensor(own) if as_one else own for own, as_one in zip(used, whole, strict=True)]
-        # With a type of its own the loss would take a reduction of its own, whose latency a step then waits for.
-        wide = (gradient.dtype for gradient in used if gradient.dtype in (tf.float32, tf.float64))
-        total = tf.cast(total, next(wide, tf.float64))
         *reduced, total = self._strategy.sum_in_graph([*used, total], self._name)
         if self._clip_norm is not None:
             scale = self._optimizer.scale_loss(tf.ones((), reduced[0].dtype))
@@ -151,8 +140,25 @@ def agree(strategy: TensorFlowStrategy, look: str, kinds: Sequence[int]) -> list
     return [own[0] if len(set(own)) == 1 else DENSE for own in zip(*(own for _, own in everyone), strict=True)]
 
 
-def kind_of(gradient: Any) -> int:
-    """Return the kind of a gradient: 0 where there is none, else `SPARSE` or `DENSE`."""
+def agreed_gradients(
+    strategy: TensorFlowStrategy, look: str, variables: Sequence[Any], gradients: Sequence[Any], dense: bool
+) -> tuple[list[Any], list[Any]]:
+    """Return the gradients that any worker has, in a form that all can add up, and their variables; see `agree`.
+
+    `dense` makes sparse ones dense: the norm of sparse rows that repeat an index is not that of their sum.
+    """
+    kinds = agree(strategy, look, [_kind(gradient) for gradient in gradients])
+    used: list[Any] = []
+    kept: list[Any] = []
+    for variable, gradient, kind in zip(variables, gradients, kinds, strict=True):
+        if kind:
+            own = tf.zeros_like(variable.value) if gradient is None else gradient
+            used.append(tf.convert_to_tensor(own) if dense or kind == DENSE else own)
+            kept.append(variable)
+    return used, kept
+
+
+def _kind(gradient: Any) -> int:
     return 0 if gradient is None else SPARSE if isinstance(gradient, tf.IndexedSlices) else DENSE
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 from ...adapters import Batch
+from ...adapters.registry import strategy_row
 from ..progress import tell
-from .memory import state_bytes
-from .train import train
+
+_Train = Callable[[int, Callable[[Batch, SupportsFloat], None]], float]
 
 
 def measure(strategy: str, epochs: int) -> dict[str, Any]:
     """Return the curve and what it cost: seconds and samples for each step, the worker's peak memory in MB, its state.
 
-    The program itself takes the strategy that its launcher was asked for.
+    The program itself takes the strategy that its launcher was asked for. The state is `None` under TensorFlow, whose
+    gradients live inside the compiled step, where they cannot be counted.
     """
+    train, state_bytes = _of_framework(strategy)
     losses: list[SupportsFloat] = []
     samples: list[float] = []
     times = [time.perf_counter()]
@@ -40,6 +44,18 @@ def measure(strategy: str, epochs: int) -> dict[str, Any]:
         "peak_mb": peak_mb,
         "state_bytes": state_bytes(strategy),
     }
+
+
+def _of_framework(strategy: str) -> tuple[_Train, Callable[[str], float | None]]:
+    """Return the training program of a strategy's framework, and what counts its state; the other stays unimported."""
+    if strategy_row(strategy).framework == "tensorflow":
+        from ..examples.digits_keras import train as train_keras
+
+        return train_keras, lambda _: None
+    from ..examples.digits_torch import train
+    from .memory import state_bytes
+
+    return train, state_bytes
 
 
 def peak_memory_mb() -> float:

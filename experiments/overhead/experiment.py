@@ -1,19 +1,24 @@
-"""`overhead`: what one step costs beside the same step written by hand on the raw engine."""
+"""`overhead`: what one step costs beside the same step written by hand on the raw engine, and `fit` beside a loop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import click
 
 from ...adapters.errors import OptionError, did_you_mean
+from ...adapters.registry import strategy_row
 from ..experiment import Column, Experiment, Finished, Job, Row, above, placements
 from .statistics import median_interval
 
-BOUNDS = {"medium": 1.05, "large": 1.03}  # of the ratio, where there is more than one worker
+BOUNDS = {  # of the ratio, where there is more than one worker
+    "loop": {"medium": 1.05, "large": 1.03},
+    "keras": {"medium": 1.10, "large": 1.05},
+}
 _MODELS = ("small", "medium", "large")
+_FRONTENDS = {"loop": ("torch", "tensorflow"), "keras": ("tensorflow",)}  # and the frameworks that they train in
 
 
 def _zero(stage: int, offload: bool) -> dict[str, Any]:
@@ -33,28 +38,35 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
         f"deepspeed_zero_{stage}{kind}": {"config": {"zero_optimization": _zero(stage, offload=bool(kind))}}
         for stage, kind in ((1, ""), (2, ""), (3, ""), (2, "_offload"), (3, "_offload"))
     },
+    "tf_local": {},
+    "tf_multiworker": {"communication": "auto", "bytes_per_pack": 0},
+    "tf_horovod": {},
 }
 
 
-def _models(_ctx: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
-    models = [name.strip() for name in text.split(",")]
-    for name in models:
-        if name not in _MODELS:
-            known = ", ".join(_MODELS)
-            raise OptionError(f"there is no model {name!r}.{did_you_mean(name, _MODELS)} There are: {known}")
-    return models
+def _some_of(kind: str, known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    def chosen(_ctx: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                listed = ", ".join(known)
+                raise OptionError(f"there is no {kind} {name!r}.{did_you_mean(name, known)} There are: {listed}")
+        return names
+
+    return chosen
 
 
 class Overhead(Experiment):
-    """Times our step and the raw one in pairs.
+    """Times our step and the raw one in pairs; and epochs of a frontend's `fit`, and of a loop of our steps, in pairs.
 
     Rows: the median of each side's step in ms, on rank 0; the median over pairs of ours / raw, and the 95 % interval of
-    that median.
+    that median. Where the frontend is not "loop", "raw" is our loop on the same engine.
     """
 
     columns = (
         Column("strategy"),
         Column("workers"),
+        Column("frontend"),
         Column("model"),
         Column("step_ms", ".2f"),
         Column("raw_step_ms", ".2f"),
@@ -68,8 +80,16 @@ class Overhead(Experiment):
             metavar="A,B",
             default=",".join(_MODELS),
             show_default=True,
-            callback=_models,
+            callback=_some_of("model", _MODELS),
             help="Time these only.",
+        ),
+        click.Option(
+            ["--frontends"],
+            metavar="A,B",
+            default=",".join(_FRONTENDS),
+            show_default=True,
+            callback=_some_of("frontend", tuple(_FRONTENDS)),
+            help="Time these only: loop is our step beside the raw one; keras is fit beside a loop of our steps.",
         ),
         click.Option(
             ["--pairs"], type=click.IntRange(min=1), default=200, show_default=True, help="Pairs of steps to time."
@@ -80,15 +100,26 @@ class Overhead(Experiment):
     def jobs(self, strategies: Sequence[str], workers: Sequence[int], options: Mapping[str, Any]) -> list[Job]:
         # One job a model: what an earlier one leaves in memory would be there for the next.
         return [
-            Job(strategy, number, {"model": model, "pairs": options["pairs"]})
+            Job(strategy, number, {"model": model, "frontend": frontend, "pairs": options["pairs"]})
+            for frontend in options["frontends"]
             for strategy, number in placements(strategies, workers)
+            if strategy_row(strategy).framework in _FRONTENDS[frontend]
             for model in options["models"]
         ]
 
     def work(self, strategy: str, options: Mapping[str, Any]) -> Any:
+        model, pairs, engine_options = options["model"], options["pairs"], _OPTIONS[strategy]
+        if options["frontend"] == "keras":
+            from .fit import bench_fit
+
+            return bench_fit(strategy, model, pairs, engine_options)
+        if strategy_row(strategy).framework == "tensorflow":
+            from .bench_keras import bench as bench_keras
+
+            return bench_keras(strategy, model, pairs, engine_options)
         from .bench import bench
 
-        return bench(strategy, options["model"], options["pairs"], _OPTIONS[strategy])
+        return bench(strategy, model, pairs, engine_options)
 
     def rows(self, finished: Sequence[Finished]) -> list[Row]:
         return [_row(done) for done in finished]
@@ -96,8 +127,9 @@ class Overhead(Experiment):
     def judge(self, rows: Sequence[Row]) -> list[str]:
         failures = []
         for row in rows:
-            if row["workers"] > 1 and row["model"] in BOUNDS:
-                failures += above(row, "ratio", BOUNDS[row["model"]])
+            bounds = BOUNDS[row["frontend"]]
+            if row["workers"] > 1 and row["model"] in bounds:
+                failures += above(row, "ratio", bounds[row["model"]])
         return failures
 
 
@@ -108,6 +140,7 @@ def _row(done: Finished) -> Row:
     return {
         "strategy": done.job.strategy,
         "workers": done.job.workers,
+        "frontend": done.job.options["frontend"],
         "model": done.job.options["model"],
         "step_ms": 1000 * median(ours),
         "raw_step_ms": 1000 * median(raw),

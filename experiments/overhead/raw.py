@@ -1,4 +1,4 @@
-"""The raw side of `overhead`: a training step as one writes it by hand on each engine, with the options ours has.
+"""The raw side of `overhead` in PyTorch: a training step as one writes it by hand, with the options ours has.
 
 It uses nothing of Farandole's, and expects the engine to be initialized. The loss is not reduced over the workers.
 """
@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
-from .models import LEARNING_RATE, MOMENTUM
+from .shapes import LEARNING_RATE, MOMENTUM
 
 Step = Callable[[Tensor, Tensor], None]
 

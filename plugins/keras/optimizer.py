@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ...adapters.tensorflow.step import agree
+from ...adapters.tensorflow.step import agreed_gradients
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
 
@@ -45,15 +45,12 @@ def _reducing(optimizer: Any, strategy: TensorFlowStrategy, share: tf.Tensor, na
         calls += 1
         gradients = list(gradients)
         variables = list(optimizer._trainable_variables if variables is None else variables)
-        present = agree(strategy, f"{name}: {len(gradients)} gradients", [g is not None for g in gradients])
-        pairs = [(g, v) for g, v, there in zip(gradients, variables, present, strict=True) if there]
-        own = [tf.zeros_like(v.value) if g is None else g for g, v in pairs]
+        clips = bool(optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue)
+        own, used = agreed_gradients(strategy, f"{name}: {len(gradients)} gradients", variables, gradients, dense=clips)
         if not scaled:  # a train_step of the user's own that does not ask the optimizer to scale
-            own = [_times(g, share) for g in own]
-        if optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue:
-            own = [tf.convert_to_tensor(g) for g in own]
+            own = [_times(gradient, share) for gradient in own]
         reduced = strategy.sum_in_graph(own, f"{name}.{calls}")
-        return stock_apply(reduced, [v for _, v in pairs])
+        return stock_apply(reduced, used)
 
     optimizer.scale_loss, optimizer.apply = scale_loss, apply
     try:

@@ -89,4 +89,5 @@ class TestTensorFlowMultiWorker(Conformance):
 
 class TestTensorFlowHorovod(Conformance):
     strategy = "tf_horovod"
+    workers = (2, 3)
     dtypes = ("float64",)

@@ -116,7 +116,7 @@ def run(folder: Path, *command: str) -> dict[int, float]:
 
 
 def test_programs_are_all_run_here() -> None:
-    assert set(programs()) == {"train.py", "test_mine.py"}
+    assert set(programs()) == {"train.py", "fit.py", "test_mine.py"}
 
 
 @pytest.mark.skipif(HOROVOD_IS_MISSING, reason="Horovod is not installed")
@@ -130,6 +130,17 @@ def test_loop_as_written(folder: Path) -> None:
     assert list(resumed) == [4, 5, 6]
     assert ddp | resumed == pytest.approx(local, abs=1e-5)
     assert local[6] < local[1] / 10
+
+
+@pytest.mark.skipif(HOROVOD_IS_MISSING or package("tensorflow") is None, reason="an engine is not installed")
+@pytest.mark.timeout(200)
+def test_fit_as_written(folder: Path) -> None:
+    """The commands below `fit`: one process, and two engines at two numbers of workers."""
+    block = next(block for block in fences("bash") if "fit.py" in block)
+    alone, two, three = (run(folder, *FARANDOLE, *shlex.split(line)[1:]) for line in block.splitlines())
+    assert list(alone) == [1, 2, 3]
+    assert two == pytest.approx(alone, abs=1e-5)
+    assert three == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.timeout(60)
@@ -185,7 +196,7 @@ def test_command_ends_well(line: str, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_strategies_are_those_of_the_registry() -> None:
-    launchers = {"torchrun", "horovodrun", "deepspeed"}
+    launchers = {"torchrun", "horovodrun", "deepspeed", "tf_config"}
     listed = {}
     for name, _, needs, launcher in table("Strategy", "What it is"):
         assert inline(launcher) in launchers | {"python"}

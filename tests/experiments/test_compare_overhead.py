@@ -21,6 +21,7 @@ from farandole.experiments.overhead.experiment import Overhead
 from farandole.experiments.runner import run_jobs
 
 OVERHEAD = ("ddp", "fsdp", "horovod", "deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3_offload")
+TENSORFLOW = ("tf_multiworker", "tf_horovod")
 
 
 def experiment(*arguments: str, path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
@@ -30,14 +31,14 @@ def experiment(*arguments: str, path: Path) -> tuple[subprocess.CompletedProcess
         [sys.executable, "-c", main, "experiment", *arguments, "--json", str(path)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         env=environ,
     )
     return done, json.loads(path.read_text()) if path.exists() else {}
 
 
 def test_compare_passes_end_to_end(tmp_path: Path):
-    strategies = "ddp,fsdp,horovod,deepspeed_zero_2"
+    strategies = "ddp,fsdp,horovod,deepspeed_zero_2,tf_multiworker,tf_horovod"
     done, report = experiment(
         "compare", "--strategies", strategies, "--workers", "2", "--epochs", "5", path=tmp_path / "compare.json"
     )
@@ -46,28 +47,39 @@ def test_compare_passes_end_to_end(tmp_path: Path):
     assert report["experiment"] == "compare"
     assert report["passed"] is True
     assert report["environment"]["torch"]
+    assert report["environment"]["keras"]
     rows = {row["strategy"]: row for row in report["rows"]}
-    assert set(rows) == {"local", *strategies.split(",")}
-    for row in rows.values():
+    references = ["local", "tf_local"]
+    assert list(rows) == [*references, *strategies.split(",")]
+    for name, row in rows.items():
         assert list(row) == [column.name for column in Compare.columns]
         assert row["test_accuracy"] >= 0.97
         assert row["max_loss_diff"] <= 1e-5
         assert 0 < row["step_ms"] <= row["step_ms_p95"]
         assert row["samples_per_s"] > 0
         assert row["peak_mb"] > 50
-        assert row["state_bytes"] == pytest.approx(row["state_bytes_due"], rel=0.1)
-    assert {name: row["workers"] for name, row in rows.items()} == {name: 1 if name == "local" else 2 for name in rows}
+        if name.startswith("tf_"):
+            assert row["state_bytes"] is None
+        else:
+            assert row["state_bytes"] == pytest.approx(row["state_bytes_due"], rel=0.1)
+    assert {name: row["workers"] for name, row in rows.items()} == {
+        name: 1 if name in references else 2 for name in rows
+    }
 
 
 def test_overhead_times_both_sides_of_every_engine(tmp_path: Path):
     # No time is judged: this machine has other things to do.
     done, report = experiment(
         "overhead",
-        *("--strategies", ",".join(OVERHEAD), "--models", "small", "--pairs", "8"),
+        *("--strategies", ",".join([*OVERHEAD, *TENSORFLOW]), "--models", "small", "--pairs", "8"),
         path=tmp_path / "overhead.json",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [(row["strategy"], row["workers"]) for row in report["rows"]] == [(name, 2) for name in OVERHEAD]
+    placed = [(row["strategy"], row["workers"], row["frontend"]) for row in report["rows"]]
+    assert placed == [
+        *((name, 2, "loop") for name in [*OVERHEAD, *TENSORFLOW]),
+        *((name, 2, "keras") for name in TENSORFLOW),
+    ]
     for row in report["rows"]:
         assert list(row) == [column.name for column in Overhead.columns]
         assert row["model"] == "small"
@@ -79,18 +91,19 @@ def test_overhead_times_both_sides_of_every_engine(tmp_path: Path):
 def test_a_job_that_fails_is_reported_with_its_workers_words_and_the_others_go_on(
     capfd: pytest.CaptureFixture[str],
 ):
-    wrong, right = Job("local", 1, {"model": "tiny", "pairs": 3}), Job("local", 1, {"model": "small", "pairs": 3})
+    asked = {"frontend": "loop", "pairs": 3}
+    wrong, right = Job("local", 1, {"model": "tiny", **asked}), Job("local", 1, {"model": "small", **asked})
     finished, failures = run_jobs("overhead", [wrong, right], Display())
     assert [done.job for done in finished] == [right]
-    assert failures == ["local, 1 worker, model tiny: the job ended with exit code 1"]
+    assert failures == ["local, 1 worker, model tiny, frontend loop: the job ended with exit code 1"]
     assert "KeyError: 'tiny'" in capfd.readouterr().err
 
 
 def test_a_job_that_takes_too_long_is_killed_and_reported(capfd: pytest.CaptureFixture[str]):
-    slow = Job("local", 1, {"model": "large", "pairs": 100_000}, timeout=4)
+    slow = Job("local", 1, {"model": "large", "frontend": "loop", "pairs": 100_000}, timeout=4)
     finished, failures = run_jobs("overhead", [slow], Display())
     assert finished == []
-    assert failures == ["local, 1 worker, model large: the job did not end within 4 s and was killed"]
+    assert failures == ["local, 1 worker, model large, frontend loop: the job did not end within 4 s and was killed"]
     assert "worker.py" in capfd.readouterr().err  # the stack of where it stood
 
 

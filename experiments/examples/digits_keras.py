@@ -1,8 +1,9 @@
-"""Train a small convolutional network to read scanned digits: one program for every strategy, on any number of workers.
+"""Train a small convolutional network to read scanned digits, with Keras, under every strategy of TensorFlow's.
 
-    farandole run --strategy ddp -n 2 train.py
+    farandole run --strategy tf_multiworker -n 2 digits_keras.py
 
-The curve, and so the network, is the same whichever strategy and number of workers it is started with.
+It is `digits_torch.py` with a Keras model, optimizer and loss. The curve, and so the network, is the same whichever
+strategy and number of workers it is started with.
 """
 
 # Only public imports, so that a copy of this file is a program of your own.
@@ -10,30 +11,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
-import torch
+import keras
+import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from farandole.adapters import Batch, Strategy, create_strategy
 
 GLOBAL_BATCH_SIZE = 64  # scans a step trains on, all workers together
-Scans = tuple[Tensor, Tensor]  # images (N, 1, 8, 8) from 0 to 1, and the digits (N,) that they show
+Array = np.ndarray[Any, Any]
+Scans = tuple[Array, Array]  # images (N, 8, 8, 1) from 0 to 1, and the digits (N,) that they show
 
 
 def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | None = None) -> float:
     """Train under the strategy that this process was started for; return the accuracy on scans that were held back."""
     training_scans, test_scans = load_scans()
     with create_strategy() as strategy, strategy.scope():
-        torch.manual_seed(0)
+        keras.utils.set_random_seed(0)
         model = build_model()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         steps = epochs * math.ceil(len(training_scans[0]) / GLOBAL_BATCH_SIZE)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        training = strategy.prepare(model, optimizer, loss_fn, scheduler)
+        schedule = keras.optimizers.schedules.CosineDecay(3e-3, steps)
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01)
+        training = strategy.prepare(model, optimizer, loss_fn)
         for batch in training.batches(training_scans, GLOBAL_BATCH_SIZE, epochs=epochs, seed=0):
             loss = training.step(batch)
             if on_step is not None:
@@ -47,43 +48,49 @@ def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | No
 def load_scans() -> tuple[Scans, Scans]:
     """Return 1500 scans to train on and 297 to test on."""
     digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(digits.target)
+    images = digits.images[..., np.newaxis].astype(np.float32) / 16
+    labels = digits.target
     training, test = train_test_split(range(len(labels)), test_size=297, random_state=0, stratify=labels)
     return (images[training], labels[training]), (images[test], labels[test])
 
 
-def build_model() -> nn.Module:
+def build_model() -> keras.Model:
     """Return the network. It is smooth: ReLU and max pooling would make the curve sensitive to rounding."""
-    return nn.Sequential(
-        *convolution(1, 16),
-        *convolution(16, 32),
-        nn.AvgPool2d(2),
-        *convolution(32, 64),
-        nn.AvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * 2 * 2, 10),
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            *convolution(16),
+            *convolution(32),
+            keras.layers.AveragePooling2D(2),
+            *convolution(64),
+            keras.layers.AveragePooling2D(2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
     )
 
 
-def convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+def convolution(outputs: int) -> tuple[keras.layers.Layer, ...]:
     """Return a 3 x 3 convolution, normalized within each scan: the same on any number of workers."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(4, outputs), nn.GELU()
+    return (
+        keras.layers.Conv2D(outputs, 3, padding="same", use_bias=False),
+        keras.layers.GroupNormalization(4, epsilon=1e-5),
+        keras.layers.Activation("gelu"),
+    )
 
 
-def loss_fn(model: nn.Module, scans: Scans) -> Tensor:
+def loss_fn(model: keras.Model, scans: Scans) -> Any:
     """Return the mean loss of a micro-batch."""
     images, labels = scans
-    return cross_entropy(model(images), labels)
+    outputs = model(images, training=True)
+    return keras.ops.mean(keras.ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True))
 
 
-def accuracy(strategy: Strategy, model: nn.Module, scans: Scans) -> float:
+def accuracy(strategy: Strategy, model: keras.Model, scans: Scans) -> float:
     """Return the share of `scans` that the model reads rightly; each worker looks at a part of them."""
     mine = slice(strategy.worker.rank, None, strategy.worker.world_size)
-    images, labels = (column[mine].to(strategy.device) for column in scans)
-    model.eval()
-    with torch.no_grad():
-        right = int((model(images).argmax(1) == labels).sum())
+    images, labels = (column[mine] for column in scans)
+    right = int((np.argmax(model(images, training=False), axis=1) == labels).sum())
     total: int = strategy.reduce(right, op="sum")
     return total / len(scans[0])
 

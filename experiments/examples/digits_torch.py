@@ -1,0 +1,92 @@
+"""Train a small convolutional network to read scanned digits: one program for every strategy, on any number of workers.
+
+    farandole run --strategy ddp -n 2 digits_torch.py
+
+The curve, and so the network, is the same whichever strategy and number of workers it is started with.
+"""
+
+# Only public imports, so that a copy of this file is a program of your own.
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import SupportsFloat
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from farandole.adapters import Batch, Strategy, create_strategy
+
+GLOBAL_BATCH_SIZE = 64  # scans a step trains on, all workers together
+Scans = tuple[Tensor, Tensor]  # images (N, 1, 8, 8) from 0 to 1, and the digits (N,) that they show
+
+
+def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | None = None) -> float:
+    """Train under the strategy that this process was started for; return the accuracy on scans that were held back."""
+    training_scans, test_scans = load_scans()
+    with create_strategy() as strategy, strategy.scope():
+        torch.manual_seed(0)
+        model = build_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        steps = epochs * math.ceil(len(training_scans[0]) / GLOBAL_BATCH_SIZE)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        training = strategy.prepare(model, optimizer, loss_fn, scheduler)
+        for batch in training.batches(training_scans, GLOBAL_BATCH_SIZE, epochs=epochs, seed=0):
+            loss = training.step(batch)
+            if on_step is not None:
+                on_step(batch, loss)
+        result = accuracy(strategy, model, test_scans)
+        if strategy.worker.is_main:
+            print(f"{strategy.name}: {result:.1%} of {len(test_scans[0])} scans read rightly")
+    return result
+
+
+def load_scans() -> tuple[Scans, Scans]:
+    """Return 1500 scans to train on and 297 to test on."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(digits.target)
+    training, test = train_test_split(range(len(labels)), test_size=297, random_state=0, stratify=labels)
+    return (images[training], labels[training]), (images[test], labels[test])
+
+
+def build_model() -> nn.Module:
+    """Return the network. It is smooth: ReLU and max pooling would make the curve sensitive to rounding."""
+    return nn.Sequential(
+        *convolution(1, 16),
+        *convolution(16, 32),
+        nn.AvgPool2d(2),
+        *convolution(32, 64),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 2 * 2, 10),
+    )
+
+
+def convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    """Return a 3 x 3 convolution, normalized within each scan: the same on any number of workers."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(4, outputs), nn.GELU()
+
+
+def loss_fn(model: nn.Module, scans: Scans) -> Tensor:
+    """Return the mean loss of a micro-batch."""
+    images, labels = scans
+    return cross_entropy(model(images), labels)
+
+
+def accuracy(strategy: Strategy, model: nn.Module, scans: Scans) -> float:
+    """Return the share of `scans` that the model reads rightly; each worker looks at a part of them."""
+    mine = slice(strategy.worker.rank, None, strategy.worker.world_size)
+    images, labels = (column[mine].to(strategy.device) for column in scans)
+    model.eval()
+    with torch.no_grad():
+        right = int((model(images).argmax(1) == labels).sum())
+    total: int = strategy.reduce(right, op="sum")
+    return total / len(scans[0])
+
+
+if __name__ == "__main__":
+    train()
