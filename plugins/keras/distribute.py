@@ -15,7 +15,7 @@ from ...adapters.strategy import Strategy
 from ...adapters.tensorflow.library import check_model
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 from ...adapters.tensorflow.training import warn_of_batch_norm
-from .agreement import Agreement, Replica, callbacks_of
+from .agreement import Agreement, callbacks_of
 from .data import OTHER_ORDER, check_size
 from .distribution import Distribution
 from .seeds import shared_seed
@@ -58,8 +58,8 @@ def distribute(model: M, strategy: Strategy) -> M:
         setattr(model, name, None)  # what was compiled before knows of one process only
     model._maybe_symbolic_build = distribution.build
     model.fit = _fit(model, strategy, distribution)
-    model.evaluate = _quiet(model.evaluate, strategy)
-    model.predict = _quiet(model.predict, strategy)
+    model.evaluate = _quiet(model.evaluate, strategy, distribution)
+    model.predict = _quiet(model.predict, strategy, distribution)
     return model
 
 
@@ -70,6 +70,7 @@ def _fit(model: Any, strategy: TensorFlowStrategy, distribution: Distribution) -
     def fit(*args: Any, **options: Any) -> Any:
         bound = _bind(stock, args, options)
         distribution.check()
+        distribution.tunes_datasets = isinstance(bound.get("x"), tf.data.Dataset)
         check_size("x", bound.get("x"), bound.get("steps_per_epoch"), "steps_per_epoch")
         check_size("validation_data", bound.get("validation_data"), bound.get("validation_steps"), "validation_steps")
         own = bound.get("callbacks")
@@ -86,13 +87,14 @@ def _fit(model: Any, strategy: TensorFlowStrategy, distribution: Distribution) -
     return fit
 
 
-def _quiet(stock: Callable[..., Any], strategy: TensorFlowStrategy) -> Callable[..., Any]:
+def _quiet(stock: Callable[..., Any], strategy: TensorFlowStrategy, distribution: Distribution) -> Callable[..., Any]:
     """Return `evaluate` or `predict` with one progress bar for all workers."""
 
     @functools.wraps(stock)
     def method(*args: Any, **options: Any) -> Any:
         bound = _bind(stock, args, options)
         check_size("x", bound.get("x"), bound.get("steps"), "steps")
+        distribution.tunes_datasets = isinstance(bound.get("x"), tf.data.Dataset)
         if not strategy.worker.is_main:
             bound["verbose"] = 0
         if not isinstance(bound.get("callbacks"), keras.callbacks.CallbackList):  # fit's own, when it validates
@@ -117,6 +119,3 @@ class _explaining:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, tf.errors.InvalidArgumentError) and OTHER_ORDER in str(error):
             raise DataError(OTHER_ORDER) from None
-
-
-__all__ = ["Replica", "distribute"]

@@ -36,6 +36,9 @@ class Distribution:
         self._model = model
         self._strategy = strategy
         self._steps = 0
+        # tf.data's tuner takes up to seconds to end when an epoch's iterator is dropped, on this worker or another, while
+        # all wait. What Keras makes of arrays needs none; a dataset of the user's may.
+        self.tunes_datasets = True
 
     def check(self) -> None:
         """Raise `OptionError` for what cannot work on this engine as in one process."""
@@ -106,6 +109,8 @@ class Distribution:
         """Return the dataset as it is: every worker reads the global batches."""
         options = tf.data.Options()
         options.deterministic = True
+        if not self.tunes_datasets:
+            options.autotune.enabled = False
         return dataset.with_options(options)
 
     def run(self, step: Callable[[Any], Any], args: Sequence[Any] = ()) -> Any:

@@ -51,17 +51,19 @@ class MetricStates:
     def _sum(
         self, added: list[tf.Tensor], logs: dict[str, Any], share: tf.Tensor, print_: tf.Tensor, name: str, problem: str
     ) -> tuple[list[tf.Tensor], dict[str, Any]]:
-        counts = tf.cast(share > 0, tf.float64)
         others = {key: tf.cast(value, tf.float64) for key, value in logs.items() if _is_number(value)}
         parts = [
             *(tf.where(share > 0, values, 0.0) for values in added),
             *(tf.where(share > 0, value * share, 0.0) for value in others.values()),
-            tf.stack([print_, print_ * print_, counts]),
+            tf.stack([print_, print_ * print_]),
         ]
-        line = tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
+        # In the gradients' type, as far as that is exact: engines put together what is of one type.
+        narrow = self._strategy.worker.world_size <= 256 and all(v.dtype == "float32" for v in self._variables)
+        line = tf.cast(tf.concat([tf.reshape(part, [-1]) for part in parts], 0), tf.float32 if narrow else tf.float64)
         (total,) = self._strategy.sum_in_graph([line], f"{name}.metrics")
+        total = tf.cast(total, tf.float64)
         pieces = tf.split(total, [tf.size(part) for part in parts])
-        prints, squares, _ = tf.unstack(tf.ensure_shape(pieces[-1], [3]))
+        prints, squares = tf.unstack(tf.ensure_shape(pieces[-1], [2]))
         same = tf.equal(prints * prints, squares * self._strategy.worker.world_size)
         with tf.control_dependencies([tf.debugging.Assert(same, [problem])]):
             summed = [tf.reshape(tf.identity(piece), tf.shape(part)) for piece, part in zip(pieces, parts, strict=True)]
