@@ -14,7 +14,7 @@ OTHER_ORDER = (
     "workers see different samples in the same global batch, so that some would come twice and others never: give "
     "every worker the same data in the same order (shuffle with a seed; do not shard it, that is done here)"
 )
-_HASHES = 256  # the squares of 256 workers' add up exactly in float32; two batches that hash alike will not do so twice
+_HASHES = 256  # squares of 256 workers add up exactly in float32; batches that hash alike once will not twice
 
 
 class Rows(NamedTuple):

@@ -36,7 +36,7 @@ class Distribution:
         self._model = model
         self._strategy = strategy
         self._steps = 0
-        # tf.data's tuner takes up to seconds to end when an epoch's iterator is dropped, on this worker or another, while
+        # tf.data's tuner takes up to seconds to end when an epoch's iterator is dropped, on one worker or another, and
         # all wait. What Keras makes of arrays needs none; a dataset of the user's may.
         self.tunes_datasets = True
 
