@@ -97,6 +97,9 @@ class CompiledStep:
         )
         if not variables:
             raise OptionError("no trainable variable of the model has a gradient: loss_fn does not depend on them")
+        # With a type of its own the loss would take a reduction of its own, whose latency a step then waits for.
+        wide = (gradient.dtype for gradient in used if gradient.dtype in (tf.float32, tf.float64))
+        total = tf.cast(total, next(wide, tf.float64))
         *reduced, total = self._strategy.sum_in_graph([*used, total], self._name)
         if self._clip_norm is not None:
             scale = self._optimizer.scale_loss(tf.ones((), reduced[0].dtype))
