@@ -33,6 +33,11 @@ class StepData(ABC):
         self._worker = worker
         self._accumulate = accumulate
 
+    def __str__(self) -> str:
+        """What all workers must have alike for their steps to meet."""
+        order = self._order
+        return f"{order.length} samples ({order.steps_per_epoch} steps an epoch), each of {self.spec}"
+
     @abstractmethod
     def steps(self, start: Progress, epochs: int) -> Iterator[Batch]:
         """Yield this worker's part of each step, weighted by samples."""

@@ -137,8 +137,8 @@ def agree(strategy: TensorFlowStrategy, look: str, kinds: Sequence[int]) -> list
     for rank, (other, _) in enumerate(everyone):
         if other != everyone[0][0]:
             raise DataError(
-                f"worker {rank} trains on micro-batches of {other}, worker 0 on {everyone[0][0]}: batch dimension "
-                "aside, samples must look alike on all workers"
+                f"worker {rank} trains on {other}, worker 0 on {everyone[0][0]}: batch dimension aside, data must look "
+                "alike on all workers"
             )
     return [own[0] if len(set(own)) == 1 else DENSE for own in zip(*(own for _, own in everyone), strict=True)]
 

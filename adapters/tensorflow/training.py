@@ -84,11 +84,11 @@ class TensorFlowTraining(Training):
                 "some would never get a sample. Raise it, or start fewer workers."
             )
         data = step_data(dataset, global_batch_size, seed, shuffle, worker, self._accumulate, loader_options)
-        specs = self._strategy.gather(str(data.spec))
-        for rank, spec in enumerate(specs):
-            if spec != specs[0]:
+        everyone = self._strategy.gather(str(data))
+        for rank, other in enumerate(everyone):
+            if other != everyone[0]:
                 raise DataError(
-                    f"worker {rank} has samples of {spec}, worker 0 of {specs[0]}: every worker passes the same dataset"
+                    f"worker {rank} has {other}, worker 0 has {everyone[0]}: every worker passes the same dataset"
                 )
         if data.spec not in self._specs:
             self._specs.append(data.spec)

@@ -101,7 +101,8 @@ class Distribution:
         look = data_batch
         if iterator is not None:
             look = iterator._distributed_dataset.element_spec
-            self._agree(look)  # before one worker fails over its samples, and the others wait for it to build
+            # Before one worker fails over its samples while others wait for it to build, or has a step more than they.
+            agree(self._strategy, f"{iterator.num_batches} batches of {_look_of(look)}", [])
         with self.scope():
             self._model._symbolic_build(data_batch=look)
 
@@ -159,8 +160,7 @@ class Distribution:
 
     def _agree(self, batch: Any) -> None:
         """Compare what the batches of all workers look like; this runs once, when a step is compiled."""
-        specs = keras.tree.map_structure(_look, batch)
-        agree(self._strategy, str(specs), [])
+        agree(self._strategy, _look_of(batch), [])
 
     def _check_losses(self) -> None:
         if self._strategy.worker.world_size == 1 or self._model._compile_loss is None:
@@ -171,6 +171,10 @@ class Distribution:
                 raise OptionError(
                     f"the loss {loss.loss.name!r} has reduction={reduction!r}: {_REFUSED_REDUCTIONS[reduction]}"
                 )
+
+
+def _look_of(batch: Any) -> str:
+    return str(keras.tree.map_structure(_look, batch))
 
 
 def _look(leaf: Any) -> str:

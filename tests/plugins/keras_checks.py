@@ -114,13 +114,15 @@ def data_that_workers_do_not_share_are_refused(strategy: Any, folder: Path) -> N
         model.evaluate(tf.data.Dataset.from_tensor_slices((X, Y)).batch(32).repeat(), verbose=0)
     model.fit(unknown, steps_per_epoch=3, verbose=0)
     with pytest.raises(DataError, match="different samples"):
-        fit(model, X[rank:], Y[rank:])
+        fit(model, X[rank : 96 + rank], Y[rank : 96 + rank])
     with pytest.raises(DataError, match="different samples"):
         fit(model, X[rank * 20 : 20 + rank * 20], Y[rank * 20 : 20 + rank * 20])
     other = made(strategy, build())
     wide = X if rank == 0 else np.concatenate([X, X], 1)
-    with pytest.raises(DataError, match="samples must look alike"):
+    with pytest.raises(DataError, match="must look alike"):
         fit(other, wide)
+    with pytest.raises(DataError, match=r"worker 1 trains on 2 batches of .* worker 0 on 1 batches of"):
+        fit(model, X[: 32 * (rank + 1)], Y[: 32 * (rank + 1)])
 
 
 @check

@@ -99,6 +99,7 @@ def refuses_samples_that_differ_between_workers(strategy: Strategy, folder: Path
         training = strategy.prepare(_net(), keras.optimizers.SGD(0.1), _loss)
     differing = np.zeros((24, 1 + rank), np.float32)
     other_type = np.zeros((24, 1), np.float64 if rank == 1 else np.float32)
-    for dataset in (differing, tf.data.Dataset.from_tensor_slices(differing), other_type):
+    longer = np.zeros((24 + 24 * rank, 1), np.float32)  # one worker would have a step more, and wait in it for ever
+    for dataset in (differing, tf.data.Dataset.from_tensor_slices(differing), other_type, longer):
         with pytest.raises(DataError, match="worker 1"):
             training.batches(dataset, 2 * world_size)
