@@ -36,7 +36,9 @@ def main(fault: str, where: str) -> None:
                     os.kill(os.getpid(), signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
                 if where == "barrier":
                     strategy.barrier()
-        print("LOSSES", " ".join(f"{loss:.6f}" for loss in losses), flush=True)
+        said = " ".join(f"{loss:.6f}" for loss in losses)
+        sys.stdout.write(f"LOSSES {said}\n")  # at once: workers of torchrun share one pipe
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
