@@ -15,7 +15,7 @@ from .errors import (
     StrategyStateError,
     UnknownStrategyError,
 )
-from .launchers import Launch, detect_launch, drop_local_rank_argument
+from .launchers import Launch, detect_launch, drop_local_rank_argument, launched_as
 from .progress import Progress
 from .registry import StrategyRow, create_strategy, strategy_row, strategy_rows
 from .strategy import Batch, Strategy, Training
@@ -41,6 +41,7 @@ __all__ = [
     "create_strategy",
     "detect_launch",
     "latest",
+    "launched_as",
     "strategy_row",
     "strategy_rows",
 ]

@@ -11,7 +11,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,12 +64,33 @@ _ENVIRONMENT = _Variables("environment", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LO
 _SLURM = _Variables("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None, "SLURM_NODEID")
 
 
+_told: ContextVar[Launch | None] = ContextVar("_told", default=None)
+
+
+@contextlib.contextmanager
+def launched_as(launch: Launch) -> Iterator[None]:
+    """Have strategies that are created inside take `launch` for what their launcher says.
+
+    For a framework that starts workers itself, and knows who they are without these variables.
+    """
+    token = _told.set(launch)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
 def detect_launch(environ: Mapping[str, str] | None = None) -> Launch:
     """Return what the launcher says of this process; without any launcher, the one worker of a job of its own.
+
+    Inside `launched_as` it is what was told there, unless `environ` is given.
 
     Raises:
         LauncherError: variables are missing, are not numbers, or contradict each other; the message names them.
     """
+    told = _told.get()
+    if environ is None and told is not None:
+        return told
     environ = os.environ if environ is None else environ
     found: list[tuple[Launch, str]] = []
     for variables in (_HOROVODRUN, _OPEN_MPI, _torch_style(environ)):
