@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from typing import Any, SupportsFloat
 
 import torch
-from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from ..checkpoint.save import Saver
 from ..errors import DataError, OptionError
@@ -20,8 +18,10 @@ from ..progress import Progress
 from ..random_seed import mix
 from ..strategy import Batch, Training
 from . import checkpoint
+from .batch_norm import warn_of_batch_norm
 from .data import StepLoader, order_of, to_device
-from .engine import Engine, LossModule
+from .engine import LossModule
+from .stand_in import refuse_gradients_of_nothing, without_side_effects
 from .strategy import TorchStrategy
 
 
@@ -55,7 +55,7 @@ class TorchTraining(Training):
         strategy.settle_before_leaving(self._settle)
         strategy.settle_before_leaving(self._saver.settle)
         if strategy.worker.world_size > 1:
-            _warn_of_batch_norm(model)
+            warn_of_batch_norm(model, stacklevel=4)
 
     def step(self, batch: Batch) -> Pending:
         if len(batch.micro) != self._accumulate:
@@ -74,7 +74,7 @@ class TorchTraining(Training):
                 if number < last:
                     stack.enter_context(engine.no_sync())
                 if weight == 0:
-                    stack.enter_context(_without_side_effects(self.model))
+                    stack.enter_context(without_side_effects(self.model))
                 loss = engine.forward(micro_batch)
                 _check_loss(loss)
                 share = weight / _positive(batch)
@@ -87,7 +87,7 @@ class TorchTraining(Training):
                 engine.backward(loss * (share * self._strategy.worker.world_size))
         engine.reduce_gradients()
         if nothing_counted:
-            _check_gradients(engine)
+            refuse_gradients_of_nothing(engine)
         if self._clip_norm is not None:
             engine.clip_grad_norm(self._clip_norm)
         engine.update()
@@ -171,15 +171,6 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
-def _check_gradients(engine: Engine) -> None:
-    """A mean over nothing is NaN; its gradient may be 0, as cross_entropy's, or NaN, and 0 times that is NaN."""
-    if not all(bool(torch.isfinite(gradient).all()) for gradient in engine.gradients()):
-        raise DataError(
-            "loss_fn has a gradient that is not finite for a micro-batch of weight 0: where it divides by a count, "
-            "divide by at least 1"
-        )
-
-
 def _weigh(weight: Callable[[Any], SupportsFloat], micro_batch: Any) -> float:
     value = float(weight(micro_batch))
     if not 0 <= value < math.inf:
@@ -216,26 +207,3 @@ def _check_loss(loss: Any) -> None:
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         kind = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise OptionError(f"loss_fn must return the mean loss of a micro-batch, a scalar tensor, but returned {kind}")
-
-
-def _warn_of_batch_norm(model: torch.nn.Module) -> None:
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
-    local = [name for name in layers if not isinstance(model.get_submodule(name), SyncBatchNorm)]
-    if local:
-        warnings.warn(
-            f"BatchNorm ({local[0]!r}{' and others' if len(local) > 1 else ''}) normalizes over one worker's "
-            "micro-batch, so the curve depends on the number of workers; GroupNorm or LayerNorm would not",
-            stacklevel=4,
-        )
-
-
-@contextlib.contextmanager
-def _without_side_effects(model: torch.nn.Module) -> Iterator[None]:
-    """Run a stand-in for an empty share: it leaves no trace in buffers (BatchNorm) or random streams."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = [buffer.device for buffer in model.parameters() if buffer.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices=devices):
-        yield
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)

@@ -1,0 +1,38 @@
+"""What runs in the place of an empty share, so that a worker without samples still joins the collectives of a step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from ..errors import DataError
+from .engine import Engine
+
+
+@contextlib.contextmanager
+def without_side_effects(model: torch.nn.Module) -> Iterator[None]:
+    """Run a stand-in's forward pass inside: it leaves no trace in buffers (BatchNorm) or random streams."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = [buffer.device for buffer in model.parameters() if buffer.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices=devices):
+        yield
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def refuse_gradients_of_nothing(engine: Engine) -> None:
+    """Look at the gradients that a stand-in, whose loss was not finite, has a part in.
+
+    A mean over nothing is NaN; its gradient may be 0, as cross_entropy's, or NaN, and 0 times that is NaN.
+
+    Raises:
+        DataError: one of them is not finite.
+    """
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in engine.gradients()):
+        raise DataError(
+            "the loss has a gradient that is not finite for a micro-batch of weight 0: where it divides by a count, "
+            "divide by at least 1"
+        )
