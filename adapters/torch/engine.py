@@ -101,6 +101,9 @@ class Engine:
         """Drop all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
+    def release(self) -> None:
+        """Let go of the module: nothing of the engine acts on it any more, so that another one may take it."""
+
     # State: what a checkpoint reads and writes, one parameter of the module at a time.
 
     def shape(self, parameter: torch.nn.Parameter) -> torch.Size:

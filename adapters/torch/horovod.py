@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Literal
@@ -236,6 +237,10 @@ class _HorovodEngine(Engine):
             self._distributed.step()
         else:
             self.optimizer.step()
+
+    def release(self) -> None:
+        # Horovod keeps no handles of its hooks; one that never comes to its last backward pass reduces nothing.
+        self._distributed.set_backward_passes_per_step(sys.maxsize)
 
     def _refuse_partial_groups(self, counts: torch.Tensor) -> None:
         """With groups, workers that lack different gradients would wait for each other for ever."""

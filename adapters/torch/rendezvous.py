@@ -20,6 +20,7 @@ from ..addresses import host_towards
 from ..errors import LauncherError
 from ..horovodrun_store import find_horovodrun_store
 from ..launchers import Launch
+from ..strategy import Strategy
 
 _KEY = "torch_master"
 _groups = itertools.count()  # of this process, and so of every worker
@@ -92,3 +93,38 @@ def _address_from_horovodrun(launch: Launch, timeout: timedelta) -> tuple[str, i
         raise LauncherError(f"rank 0 did not say within {timeout.total_seconds():.0f} s where to meet it")
     own_host, _, text = told.rpartition(":")
     return own_host, int(text)
+
+
+def init_companion_group(strategy: Strategy) -> None:
+    """Initialize torch.distributed's default group, on Gloo, beside an engine that communicates by itself.
+
+    Much that runs in a training loop asks torch.distributed whether there are other workers, torchmetrics for one, and
+    takes a worker's own numbers for the whole where it finds none. Rank 0 keeps the group's store on a port that the
+    engine tells the others of.
+    """
+    worker = strategy.worker
+    store: Store | None = None
+    address: tuple[str, int] | None = None
+    if worker.is_main:
+        host = _own_host(strategy.launch)
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        address = host, store.port
+    address = strategy.broadcast(address)
+    assert address is not None
+    if store is None:
+        store = TCPStore(address[0], address[1], is_master=False)
+    # The CPU's tensors on Gloo and, where there is CUDA, its tensors on NCCL: a collective takes what it is given.
+    backend = "cpu:gloo,cuda:nccl" if strategy.device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=PrefixStore(f"farandole/{next(_groups)}", store), rank=worker.rank, world_size=worker.world_size
+    )
+
+
+def _own_host(launch: Launch) -> str:
+    """Return the address under which the other workers reach rank 0, which this is."""
+    if launch.worker.local_world_size == launch.worker.world_size:
+        return "127.0.0.1"
+    if launch.address is not None:
+        return launch.address[0]
+    store = find_horovodrun_store()
+    return socket.gethostname() if store is None else host_towards(store.host, store.port)

@@ -61,12 +61,19 @@ class ZeroEngine(Engine):
         self._first_micro_batch = True
         self._use: _Use | None = None
         self._fragments: dict[torch.nn.Parameter, Fragment] = {}
+        self._hooks: list[Any] = []
         for parameter in self._trained:
-            parameter.register_post_accumulate_grad_hook(self._used.add)  # type: ignore[no-untyped-call]
+            hook = parameter.register_post_accumulate_grad_hook(self._used.add)  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
             fragment = self._find_fragment(parameter)
             if fragment is not None:
                 self._fragments[parameter] = fragment
         stand_in.serve(self._fragments, self.groups, self._used.__contains__)
+
+    @property
+    def deepspeed_engine(self) -> Any:
+        """DeepSpeed's own engine."""
+        return self._engine
 
     # A step.
 
@@ -110,6 +117,11 @@ class ZeroEngine(Engine):
             parameter.grad = None
         self._used.clear()
         self._first_micro_batch = True
+
+    def release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._engine.destroy()
 
     def _cast(self, value: Any) -> Any:
         return value.to(self._dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
