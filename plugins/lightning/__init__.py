@@ -1,0 +1,17 @@
+"""For people who use Lightning: its Trainer and Fabric on our strategies, by their names.
+
+import lightning.pytorch as pl
+import farandole.plugins.lightning  # makes the names known
+
+trainer = pl.Trainer(strategy="horovod", devices=2, accelerator="cpu")
+trainer.fit(model, dataloader)
+"""
+
+from .deepspeed import DeepSpeedStrategy
+from .environment import LauncherEnvironment
+from .horovod import HorovodStrategy
+from .names import register
+
+__all__ = ["DeepSpeedStrategy", "HorovodStrategy", "LauncherEnvironment"]
+
+register()

@@ -1,0 +1,211 @@
+"""DeepSpeed ZeRO for Lightning, on the CPU too: `Trainer(strategy="deepspeed_zero_2")`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+
+from ...adapters import OptionError
+from ...adapters.torch.deepspeed.engine import ZeroEngine
+from ...adapters.torch.whole_state import (
+    load_whole_optimizer_state,
+    load_whole_weights,
+    whole_optimizer_state,
+    whole_weights,
+)
+from .package import trainer_part
+from .strategy import AdapterStrategy
+
+_strategies: Any = trainer_part("strategies")
+_DeepSpeedPrecision: Any = trainer_part("plugins.precision.deepspeed").DeepSpeedPrecision
+_ForwardRedirection: Any = trainer_part("strategies.strategy")._ForwardRedirection
+_COMPUTES_IN = {"32-true": "float32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
+
+
+class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type: ignore[misc]
+    """Workers share out optimizer states (stage 1), gradients too (2), parameters too (3).
+
+    A Lightning DeepSpeedStrategy to whoever asks. Unlike Lightning's own it trains on CPUs, updates with the optimizer
+    and the scheduler that `configure_optimizers` returns, and writes checkpoints of whole weights and states, as
+    `strategy="ddp"` does: any of ours, DDP and one process load them, at any number of workers.
+
+    Args:
+        stage: of ZeRO, 1 to 3.
+        offload: keep the optimizer's share on the CPU, and at stage 3 the parameters' too.
+        config: DeepSpeed's own settings, a dict or the path of a JSON file.
+        find_unused_parameters: let workers use different parameters in a step.
+        timeout: seconds that a collective may take.
+    """
+
+    strategy_name = "deepspeed_zero"
+
+    def __init__(
+        self,
+        stage: int = 2,
+        offload: bool = False,
+        config: dict[str, Any] | str | PathLike[str] | None = None,
+        find_unused_parameters: bool = True,
+        timeout: float = 1800,
+    ) -> None:
+        if stage not in (1, 2, 3):
+            raise OptionError(f"stage={stage!r} must be 1, 2 or 3")
+        if offload and stage == 1:
+            raise OptionError("offload=True needs stage 2 or 3")
+        super().__init__(
+            f"deepspeed_zero_{stage}{'_offload' if offload else ''}",
+            config=config,
+            find_unused_parameters=find_unused_parameters,
+            timeout=timeout,
+        )
+        self.config = {"zero_optimization": {"stage": stage}}  # what Lightning asks it for
+        self._forward_redirection = _ThroughEngine(self)
+        self._between_updates = False
+
+    def _options(self) -> dict[str, Any]:
+        return {"precision": _COMPUTES_IN[self.precision_plugin.precision], **super()._options()}
+
+    def _adopt_precision(self, plugin: Any) -> Any:
+        if plugin.precision not in _COMPUTES_IN:
+            raise OptionError(
+                f"precision={plugin.precision!r}: DeepSpeed trains float32 parameters here, and computes in less with "
+                f"one of {', '.join(_COMPUTES_IN)}"
+            )
+        return ZeroPrecision(plugin.precision, self)
+
+    # The engine.
+
+    @property
+    def engine(self) -> ZeroEngine | None:
+        """The engine of the module that is being run; `None` where it was not trained in this process."""
+        engine = next(iter(self.engines), None)
+        assert engine is None or isinstance(engine, ZeroEngine)
+        return engine
+
+    def setup(self, trainer: Any) -> None:
+        AdapterStrategy.setup(self, trainer)
+        if self.engine is not None:
+            self.model = self.engine.deepspeed_engine
+
+    def setup_environment(self) -> None:
+        AdapterStrategy.setup_environment(self)
+
+    def setup_optimizers(self, trainer: Any) -> None:
+        _strategies.DDPStrategy.setup_optimizers(self, trainer)
+        if len(self.optimizers) > 1:
+            raise OptionError(
+                f"configure_optimizers() returned {len(self.optimizers)} optimizers, and DeepSpeed trains with one: "
+                "join them to one with several parameter groups, or use strategy='horovod' or 'ddp'"
+            )
+
+    def model_to_device(self) -> None:
+        _strategies.DDPStrategy.model_to_device(self)
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model
+
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        return False
+
+    def tensor_init_context(self, empty_init: bool | None = None) -> Any:
+        return _strategies.DDPStrategy.tensor_init_context(self, empty_init)
+
+    def model_sharded_context(self) -> Any:
+        # At stage 3 parameters are partitioned as they are made; a model that is only run must be whole.
+        if self.lightning_module is not None and self.lightning_module.trainer.state.fn != "fit":
+            return _strategies.DDPStrategy.model_sharded_context(self)
+        return self.adapter.scope()
+
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self._between_updates and self.engine is not None:
+            self.engine.zero_grad()
+        self._between_updates = True
+        return AdapterStrategy.backward(self, closure_loss, optimizer, *args, **kwargs)
+
+    def update(self) -> None:
+        """Apply the gradients."""
+        assert self.engine is not None
+        self.engine.update()
+        self._between_updates = False
+
+    # Checkpoints, whole.
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self.engine is None:
+            state: dict[str, Any] = self.lightning_module.state_dict()
+            return state
+        return whole_weights(self.adapter, self.engine, self.lightning_module)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        assert self.engine is not None
+        return whole_optimizer_state(self.adapter, self.engine)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        _strategies.DDPStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = _strategies.DDPStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+        return found
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        if self.engine is None:
+            self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        else:
+            load_whole_weights(self.engine, self.lightning_module, checkpoint["state_dict"], strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        assert self.engine is not None
+        (state,) = checkpoint["optimizer_states"]
+        load_whole_optimizer_state(self.engine, state)
+
+
+class ZeroPrecision(_DeepSpeedPrecision):  # type: ignore[misc]
+    """Lightning's precision plugin for DeepSpeed, on our engine: it clips what it is told to clip."""
+
+    def __init__(self, precision: str, strategy: DeepSpeedStrategy) -> None:
+        super().__init__(precision)
+        self._strategy = strategy
+
+    def backward(self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        overridden = trainer_part("utilities.model_helpers").is_overridden("backward", model)
+        if overridden or args or kwargs:
+            what = "LightningModule.backward" if overridden else "an argument of backward"
+            raise OptionError(f"{what}: DeepSpeed runs backward by itself and cannot honour it; leave it out")
+        assert self._strategy.engine is not None
+        self._strategy.engine.backward(tensor)
+
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:
+        result = closure()
+        self._after_closure(model, optimizer)
+        self._strategy.update()
+        return result
+
+    def clip_gradients(
+        self, optimizer: Any, clip_val: float | None = 0.0, gradient_clip_algorithm: Any = "norm"
+    ) -> None:
+        if clip_val and gradient_clip_algorithm == "value":
+            raise OptionError("gradient_clip_algorithm='value': DeepSpeed clips by norm only")
+        assert self._strategy.engine is not None
+        self._strategy.engine.clip_grad_norm(max(clip_val or 0.0, 0.0))
+
+
+class _ThroughEngine(_ForwardRedirection):  # type: ignore[misc]
+    """Runs a step of the module inside the engine's forward pass, which gathers partitioned parameters."""
+
+    def __init__(self, strategy: DeepSpeedStrategy) -> None:
+        self._strategy = strategy
+
+    def __call__(self, wrapper_module: Any, original_module: Any, method_name: str, *args: Any, **kwargs: Any) -> Any:
+        assert self._strategy.engine is not None
+        return super().__call__(self._strategy.engine.forward, original_module, method_name, *args, **kwargs)

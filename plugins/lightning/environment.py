@@ -1,0 +1,135 @@
+"""Who a worker is, told to Lightning in its own terms: for launchers that it does not know, and for those it does."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ...adapters import Launch, LauncherError, Worker, detect_launch
+from .package import fabric_part
+
+_environments = fabric_part("plugins.environments")
+_OWN_STARTS = (_environments.LightningEnvironment, _environments.TorchElasticEnvironment, _environments.MPIEnvironment)
+
+
+class LauncherEnvironment(_environments.ClusterEnvironment):  # type: ignore[misc, name-defined]
+    """The workers that a launcher started: horovodrun, deepspeed, torchrun, Open MPI, TF_CONFIG or bare variables."""
+
+    def __init__(self, launch: Launch | None = None) -> None:
+        super().__init__()
+        self.launch = launch or detect_launch()
+
+    @staticmethod
+    def detect() -> bool:
+        """Whether a launcher started this process."""
+        return not _is_started_by_lightning() and detect_launch().launcher != "none"
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return self.launch.address[0] if self.launch.address else "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        return self.launch.address[1] if self.launch.address else 0
+
+    def world_size(self) -> int:
+        return self.launch.worker.world_size
+
+    def set_world_size(self, size: int) -> None:
+        """Keep the launcher's number: it started them."""
+
+    def global_rank(self) -> int:
+        return self.launch.worker.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Keep the launcher's number."""
+
+    def local_rank(self) -> int:
+        return self.launch.worker.local_rank
+
+    def node_rank(self) -> int:
+        return self.launch.worker.node_rank
+
+
+def resolve(environment: Any) -> Any:
+    """Return the environment to use where Lightning chose `environment`, or its user did.
+
+    Lightning takes a process for one that it is to start workers from where it does not know the launcher. A
+    scheduler's environment (Slurm's, which requeues jobs) and one of the user's own stay.
+    """
+    if type(environment) in _OWN_STARTS and LauncherEnvironment.detect():
+        launch = detect_launch()
+        if launch.launcher != "slurm":
+            return LauncherEnvironment(launch)
+    return environment
+
+
+def launch_of(environment: Any, local_world_size: int) -> Launch:
+    """Describe this worker to an engine, as Lightning's environment does to Lightning."""
+    if isinstance(environment, LauncherEnvironment):
+        return environment.launch
+    worker = Worker(
+        environment.global_rank(),
+        environment.world_size(),
+        environment.local_rank(),
+        local_world_size,
+        environment.node_rank(),
+    )
+    address = (environment.main_address, environment.main_port) if worker.world_size > 1 else None
+    return Launch("lightning", worker, address)
+
+
+def devices_here(environment: Any, devices: list[Any], automatic: int, available: list[Any]) -> list[Any]:
+    """Return the devices of this machine's workers: what the Trainer was asked for, if the launcher agrees.
+
+    Args:
+        devices: what the Trainer made of `devices=`.
+        automatic: how many `devices="auto"` would give; as many are not taken for a wish.
+        available: the devices that "auto" would give.
+
+    Raises:
+        LauncherError: another number was asked for than was started.
+    """
+    if not isinstance(environment, LauncherEnvironment):
+        return devices
+    launch = environment.launch
+    started = launch.worker.local_world_size
+    if len(devices) == started:
+        return devices
+    if len(devices) == automatic:
+        if available[0].type == "cpu":
+            return available[:1] * started
+        if len(available) >= started:
+            return available[:started]
+    raise LauncherError(
+        f"Trainer(devices={len(devices)}), but {launch.launcher} started {started} worker(s) on this machine: leave "
+        "devices out, or have the launcher start as many"
+    )
+
+
+def check_nodes(environment: Any, num_nodes: int) -> None:
+    """Compare the number of machines with the launcher's; 1, the default, is not taken for a wish.
+
+    Raises:
+        LauncherError: they differ.
+    """
+    if not isinstance(environment, LauncherEnvironment) or num_nodes == 1:
+        return
+    worker = environment.launch.worker
+    nodes = -(-worker.world_size // worker.local_world_size)
+    if nodes != num_nodes:
+        raise LauncherError(
+            f"Trainer(num_nodes={num_nodes}), but {environment.launch.launcher} started {worker.world_size} worker(s) "
+            f"on {nodes} machine(s): leave num_nodes out, or have the launcher start as many"
+        )
+
+
+def _is_started_by_lightning() -> bool:
+    """Whether Lightning started this worker, or is to: it sets LOCAL_RANK, and no rank of the whole job."""
+    return "LOCAL_RANK" in os.environ and not any(
+        name in os.environ for name in ("RANK", "HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "TF_CONFIG")
+    )

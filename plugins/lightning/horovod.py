@@ -1,0 +1,39 @@
+"""Horovod for Lightning, which dropped it: `Trainer(strategy="horovod")`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ...adapters import OptionError
+from .strategy import AdapterStrategy
+
+
+class HorovodStrategy(AdapterStrategy):
+    """A replica on every worker; Horovod all-reduces the gradients while backward runs.
+
+    With manual optimization, with several optimizers and with a GradientAccumulationScheduler they are reduced when
+    the optimizer steps, or is clipped, instead.
+
+    Args:
+        compression: "fp16" halves the traffic, lossily.
+        op: "average", or "adasum", which needs a Horovod built with MPI.
+        num_groups: all-reduce gradients in this many groups; 0 lets Horovod fuse them as they come.
+    """
+
+    strategy_name = "horovod"
+
+    def __init__(
+        self,
+        compression: Literal["none", "fp16"] = "none",
+        op: Literal["average", "adasum"] = "average",
+        num_groups: int = 0,
+    ) -> None:
+        super().__init__("horovod", compression=compression, op=op, num_groups=num_groups)
+
+    def _adopt_precision(self, plugin: Any) -> Any:
+        if plugin.precision in ("bf16-true", "transformer-engine"):
+            raise OptionError(
+                f"precision={plugin.precision!r}: Horovod cannot all-reduce bfloat16 gradients; use 'bf16-mixed', "
+                "whose gradients are float32"
+            )
+        return super()._adopt_precision(plugin)

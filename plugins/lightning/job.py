@@ -1,0 +1,58 @@
+"""The one strategy of ours that this process has joined: Trainers come and go, while the job stays joined."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from ...adapters.torch.rendezvous import init_companion_group
+from ...adapters.torch.strategy import TorchStrategy
+
+_joined: list[tuple[Any, TorchStrategy]] = []
+_companions: list[TorchStrategy] = []  # those that have a process group of torch's beside them
+
+
+def join(key: Any, create: Callable[[], TorchStrategy]) -> TorchStrategy:
+    """Return the joined strategy with this key; leave one with another key, and create and join one with this."""
+    for known, strategy in _joined:
+        if known == key:
+            return strategy
+    leave()
+    strategy = create()
+    strategy.__enter__()
+    _joined.append((key, strategy))
+    if strategy.worker.world_size > 1 and not dist.is_initialized():
+        init_companion_group(strategy)
+        _companions.append(strategy)
+    _leave_at_exit()
+    return strategy
+
+
+def leave() -> None:
+    """Leave the job, as all workers do."""
+    while _joined:
+        strategy = _joined.pop()[1]
+        strategy.barrier()  # nobody is in a collective of the group any more
+        if strategy in _companions:
+            _companions.remove(strategy)
+            dist.destroy_process_group()
+            time.sleep(0.02)  # Gloo's threads let go of their last tensors under the GIL (pytorch#179291)
+        strategy.__exit__(None, None, None)
+
+
+def abandon(strategy: TorchStrategy, error: BaseException) -> None:
+    """Leave after a failure, without waiting for other workers."""
+    for entry in list(_joined):
+        if entry[1] is strategy:
+            _joined.remove(entry)
+            strategy.__exit__(type(error), error, error.__traceback__)
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    atexit.register(leave)

@@ -1,0 +1,71 @@
+"""Which Lightning to plug into: `lightning`, or the older import `pytorch_lightning`.
+
+Both hold the same classes a second time, and an object of one is a stranger to the other, so one of them is chosen when
+this is imported: the one that the program has imported already, else `lightning` where it is installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+from packaging.version import Version
+
+from ...adapters import EngineUnavailableError
+
+OLDEST = Version("2.5.0")
+_FABRIC = {"lightning": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
+_TRAINER = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
+
+
+def _choose() -> str:
+    for name in _TRAINER:
+        if _TRAINER[name] in sys.modules:
+            return name
+    for name in _TRAINER:
+        if find_spec(name) is not None:
+            return name
+    raise EngineUnavailableError(
+        "farandole.plugins.lightning needs Lightning, which is not installed. Install it with: "
+        "pip install 'farandole[lightning]'"
+    )
+
+
+def _refuse_old(name: str) -> None:
+    distribution = name.replace("_", "-")
+    try:
+        found = Version(version(distribution))
+    except PackageNotFoundError:  # a checkout on the path
+        return
+    if found < OLDEST:
+        raise EngineUnavailableError(
+            f"farandole.plugins.lightning needs {distribution}>={OLDEST}, and this is {found}. "
+            f"Install a newer one with: pip install -U {distribution}"
+        )
+
+
+NAME = _choose()
+"""The import that users of this process write: `lightning` or `pytorch_lightning`."""
+
+_refuse_old(NAME)
+
+
+def trainer_part(module: str) -> Any:
+    """Import a module of the part that the Trainer is in: `trainer_part("strategies")`."""
+    return importlib.import_module(f"{_TRAINER[NAME]}.{module}")
+
+
+def fabric_part(module: str) -> Any:
+    """Import a module of the part that Fabric is in."""
+    return importlib.import_module(f"{_FABRIC[NAME]}.{module}")
+
+
+def other() -> str | None:
+    """Return the name of the other Lightning, where this process has imported it too."""
+    for name, module in _TRAINER.items():
+        if name != NAME and module in sys.modules:
+            return name
+    return None

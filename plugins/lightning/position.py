@@ -1,0 +1,36 @@
+"""Where Lightning's training loop stands in its epoch, and how to tell it otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TrainingPosition:
+    """The number of batches of this epoch that are trained on, by the counters of Lightning's fit loop.
+
+    `processed` of them: it is raised before the hook in which checkpoints are written.
+    """
+
+    def __init__(self, fit_loop: Any) -> None:
+        self._fit_loop = fit_loop
+
+    @property
+    def batches(self) -> int:
+        return int(self._fit_loop.epoch_loop.batch_progress.current.processed)
+
+    def is_resumed_without_state(self) -> bool:
+        """Whether it stands in the middle of an epoch by a checkpoint that does not say after which samples."""
+        loop = self._fit_loop
+        return loop.restarting and self._is_inside() and not loop._combined_loader_states_to_load
+
+    def move(self, batches: int) -> None:
+        """Count on from `batches`, where the batches have another size than when the checkpoint was written."""
+        current = self._fit_loop.epoch_loop.batch_progress.current
+        difference = batches - self.batches
+        if self._is_inside():
+            for counter in ("ready", "started", "processed", "completed"):
+                setattr(current, counter, getattr(current, counter) + difference)
+
+    def _is_inside(self) -> bool:
+        progress = self._fit_loop.epoch_loop.batch_progress
+        return progress.current.processed > 0 and not progress.is_last_batch

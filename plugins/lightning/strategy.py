@@ -1,0 +1,352 @@
+"""Lightning's hooks, mapped onto the primitives of a strategy of ours: what all engines share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ...adapters import (
+    DataError,
+    Launch,
+    OptionError,
+    StrategyStateError,
+    Worker,
+    create_strategy,
+    launched_as,
+)
+from ...adapters.torch.batch_norm import warn_of_batch_norm
+from ...adapters.torch.engine import Engine
+from ...adapters.torch.stand_in import refuse_gradients_of_nothing, without_side_effects
+from ...adapters.torch.strategy import TorchStrategy
+from . import environment, job
+from .data import Share, ShareLoader, ShareSampler, plan_of, rebuild
+from .package import fabric_part, trainer_part
+from .position import TrainingPosition
+
+_DDPStrategy: Any = trainer_part("strategies").DDPStrategy
+_TrainerFn: Any = trainer_part("trainer.states").TrainerFn
+
+ON_DEMAND = 2**31
+"""More backward passes than any step has: gradients are then reduced when the optimizer asks for them."""
+
+_engines: WeakKeyDictionary[torch.nn.Module, list[Engine]] = WeakKeyDictionary()
+
+
+class AdapterStrategy(_DDPStrategy):  # type: ignore[misc]
+    """Base of Lightning's strategies on ours. Lightning starts processes, and we join, share out data and reduce.
+
+    Lightning's own DDP strategy is the base because it is what Lightning, and its users' code, take for data-parallel
+    training; nothing here runs DistributedDataParallel.
+
+    Args:
+        name: of the strategy, as in `create_strategy`.
+        options: the engine's.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        _DDPStrategy.__init__(self)
+        self._adapter_name = name
+        self._adapter_options = {option: value for option, value in options.items() if value is not None}
+        self._adapter: TorchStrategy | None = None
+        self._used = False
+        self._own_sampling = False
+        self._shares: dict[ShareLoader, Share] = {}  # of the batches being trained on
+        self._shares_used = False
+        self._evaluated: Share | None = None
+        self._reduced: set[Engine] = set()
+        self._counts_nothing = False
+        self._of_optimizer: dict[int, Engine] = {}
+
+    # Who and where.
+
+    @property
+    def adapter(self) -> TorchStrategy:
+        """The strategy of ours that does the work; it exists while the Trainer runs."""
+        if self._adapter is None:
+            raise StrategyStateError(f"strategy {self._adapter_name!r} has not joined yet: its Trainer has not run")
+        return self._adapter
+
+    @property
+    def cluster_environment(self) -> Any:
+        return self._cluster_environment
+
+    @cluster_environment.setter
+    def cluster_environment(self, chosen: Any) -> None:
+        self._cluster_environment = environment.resolve(chosen)
+
+    @property
+    def parallel_devices(self) -> Any:
+        return self._parallel_devices
+
+    @parallel_devices.setter
+    def parallel_devices(self, devices: Any) -> None:
+        if devices:
+            automatic = self.accelerator.auto_device_count()
+            available = self.accelerator.get_parallel_devices(self.accelerator.parse_devices(automatic))
+            devices = environment.devices_here(self.cluster_environment, devices, automatic, available)
+        self._parallel_devices = devices
+
+    @property
+    def num_nodes(self) -> int:
+        return int(self._num_nodes)
+
+    @num_nodes.setter
+    def num_nodes(self, number: int) -> None:
+        environment.check_nodes(self.cluster_environment, number)
+        self._num_nodes = number
+
+    def _configure_launcher(self) -> None:
+        if self._used:
+            raise StrategyStateError(
+                f"this {type(self).__name__} belongs to another Trainer already: make a new one for each Trainer"
+            )
+        self._used = True
+        self._create_adapter(Launch("none", Worker()))  # what it refuses is refused now, before workers are started
+        super()._configure_launcher()
+
+    def setup_environment(self) -> None:
+        self.accelerator.setup_device(self.root_device)
+        self.setup_distributed()
+
+    def setup_distributed(self) -> None:
+        fabric_part("utilities.seed").reset_seed()
+        self.set_world_ranks()
+        launch = environment.launch_of(self.cluster_environment, self.num_processes)
+        self._adapter = job.join((self._adapter_name, self._options()), lambda: self._create_adapter(launch))
+
+    def _options(self) -> dict[str, Any]:
+        """Return the engine's options, those that follow from the Trainer's arguments included."""
+        return {"device": self.root_device.type, **self._adapter_options}
+
+    def _create_adapter(self, launch: Launch) -> TorchStrategy:
+        with launched_as(launch):
+            adapter: Any = create_strategy(self._adapter_name, **self._options())
+        return cast(TorchStrategy, adapter)
+
+    # Precision.
+
+    @property
+    def precision_plugin(self) -> Any:
+        return _DDPStrategy.precision_plugin.fget(self)
+
+    @precision_plugin.setter
+    def precision_plugin(self, plugin: Any) -> None:
+        _DDPStrategy.precision_plugin.fset(self, None if plugin is None else self._adopt_precision(plugin))
+
+    def _adopt_precision(self, plugin: Any) -> Any:
+        """Make a precision plugin work on this engine: what it clips has to be reduced by then."""
+        clip_gradients = plugin.clip_gradients
+
+        def reduce_and_clip(optimizer: Any, *args: Any, **kwargs: Any) -> None:
+            self.reduce_gradients(optimizer)
+            clip_gradients(optimizer, *args, **kwargs)
+
+        plugin.clip_gradients = reduce_and_clip
+        return plugin
+
+    # A run.
+
+    def setup(self, trainer: Any) -> None:
+        self.accelerator.setup(trainer)
+        fitting = trainer.state.fn == _TrainerFn.FITTING
+        if fitting and self._layer_sync:
+            self._synchronize_batch_norm()
+        self._take_over_sampling(trainer)
+        self._shares.clear()
+        module = self.lightning_module
+        self.model: Any = self.precision_plugin.convert_module(module)
+        if fitting:
+            self._release()
+        if not self.engines:
+            self.model_to_device()
+        if fitting:
+            self.setup_optimizers(trainer)
+            self._wrap(trainer)
+            if self.adapter.worker.world_size > 1:
+                warn_of_batch_norm(module, stacklevel=2)
+        elif not self.engines:
+            self._share_weights(module)
+        self.setup_precision_plugin()
+
+    def _synchronize_batch_norm(self) -> None:
+        if self.root_device.type == "cpu":
+            raise OptionError(
+                "sync_batchnorm=True: neither PyTorch nor Horovod has a synchronized BatchNorm on the CPU. Leave it "
+                "out, or normalize with GroupNorm or LayerNorm"
+            )
+        self.model = self._layer_sync.apply(self.model)
+
+    def _take_over_sampling(self, trainer: Any) -> None:
+        # Lightning would put its own sampler in before it asks us, and the user's would not be seen any more.
+        connector = trainer._accelerator_connector
+        if connector.use_distributed_sampler:
+            connector.use_distributed_sampler = False
+            self._own_sampling = True
+
+    def _wrap(self, trainer: Any) -> None:
+        """Hand module and optimizers to the engine."""
+        module = self.lightning_module
+        schedules = trainer_part("callbacks").GradientAccumulationScheduler
+        steady = module.automatic_optimization and not any(isinstance(c, schedules) for c in trainer.callbacks)
+        accumulate = trainer.accumulate_grad_batches if steady else ON_DEMAND
+        engines = [self.adapter.wrap(self.model, optimizer, accumulate) for optimizer in self._trained_with()]
+        _engines[module] = engines
+        self._of_optimizer = {id(engine.optimizer): engine for engine in engines}
+
+    def _trained_with(self) -> list[torch.optim.Optimizer]:
+        own = {id(parameter) for parameter in self.model.parameters()}
+        found = [optimizer for optimizer in self.optimizers if isinstance(optimizer, torch.optim.Optimizer)]
+        found = [optimizer for optimizer in found if optimizer.param_groups]
+        for optimizer in found:
+            if not {id(p) for group in optimizer.param_groups for p in group["params"]} <= own:
+                raise OptionError(
+                    "an optimizer of configure_optimizers() holds parameters that the LightningModule does not: no "
+                    "engine would reduce their gradients. Make them part of the module."
+                )
+        return found
+
+    def _release(self) -> None:
+        for engine in _engines.pop(self.lightning_module, ()):
+            engine.release()
+
+    def _share_weights(self, module: torch.nn.Module) -> None:
+        trainer_part("overrides.distributed")._sync_module_states(module)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines of the module that is being run, one for each optimizer; none where it was not trained here."""
+        return _engines.get(self.lightning_module, [])
+
+    def engine_of(self, optimizer: Any) -> Engine | None:
+        """Return the engine that has this optimizer; `None` for one that updates nothing."""
+        return self._of_optimizer.get(id(getattr(optimizer, "_optimizer", optimizer)))
+
+    # A step.
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._shares_used = True
+        with contextlib.ExitStack() as stack:
+            if self._counts_for_nothing():
+                stack.enter_context(without_side_effects(self.lightning_module))
+                self._log_without_weight()
+            return super().training_step(*args, **kwargs)
+
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._reduced.clear()
+        share = self._share_of_loss()
+        if share is not None:
+            if share.weight == 0:
+                self._counts_nothing |= not bool(torch.isfinite(closure_loss))
+            factor = share.weight * self.world_size / share.total
+            if factor != 1.0:
+                closure_loss = closure_loss * factor
+        loss: torch.Tensor = super().backward(closure_loss, optimizer, *args, **kwargs)
+        return loss
+
+    def reduce_gradients(self, optimizer: Any) -> None:
+        """Make this optimizer's gradients the mean over all workers, unless they are since the last backward pass."""
+        engine = self.engine_of(optimizer)
+        if engine is not None and engine not in self._reduced:
+            engine.reduce_gradients()
+            self._reduced.add(engine)
+            if self._counts_nothing:
+                self._counts_nothing = False
+                refuse_gradients_of_nothing(engine)
+
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        def closure_and_reduction() -> Any:
+            result = closure()
+            self.reduce_gradients(optimizer)
+            return result
+
+        return super().optimizer_step(optimizer, closure_and_reduction, model, **kwargs)
+
+    @contextlib.contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for engine in self.engines:
+                stack.enter_context(engine.no_sync())
+            yield
+
+    def _counts_for_nothing(self) -> bool:
+        return bool(self._shares) and all(share.weight == 0 for share in self._shares.values())
+
+    def _share_of_loss(self) -> Share | None:
+        """Return which share of the workers' batch the loss is of."""
+        shares = list(self._shares.values())
+        if not shares:
+            return None
+        first = shares[0]
+        if any(share.weight * first.total != first.weight * share.total for share in shares[1:]):
+            raise DataError(
+                "the loaders of one training step have shares of different sizes on this worker, so that its loss has "
+                "no one weight: choose batch sizes that divide the datasets, or drop_last=True"
+            )
+        return first
+
+    # Evaluation.
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._look_at_evaluated()
+        return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._look_at_evaluated()
+        return super().test_step(*args, **kwargs)
+
+    def _look_at_evaluated(self) -> None:
+        if self._evaluated is not None and self._evaluated.weight == 0:
+            self._log_without_weight()
+
+    def _log_without_weight(self) -> None:
+        results = self.lightning_module.trainer._results
+        if results is not None:
+            results.batch_size = 0
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        # A mean of integers is rounded off otherwise, and with it the number of samples that a logged mean is over.
+        if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
+            tensor = tensor.double()
+        return super().reduce(tensor, group, reduce_op)
+
+    # Data.
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        trainer = self.lightning_module.trainer
+        if not self._own_sampling or self.world_size == 1 or not isinstance(dataloader, torch.utils.data.DataLoader):
+            return dataloader
+        worker = self.adapter.worker
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        plan = plan_of(dataloader, worker, seed, self.adapter.broadcast, trainer.training)
+        if plan is None:
+            return dataloader
+        sampler = ShareSampler(plan, worker, alone=dataloader.batch_sampler is None)
+        loader = rebuild(dataloader, sampler, trainer.predicting)
+        if not trainer.training:
+            return ShareLoader(loader, sampler, self._note_evaluated)
+        position = TrainingPosition(trainer.fit_loop)
+        shared = ShareLoader(loader, sampler, self._note_trained, position)
+        if position.is_resumed_without_state():
+            shared.resume(trainer.fit_loop.epoch_progress.current.processed, position.batches * plan.batch_size)
+        return shared
+
+    def _note_trained(self, loader: ShareLoader, share: Share) -> None:
+        if self._shares_used:
+            self._shares.clear()
+            self._shares_used = False
+        self._shares[loader] = share
+
+    def _note_evaluated(self, loader: ShareLoader, share: Share) -> None:
+        self._evaluated = share
+
+    # The end.
+
+    def on_exception(self, exception: BaseException) -> None:
+        super().on_exception(exception)
+        if self._adapter is not None:
+            job.abandon(self._adapter, exception)
