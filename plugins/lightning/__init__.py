@@ -9,9 +9,16 @@ trainer.fit(model, dataloader)
 
 from .deepspeed import DeepSpeedStrategy
 from .environment import LauncherEnvironment
+from .fabric import FabricDeepSpeedStrategy, FabricHorovodStrategy
 from .horovod import HorovodStrategy
 from .names import register
 
-__all__ = ["DeepSpeedStrategy", "HorovodStrategy", "LauncherEnvironment"]
+__all__ = [
+    "DeepSpeedStrategy",
+    "FabricDeepSpeedStrategy",
+    "FabricHorovodStrategy",
+    "HorovodStrategy",
+    "LauncherEnvironment",
+]
 
 register()

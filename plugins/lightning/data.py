@@ -7,6 +7,7 @@ a long one.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, Sampl
 
 from ...adapters import DataError, Worker
 from ...adapters.order import GlobalOrder, Indices, part
-from .package import fabric_part, trainer_part
+from .package import trainer_part
 
 
 @dataclass(frozen=True)
@@ -238,23 +239,27 @@ class ShareLoader:
 
 def rebuild(loader: Any, sampler: ShareSampler, predicting: bool) -> Any:
     """Return a DataLoader like `loader`, of its class, that loads what `sampler` says."""
-    stage = trainer_part("trainer.states").RunningStage
-    batch_sampler = _notes_indices(sampler) if predicting else sampler
-    arguments, keywords = trainer_part("utilities.data")._get_dataloader_init_args_and_kwargs(
-        loader, sampler, stage.TRAINING
-    )
+    utilities = trainer_part("utilities.data")
     alone = loader.batch_sampler is None
-    keywords.update(
-        batch_size=None if alone else 1,
-        sampler=sampler if alone else None,
-        batch_sampler=None if alone else batch_sampler,
-        shuffle=False,
-        drop_last=False,
-    )
-    return fabric_part("utilities.data")._reinstantiate_wrapped_cls(loader, *arguments, **keywords)
+    model = copy.copy(loader)
+    if not alone:
+        # Lightning knows the constructor's arguments, but gives up on batch samplers that it does not know.
+        object.__setattr__(model, "batch_sampler", BatchSampler(sampler, 1, drop_last=False))
+    arguments, keywords = utilities._get_dataloader_init_args_and_kwargs(model, sampler)
+    keywords = {
+        **dict(zip(getattr(loader, "__pl_saved_arg_names", ()), arguments, strict=False)),
+        **keywords,
+        "batch_size": None if alone else 1,
+        "sampler": sampler if alone else None,
+        "batch_sampler": None if alone else _noting_indices(sampler) if predicting else sampler,
+        "shuffle": False,
+        "drop_last": False,
+    }
+    return utilities._reinstantiate_wrapped_cls(loader, **keywords)
 
 
-def _notes_indices(sampler: ShareSampler) -> Any:
+def _noting_indices(sampler: ShareSampler) -> Any:
+    """Wrap it so that Lightning's prediction writers are told which samples were predicted."""
     return trainer_part("overrides.distributed")._IndexBatchSamplerWrapper(sampler)
 
 

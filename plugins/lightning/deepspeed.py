@@ -18,11 +18,11 @@ from ...adapters.torch.whole_state import (
 )
 from .package import trainer_part
 from .strategy import AdapterStrategy
+from .zero import computes_in, name_of
 
 _strategies: Any = trainer_part("strategies")
 _DeepSpeedPrecision: Any = trainer_part("plugins.precision.deepspeed").DeepSpeedPrecision
 _ForwardRedirection: Any = trainer_part("strategies.strategy")._ForwardRedirection
-_COMPUTES_IN = {"32-true": "float32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
 
 
 class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type: ignore[misc]
@@ -50,12 +50,8 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         find_unused_parameters: bool = True,
         timeout: float = 1800,
     ) -> None:
-        if stage not in (1, 2, 3):
-            raise OptionError(f"stage={stage!r} must be 1, 2 or 3")
-        if offload and stage == 1:
-            raise OptionError("offload=True needs stage 2 or 3")
         super().__init__(
-            f"deepspeed_zero_{stage}{'_offload' if offload else ''}",
+            name_of(stage, offload),
             config=config,
             find_unused_parameters=find_unused_parameters,
             timeout=timeout,
@@ -65,14 +61,10 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         self._between_updates = False
 
     def _options(self) -> dict[str, Any]:
-        return {"precision": _COMPUTES_IN[self.precision_plugin.precision], **super()._options()}
+        return {"precision": computes_in(self.precision_plugin.precision), **super()._options()}
 
     def _adopt_precision(self, plugin: Any) -> Any:
-        if plugin.precision not in _COMPUTES_IN:
-            raise OptionError(
-                f"precision={plugin.precision!r}: DeepSpeed trains float32 parameters here, and computes in less with "
-                f"one of {', '.join(_COMPUTES_IN)}"
-            )
+        computes_in(plugin.precision)
         return ZeroPrecision(plugin.precision, self)
 
     # The engine.

@@ -83,13 +83,16 @@ def launch_of(environment: Any, local_world_size: int) -> Launch:
     return Launch("lightning", worker, address)
 
 
-def devices_here(environment: Any, devices: list[Any], automatic: int, available: list[Any]) -> list[Any]:
-    """Return the devices of this machine's workers: what the Trainer was asked for, if the launcher agrees.
+def devices_here(
+    environment: Any, devices: list[Any], automatic: int, available: list[Any], frontend: str
+) -> list[Any]:
+    """Return the devices of this machine's workers: what the frontend was asked for, if the launcher agrees.
 
     Args:
-        devices: what the Trainer made of `devices=`.
+        devices: what the frontend made of `devices=`.
         automatic: how many `devices="auto"` would give; as many are not taken for a wish.
         available: the devices that "auto" would give.
+        frontend: "Trainer" or "Fabric".
 
     Raises:
         LauncherError: another number was asked for than was started.
@@ -106,12 +109,12 @@ def devices_here(environment: Any, devices: list[Any], automatic: int, available
         if len(available) >= started:
             return available[:started]
     raise LauncherError(
-        f"Trainer(devices={len(devices)}), but {launch.launcher} started {started} worker(s) on this machine: leave "
+        f"{frontend}(devices={len(devices)}), but {launch.launcher} started {started} worker(s) on this machine: leave "
         "devices out, or have the launcher start as many"
     )
 
 
-def check_nodes(environment: Any, num_nodes: int) -> None:
+def check_nodes(environment: Any, num_nodes: int, frontend: str) -> None:
     """Compare the number of machines with the launcher's; 1, the default, is not taken for a wish.
 
     Raises:
@@ -123,8 +126,8 @@ def check_nodes(environment: Any, num_nodes: int) -> None:
     nodes = -(-worker.world_size // worker.local_world_size)
     if nodes != num_nodes:
         raise LauncherError(
-            f"Trainer(num_nodes={num_nodes}), but {environment.launch.launcher} started {worker.world_size} worker(s) "
-            f"on {nodes} machine(s): leave num_nodes out, or have the launcher start as many"
+            f"{frontend}(num_nodes={num_nodes}), but {environment.launch.launcher} started {worker.world_size} "
+            f"worker(s) on {nodes} machine(s): leave num_nodes out, or have the launcher start as many"
         )
 
 

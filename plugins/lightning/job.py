@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -55,4 +56,13 @@ def abandon(strategy: TorchStrategy, error: BaseException) -> None:
 
 @functools.cache
 def _leave_at_exit() -> None:
-    atexit.register(leave)
+    atexit.register(_leave_or_abandon)
+
+
+def _leave_or_abandon() -> None:
+    error = getattr(sys, "last_value", None)  # the interpreter's note of what ended the program
+    if error is None:
+        leave()
+        return
+    for _, strategy in list(_joined):
+        abandon(strategy, error)

@@ -22,9 +22,10 @@ _TRAINER = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_ligh
 
 
 def _choose() -> str:
-    for name in _TRAINER:
-        if _TRAINER[name] in sys.modules:
-            return name
+    for modules in (_TRAINER, _FABRIC):
+        for name, module in modules.items():
+            if module in sys.modules:
+                return name
     for name in _TRAINER:
         if find_spec(name) is not None:
             return name

@@ -5,39 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 
 from ...adapters import (
     DataError,
-    Launch,
     OptionError,
-    StrategyStateError,
-    Worker,
-    create_strategy,
-    launched_as,
 )
 from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
 from ...adapters.torch.stand_in import refuse_gradients_of_nothing, without_side_effects
-from ...adapters.torch.strategy import TorchStrategy
 from . import environment, job
 from .data import Share, ShareLoader, ShareSampler, plan_of, rebuild
+from .joining import ON_DEMAND, Joining, engines_of
 from .package import fabric_part, trainer_part
 from .position import TrainingPosition
 
 _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
 _TrainerFn: Any = trainer_part("trainer.states").TrainerFn
 
-ON_DEMAND = 2**31
-"""More backward passes than any step has: gradients are then reduced when the optimizer asks for them."""
 
-_engines: WeakKeyDictionary[torch.nn.Module, list[Engine]] = WeakKeyDictionary()
-
-
-class AdapterStrategy(_DDPStrategy):  # type: ignore[misc]
+class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
     """Base of Lightning's strategies on ours. Lightning starts processes, and we join, share out data and reduce.
 
     Lightning's own DDP strategy is the base because it is what Lightning, and its users' code, take for data-parallel
@@ -50,10 +39,7 @@ class AdapterStrategy(_DDPStrategy):  # type: ignore[misc]
 
     def __init__(self, name: str, **options: Any) -> None:
         _DDPStrategy.__init__(self)
-        self._adapter_name = name
-        self._adapter_options = {option: value for option, value in options.items() if value is not None}
-        self._adapter: TorchStrategy | None = None
-        self._used = False
+        self._stand_for(name, options)
         self._own_sampling = False
         self._shares: dict[ShareLoader, Share] = {}  # of the batches being trained on
         self._shares_used = False
@@ -65,48 +51,16 @@ class AdapterStrategy(_DDPStrategy):  # type: ignore[misc]
     # Who and where.
 
     @property
-    def adapter(self) -> TorchStrategy:
-        """The strategy of ours that does the work; it exists while the Trainer runs."""
-        if self._adapter is None:
-            raise StrategyStateError(f"strategy {self._adapter_name!r} has not joined yet: its Trainer has not run")
-        return self._adapter
-
-    @property
-    def cluster_environment(self) -> Any:
-        return self._cluster_environment
-
-    @cluster_environment.setter
-    def cluster_environment(self, chosen: Any) -> None:
-        self._cluster_environment = environment.resolve(chosen)
-
-    @property
-    def parallel_devices(self) -> Any:
-        return self._parallel_devices
-
-    @parallel_devices.setter
-    def parallel_devices(self, devices: Any) -> None:
-        if devices:
-            automatic = self.accelerator.auto_device_count()
-            available = self.accelerator.get_parallel_devices(self.accelerator.parse_devices(automatic))
-            devices = environment.devices_here(self.cluster_environment, devices, automatic, available)
-        self._parallel_devices = devices
-
-    @property
     def num_nodes(self) -> int:
         return int(self._num_nodes)
 
     @num_nodes.setter
     def num_nodes(self, number: int) -> None:
-        environment.check_nodes(self.cluster_environment, number)
+        environment.check_nodes(self.cluster_environment, number, self.frontend)
         self._num_nodes = number
 
     def _configure_launcher(self) -> None:
-        if self._used:
-            raise StrategyStateError(
-                f"this {type(self).__name__} belongs to another Trainer already: make a new one for each Trainer"
-            )
-        self._used = True
-        self._create_adapter(Launch("none", Worker()))  # what it refuses is refused now, before workers are started
+        self._claim()
         super()._configure_launcher()
 
     def setup_environment(self) -> None:
@@ -116,17 +70,7 @@ class AdapterStrategy(_DDPStrategy):  # type: ignore[misc]
     def setup_distributed(self) -> None:
         fabric_part("utilities.seed").reset_seed()
         self.set_world_ranks()
-        launch = environment.launch_of(self.cluster_environment, self.num_processes)
-        self._adapter = job.join((self._adapter_name, self._options()), lambda: self._create_adapter(launch))
-
-    def _options(self) -> dict[str, Any]:
-        """Return the engine's options, those that follow from the Trainer's arguments included."""
-        return {"device": self.root_device.type, **self._adapter_options}
-
-    def _create_adapter(self, launch: Launch) -> TorchStrategy:
-        with launched_as(launch):
-            adapter: Any = create_strategy(self._adapter_name, **self._options())
-        return cast(TorchStrategy, adapter)
+        self._join()
 
     # Precision.
 
@@ -195,7 +139,7 @@ class AdapterStrategy(_DDPStrategy):  # type: ignore[misc]
         steady = module.automatic_optimization and not any(isinstance(c, schedules) for c in trainer.callbacks)
         accumulate = trainer.accumulate_grad_batches if steady else ON_DEMAND
         engines = [self.adapter.wrap(self.model, optimizer, accumulate) for optimizer in self._trained_with()]
-        _engines[module] = engines
+        engines_of[module] = engines
         self._of_optimizer = {id(engine.optimizer): engine for engine in engines}
 
     def _trained_with(self) -> list[torch.optim.Optimizer]:
@@ -211,7 +155,7 @@ class AdapterStrategy(_DDPStrategy):  # type: ignore[misc]
         return found
 
     def _release(self) -> None:
-        for engine in _engines.pop(self.lightning_module, ()):
+        for engine in engines_of.pop(self.lightning_module, ()):
             engine.release()
 
     def _share_weights(self, module: torch.nn.Module) -> None:
@@ -220,7 +164,7 @@ class AdapterStrategy(_DDPStrategy):  # type: ignore[misc]
     @property
     def engines(self) -> list[Engine]:
         """The engines of the module that is being run, one for each optimizer; none where it was not trained here."""
-        return _engines.get(self.lightning_module, [])
+        return engines_of.get(self.lightning_module, [])
 
     def engine_of(self, optimizer: Any) -> Engine | None:
         """Return the engine that has this optimizer; `None` for one that updates nothing."""

@@ -1,0 +1,27 @@
+"""Start jobs that train Lightning's curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...launch.job import run_job
+from ..jobs import Outcome
+
+PACKAGE = __package__
+
+
+def run_curves(
+    strategy: str, workers: int, folder: Path, curves: Sequence[tuple[str, str]], timeout: float = 300
+) -> Outcome:
+    """Run one job that trains (variant, dtype) pairs through Lightning's Trainer, in `folder`.
+
+    Args:
+        timeout: seconds; then the job is killed, and its workers' stacks are in the outcome.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    specification = folder / "spec.json"
+    specification.write_text(json.dumps({"strategy": strategy, "curves": list(curves)}))
+    program = ["-m", f"{PACKAGE}.worker", str(specification)]
+    return Outcome(run_job(strategy, workers, program, timeout=timeout), folder, workers)

@@ -1,0 +1,118 @@
+"""Give each worker its share of what a DataLoader loads, and find out which share a loss is of.
+
+Fabric's user writes the loop, so nobody says which batch a loss was computed from. Modules that were set up say when
+they run: a loss is of what was loaded last when the forward passes before it ran.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ....adapters import DataError, Worker
+from ..data import Plan, Share, ShareLoader, ShareSampler, plan_of, rebuild
+
+
+class LossShares:
+    """Which part of the workers' batch the next loss is of."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[ShareLoader, Share] = {}
+        self._has_run = False  # on what is loaded
+        self._trained: set[tuple[int, int]] = set()  # weight and total of what the next loss was computed from
+        self._evaluated: set[tuple[int, int]] = set()  # the same, by modules in evaluation mode
+        self._last: set[tuple[int, int]] = set()  # of the last loss, until something is loaded
+
+    def load(self, loader: ShareLoader, share: Share) -> None:
+        """Take note of a batch that was loaded. Loaders that are read before a module runs are read together."""
+        if self._has_run:
+            self._loaded.clear()
+            self._has_run = False
+        self._last.clear()
+        self._loaded[loader] = share
+
+    def forget(self, loader: ShareLoader) -> None:
+        """Take note that an iteration is over."""
+        self._loaded.pop(loader, None)
+
+    def run(self, training: bool) -> None:
+        """Take note that a module runs on what is loaded."""
+        self._has_run = True
+        if torch.is_grad_enabled():
+            found = {(share.weight, share.total) for share in self._loaded.values()}
+            (self._trained if training else self._evaluated).update(found)
+
+    def counts_for_nothing(self) -> bool:
+        """Whether what is loaded stands in for an empty share."""
+        return bool(self._loaded) and all(share.weight == 0 for share in self._loaded.values())
+
+    def of_loss(self) -> tuple[int, int] | None:
+        """Return how many samples of the loss count, and of how many on all workers; `None` where nobody knows.
+
+        Raises:
+            DataError: it was computed from batches whose shares are of different sizes.
+        """
+        loaded = {(share.weight, share.total) for share in self._loaded.values()}
+        found = self._trained or self._evaluated or self._last or loaded
+        self._trained, self._evaluated, self._last = set(), set(), set(found)
+        if not found:
+            return None
+        weight, total = next(iter(found))
+        if any(weight * other_total != other_weight * total for other_weight, other_total in found):
+            raise DataError(
+                "a loss was computed from several batches of which this worker has shares of different sizes, so that "
+                "it has no one weight: call fabric.backward() for each batch, or pass drop_last=True to the DataLoader"
+            )
+        return weight, total
+
+
+class SharedLoader(ShareLoader):
+    """A loader of a worker's share, which tells `shares` what it loads."""
+
+    def __init__(self, loader: Any, sampler: ShareSampler, shares: LossShares) -> None:
+        super().__init__(loader, sampler, shares.load)
+        self._shares = shares
+        # Fabric's own wrapper shows what it finds here.
+        self.__dict__.update({name: value for name, value in vars(loader).items() if name not in self.__dict__})
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        finally:
+            self._shares.forget(self)
+
+
+class PlanByUse(Plan):
+    """One plan to train by and one to evaluate by, which is told by whether gradients are recorded."""
+
+    def __init__(self, trained: Plan, evaluated: Plan) -> None:
+        self.batch_size = trained.batch_size
+        self._trained = trained
+        self._evaluated = evaluated
+
+    def __len__(self) -> int:
+        return len(self._trained)
+
+    def length(self) -> int:
+        return self._trained.length()
+
+    def batches(self, epoch: int, skip: int) -> Iterator[list[Any]]:
+        plan = self._trained if torch.is_grad_enabled() else self._evaluated
+        return plan.batches(epoch, skip)
+
+
+def share_out(loader: Any, worker: Worker, broadcast: Callable[[Any], Any], shares: LossShares) -> Any:
+    """Return a loader of this worker's share; `loader` itself where it has to be left alone."""
+    seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+    plan = plan_of(loader, worker, seed, broadcast, training=True)
+    if plan is None:
+        return loader
+    if not loader.drop_last:
+        evaluated = plan_of(loader, worker, seed, broadcast, training=False)
+        assert evaluated is not None
+        plan = PlanByUse(plan, evaluated)
+    sampler = ShareSampler(plan, worker, alone=loader.batch_sampler is None)
+    return SharedLoader(rebuild(loader, sampler, predicting=False), sampler, shares)

@@ -1,0 +1,179 @@
+"""Fabric's hooks, mapped onto the primitives of a strategy of ours: what all engines share."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ....adapters import OptionError
+from ....adapters.torch.engine import Engine
+from ....adapters.torch.stand_in import refuse_gradients_of_nothing
+from .. import environment
+from ..joining import Joining, engines_of
+from ..package import fabric_part
+from .data import LossShares, share_out
+from .module import SetUpModule
+
+_DDPStrategy: Any = fabric_part("strategies").DDPStrategy
+_SyncControl: Any = fabric_part("strategies.strategy")._BackwardSyncControl
+_ASKS_FOR_SAMPLER = fabric_part("fabric").Fabric._requires_distributed_sampler.__code__
+
+
+class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
+    """Base of Fabric's strategies on ours. Lightning starts processes, and we join, share out data and reduce.
+
+    Args:
+        name: of the strategy, as in `create_strategy`.
+        options: the engine's.
+    """
+
+    frontend = "Fabric"
+
+    def __init__(self, name: str, **options: Any) -> None:
+        _DDPStrategy.__init__(self)
+        self._stand_for(name, options)
+        self._backward_sync_control = _NothingToBlock()
+        self._shares = LossShares()
+        self._share_out_next = False
+        self._modules: list[weakref.ref[SetUpModule]] = []
+        self._of_optimizer: dict[int, Engine] = {}
+        self._reduced: set[Engine] = set()
+        self._counts_nothing = False
+
+    # Who and where.
+
+    def _configure_launcher(self) -> None:
+        environment.check_nodes(self.cluster_environment, self.num_nodes, self.frontend)
+        self._claim()
+        super()._configure_launcher()
+
+    def setup_environment(self) -> None:
+        _DDPStrategy.setup_environment(self)
+
+    def _setup_distributed(self) -> None:
+        self._set_world_ranks()
+        self._join()
+
+    # Data.
+
+    @property
+    def distributed_sampler_kwargs(self) -> None:
+        """Nothing, so that Fabric leaves samplers alone; it asks where its user wants the data to be shared out."""
+        self._share_out_next |= sys._getframe(1).f_code is _ASKS_FOR_SAMPLER
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        wanted, self._share_out_next = self._share_out_next, False
+        if not wanted or self.world_size == 1:
+            return dataloader
+        return share_out(dataloader, self.adapter.worker, self.adapter.broadcast, self._shares)
+
+    # Modules and optimizers.
+
+    def setup_module(self, module: torch.nn.Module) -> SetUpModule:
+        self._release(module)
+        if self.world_size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.detach(), 0)
+        return self._known(SetUpModule(module, self._shares))
+
+    def _release(self, module: torch.nn.Module) -> None:
+        for engine in engines_of.pop(module, ()):
+            engine.release()
+
+    def _known(self, module: SetUpModule) -> SetUpModule:
+        self._modules = [*(known for known in self._modules if known() is not None), weakref.ref(module)]
+        return module
+
+    @property
+    def modules(self) -> list[SetUpModule]:
+        """The modules that were set up, and still are in use, in order."""
+        return [module for known in self._modules if (module := known()) is not None]
+
+    def engine_of(self, optimizer: Any) -> Engine:
+        """Return the engine that has this optimizer."""
+        engine = self._of_optimizer.get(id(optimizer))
+        if engine is None:
+            raise OptionError(
+                f"this {type(optimizer).__name__} was not set up by this Fabric: pass it through "
+                "fabric.setup(model, optimizer)"
+            )
+        return engine
+
+    # A step.
+
+    def backward(self, tensor: torch.Tensor, module: Any, *args: Any, **kwargs: Any) -> None:
+        for known in self.modules:
+            if known.ran_without_optimizer:
+                known.ran_without_optimizer = False
+                raise OptionError(
+                    f"{type(known.module).__name__} was set up without an optimizer, and nothing would reduce its "
+                    "gradients: set the optimizer up too, or freeze the model with requires_grad_(False) or eval()"
+                )
+        self._reduced.clear()
+        share = self._shares.of_loss()
+        if share is not None:
+            weight, total = share
+            if weight == 0:
+                self._counts_nothing |= not bool(torch.isfinite(tensor).all())
+            if weight * self.world_size != total:
+                tensor = tensor * (weight * self.world_size / total)
+        _DDPStrategy.backward(self, tensor, module, *args, **kwargs)
+
+    def reduce_gradients(self, optimizer: Any) -> None:
+        """Make this optimizer's gradients the mean over all workers, unless they are since the last backward pass."""
+        engine = self.engine_of(optimizer)
+        if engine not in self._reduced:
+            engine.reduce_gradients()
+            self._reduced.add(engine)
+            if self._counts_nothing:
+                self._counts_nothing = False
+                refuse_gradients_of_nothing(engine)
+
+    def reducing(self, optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return an optimizer's closure that leaves reduced gradients."""
+
+        def closure_and_reduction() -> Any:
+            result = closure()
+            self.reduce_gradients(optimizer)
+            return result
+
+        return closure_and_reduction
+
+    # Checkpoints.
+
+    def get_module_state_dict(self, module: torch.nn.Module) -> dict[str, Any]:
+        state: dict[str, Any] = _user_module(module).state_dict()
+        return state
+
+    def load_module_state_dict(self, module: torch.nn.Module, state_dict: Any, strict: bool = True) -> None:
+        _user_module(module).load_state_dict(state_dict, strict=strict)
+
+
+def check_owned(optimizer: torch.optim.Optimizer, modules: list[torch.nn.Module]) -> None:
+    """Look for parameters of the optimizer that belong to none of the modules.
+
+    Raises:
+        OptionError: there are some.
+    """
+    own = {id(parameter) for module in modules for parameter in module.parameters()}
+    if not {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} <= own:
+        raise OptionError(
+            f"the {type(optimizer).__name__} holds parameters of no model that was set up, and no engine would reduce "
+            "their gradients: set up their model first, or make them part of one"
+        )
+
+
+def _user_module(module: torch.nn.Module) -> torch.nn.Module:
+    return module.module if isinstance(module, SetUpModule) else module
+
+class _NothingToBlock(_SyncControl):  # type: ignore[misc]
+    """No backward pass sends anything."""
+
+    def no_backward_sync(self, module: Any, enabled: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()

@@ -1,0 +1,94 @@
+"""How a strategy of Lightning's finds out who its workers are, and joins them by the strategy of ours that works."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ...adapters import Launch, StrategyStateError, Worker, create_strategy, launched_as
+from ...adapters.torch.engine import Engine
+from ...adapters.torch.strategy import TorchStrategy
+from . import environment, job
+
+ON_DEMAND = 2**31
+"""More backward passes than any step has: gradients are then reduced when the optimizer asks for them."""
+
+engines_of: WeakKeyDictionary[torch.nn.Module, list[Engine]] = WeakKeyDictionary()
+"""What each module was handed to in this process; it has to be released before another engine takes the module."""
+
+
+class Joining:
+    """Comes before a strategy class of Lightning's.
+
+    frontend: what users of the class make with it: "Trainer" or "Fabric".
+    """
+
+    frontend = "Trainer"
+    accelerator: Any
+    root_device: torch.device
+    num_processes: int
+
+    def _stand_for(self, name: str, options: dict[str, Any]) -> None:
+        """Say which strategy of ours this is, as in `create_strategy`; options that are `None` are left out."""
+        self._adapter_name = name
+        self._adapter_options = {option: value for option, value in options.items() if value is not None}
+        self._adapter: TorchStrategy | None = None
+        self._used = False
+
+    @property
+    def adapter(self) -> TorchStrategy:
+        """The strategy of ours that does the work; it exists once the workers have been started."""
+        if self._adapter is None:
+            raise StrategyStateError(
+                f"strategy {self._adapter_name!r} has not joined yet: its {self.frontend} has not run"
+            )
+        return self._adapter
+
+    @property
+    def cluster_environment(self) -> Any:
+        return self._cluster_environment
+
+    @cluster_environment.setter
+    def cluster_environment(self, chosen: Any) -> None:
+        self._cluster_environment = environment.resolve(chosen)
+
+    @property
+    def parallel_devices(self) -> Any:
+        return self._parallel_devices
+
+    @parallel_devices.setter
+    def parallel_devices(self, devices: Any) -> None:
+        if devices:
+            automatic = self.accelerator.auto_device_count()
+            available = self.accelerator.get_parallel_devices(self.accelerator.parse_devices(automatic))
+            devices = environment.devices_here(self.cluster_environment, devices, automatic, available, self.frontend)
+        self._parallel_devices = devices
+
+    def _claim(self) -> None:
+        """Take this object for one Trainer or Fabric, before workers are started.
+
+        Raises:
+            StrategyStateError: another one has it.
+        """
+        if self._used:
+            raise StrategyStateError(
+                f"this {type(self).__name__} belongs to another {self.frontend} already: make a new one for each "
+                f"{self.frontend}"
+            )
+        self._used = True
+        self._create_adapter(Launch("none", Worker()))  # what it refuses is refused now
+
+    def _join(self) -> None:
+        launch = environment.launch_of(self.cluster_environment, self.num_processes)
+        self._adapter = job.join((self._adapter_name, self._options()), lambda: self._create_adapter(launch))
+
+    def _options(self) -> dict[str, Any]:
+        """Return the engine's options, those that follow from the frontend's arguments included."""
+        return {"device": self.root_device.type, **self._adapter_options}
+
+    def _create_adapter(self, launch: Launch) -> TorchStrategy:
+        with launched_as(launch):
+            adapter: Any = create_strategy(self._adapter_name, **self._options())
+        return cast(TorchStrategy, adapter)

@@ -1,0 +1,34 @@
+"""What the Trainer's and Fabric's ZeRO strategies take, in Lightning's terms, and what that is in ours."""
+
+from __future__ import annotations
+
+from ...adapters import OptionError
+
+_COMPUTES_IN = {"32-true": "float32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
+
+
+def name_of(stage: int, offload: bool) -> str:
+    """Return the name of the strategy of ours.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if stage not in (1, 2, 3):
+        raise OptionError(f"stage={stage!r} must be 1, 2 or 3")
+    if offload and stage == 1:
+        raise OptionError("offload=True needs stage 2 or 3")
+    return f"deepspeed_zero_{stage}{'_offload' if offload else ''}"
+
+
+def computes_in(precision: str) -> str:
+    """Return our name of what Lightning calls `precision`.
+
+    Raises:
+        OptionError: the engine does not train in it.
+    """
+    if precision not in _COMPUTES_IN:
+        raise OptionError(
+            f"precision={precision!r}: DeepSpeed trains float32 parameters here, and computes in less with one of "
+            f"{', '.join(_COMPUTES_IN)}"
+        )
+    return _COMPUTES_IN[precision]
