@@ -38,10 +38,11 @@ class Report:
         for row in self.rows:
             kinds.setdefault(frozenset(row), []).append(row)
         for rows in kinds.values():
-            table = self._table(rows)
+            table = self._table(rows, gap=2)
+            if _width(console, table) > console.width:
+                table = self._table(rows, gap=1)
             # A table that is wider than the window wraps there; shortened numbers would be worse.
-            natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-            console.width = max(natural, console.width)
+            console.width = max(_width(console, table), console.width)
             console.print(table)
             console.print()
         if self.passed:
@@ -51,12 +52,13 @@ class Report:
         for failure in self.failures or ["there is no row: no job ran"]:
             console.print(f"  - {failure}", markup=False, highlight=False, soft_wrap=True)
 
-    def _table(self, rows: Sequence[Row]) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    def _table(self, rows: Sequence[Row], gap: int) -> Table:
+        # Between columns stands the box's own space.
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
         columns = [column for column in self.columns if column.name in rows[0]]
         for column in columns:
             text = any(isinstance(row[column.name], str) for row in rows)
-            # Each word of a heading has its line, so that eight columns fit into 80 characters.
+            # Each word of a heading has its line, so that nine columns fit into 80 characters.
             heading = column.name.replace("_", "\n")
             table.add_column(heading, justify="left" if text else "right", no_wrap=True, vertical="bottom")
         for row in rows:
@@ -73,6 +75,10 @@ class Report:
             "environment": describe_environment(),
         }
         path.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def _width(console: Console, table: Table) -> int:
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum
 
 
 def _finite(value: Any) -> Any:

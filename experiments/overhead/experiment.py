@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import click
 
-from ...adapters.errors import OptionError, did_you_mean
 from ...adapters.registry import strategy_row
 from ..experiment import Column, Experiment, Finished, Job, Row, above, placements
+from ..options import frontends_option, some_of
 from .statistics import median_interval
 
 BOUNDS = {  # of the ratio, where there is more than one worker
     "loop": {"medium": 1.05, "large": 1.03},
+    "lightning": {"medium": 1.10, "large": 1.05},
     "keras": {"medium": 1.10, "large": 1.05},
 }
 _MODELS = ("small", "medium", "large")
-_FRONTENDS = {"loop": ("torch", "tensorflow"), "keras": ("tensorflow",)}  # and the frameworks that they train in
+_LIGHTNINGS_OWN = "ddp"  # a strategy of Lightning's: what Lightning costs by itself, which nobody judges
 
 
 def _zero(stage: int, offload: bool) -> dict[str, Any]:
@@ -42,25 +43,19 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "tf_multiworker": {"communication": "auto", "bytes_per_pack": 0},
     "tf_horovod": {},
 }
-
-
-def _some_of(kind: str, known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    def chosen(_ctx: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",")]
-        for name in names:
-            if name not in known:
-                listed = ", ".join(known)
-                raise OptionError(f"there is no {kind} {name!r}.{did_you_mean(name, known)} There are: {listed}")
-        return names
-
-    return chosen
+_FRONTENDS = {  # and the strategies that they are timed on
+    "loop": tuple(_OPTIONS),
+    "lightning": (_LIGHTNINGS_OWN, "horovod", "deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3"),
+    "keras": ("tf_local", "tf_multiworker", "tf_horovod"),
+}
 
 
 class Overhead(Experiment):
     """Times our step and the raw one in pairs; and epochs of a frontend's `fit`, and of a loop of our steps, in pairs.
 
     Rows: the median of each side's step in ms, on rank 0; the median over pairs of ours / raw, and the 95 % interval of
-    that median. Where the frontend is not "loop", "raw" is our loop on the same engine.
+    that median. Where the frontend is not "loop", "raw" is our loop on the same engine; but "lightning (own)" is
+    Lightning's own strategy, beside the raw engine.
     """
 
     columns = (
@@ -80,16 +75,12 @@ class Overhead(Experiment):
             metavar="A,B",
             default=",".join(_MODELS),
             show_default=True,
-            callback=_some_of("model", _MODELS),
+            callback=some_of("model", _MODELS),
             help="Time these only.",
         ),
-        click.Option(
-            ["--frontends"],
-            metavar="A,B",
-            default=",".join(_FRONTENDS),
-            show_default=True,
-            callback=_some_of("frontend", tuple(_FRONTENDS)),
-            help="Time these only: loop is our step beside the raw one; keras is fit beside a loop of our steps.",
+        frontends_option(
+            tuple(_FRONTENDS),
+            "Time these only: loop is our step beside the raw one; lightning and keras are fit beside our loop.",
         ),
         click.Option(
             ["--pairs"], type=click.IntRange(min=1), default=200, show_default=True, help="Pairs of steps to time."
@@ -103,12 +94,16 @@ class Overhead(Experiment):
             Job(strategy, number, {"model": model, "frontend": frontend, "pairs": options["pairs"]})
             for frontend in options["frontends"]
             for strategy, number in placements(strategies, workers)
-            if strategy_row(strategy).framework in _FRONTENDS[frontend]
+            if strategy in _FRONTENDS[frontend]
             for model in options["models"]
         ]
 
     def work(self, strategy: str, options: Mapping[str, Any]) -> Any:
         model, pairs, engine_options = options["model"], options["pairs"], _OPTIONS[strategy]
+        if options["frontend"] == "lightning":
+            from .fit_lightning import bench_fit as bench_fit_lightning
+
+            return bench_fit_lightning(strategy, model, pairs, engine_options)
         if options["frontend"] == "keras":
             from .fit import bench_fit
 
@@ -127,7 +122,7 @@ class Overhead(Experiment):
     def judge(self, rows: Sequence[Row]) -> list[str]:
         failures = []
         for row in rows:
-            bounds = BOUNDS[row["frontend"]]
+            bounds = BOUNDS.get(row["frontend"], {})
             if row["workers"] > 1 and row["model"] in bounds:
                 failures += above(row, "ratio", bounds[row["model"]])
         return failures
@@ -137,10 +132,12 @@ def _row(done: Finished) -> Row:
     ours, raw = done.results[0]["ours"], done.results[0]["raw"]
     ratios = [our / their for our, their in zip(ours, raw, strict=True)]
     low, high = median_interval(ratios)
+    frontend = done.job.options["frontend"]
+    own = frontend == "lightning" and done.job.strategy == _LIGHTNINGS_OWN
     return {
         "strategy": done.job.strategy,
         "workers": done.job.workers,
-        "frontend": done.job.options["frontend"],
+        "frontend": f"{frontend} (own)" if own else frontend,
         "model": done.job.options["model"],
         "step_ms": 1000 * median(ours),
         "raw_step_ms": 1000 * median(raw),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from .shapes import Shape
 
@@ -24,3 +25,9 @@ def build_data(shape: Shape, steps: int, workers: int) -> Data:
     random = torch.Generator().manual_seed(1)
     inputs, targets = torch.randn(2, steps * workers * shape.batch, shape.width, generator=random)
     return inputs, targets
+
+
+def loss_fn(model: nn.Module, batch: Data) -> Tensor:
+    """Return the mean squared error of a micro-batch."""
+    inputs, targets = batch
+    return mse_loss(model(inputs), targets)

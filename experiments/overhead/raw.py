@@ -5,7 +5,7 @@ It uses nothing of Farandole's, and expects the engine to be initialized. The lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -100,6 +100,15 @@ def whole(parameter: nn.Parameter) -> Tensor:
             return parameter.detach().clone()
     gather: Callable[[], Tensor] = getattr(parameter, "full_tensor", parameter.detach)
     return gather()
+
+
+def check_same(weights: Iterable[tuple[str, Tensor]], model: nn.Module) -> None:
+    """Raise `RuntimeError` where a model trained to other weights: the times would say nothing of each other."""
+    for (name, weight), parameter in zip(weights, model.parameters(), strict=True):
+        other = whole(parameter).cpu()
+        difference = float((weight - other).norm() / other.norm())
+        if not difference < 1e-4:
+            raise RuntimeError(f"the two sides trained apart: {name!r} differs by {difference:.1e} of its norm")
 
 
 RAW: dict[str, Callable[[nn.Module, Mapping[str, Any]], Step]] = {

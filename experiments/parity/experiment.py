@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ...plugins.conformance.lightning.variants import STRATEGIES as LIGHTNING_STRATEGIES
+from ...plugins.conformance.lightning.variants import VARIANTS as LIGHTNING_VARIANTS
 from ...plugins.conformance.variants import DTYPES, LOSS_BOUND, VARIANTS, WEIGHT_BOUND
 from ..experiment import Column, Experiment, Finished, Job, Row, above, placements
+from ..options import frontends_option
+
+if TYPE_CHECKING:
+    from ...plugins.conformance.curves import Curve
+
+_FRONTENDS = ("loop", "lightning")
 
 
 class Parity(Experiment):
     """Holds losses and weights of 100 steps against a reference that shares neither sampler nor step with the engines.
+
+    Lightning's reference is its own Trainer on one device, with N times the batch size.
 
     Rows: `max_loss_diff`, the largest |loss - reference| / max(1, |reference|) of any step, on any worker;
     `max_weight_diff`, the largest distance by norm of a weight tensor after the last step, relative to the tensor; and
@@ -21,29 +31,38 @@ class Parity(Experiment):
     columns = (
         Column("strategy"),
         Column("workers"),
+        Column("frontend"),
         Column("variant"),
         Column("dtype"),
         Column("max_loss_diff", ".1e"),
         Column("max_weight_diff", ".1e"),
-        Column("floor_loss_diff", ".1e"),
-        Column("floor_weight_diff", ".1e"),
+        # Shorter, so that the table fits into 80 characters.
+        Column("floor_loss_diff", ".0e"),
+        Column("floor_weight_diff", ".0e"),
+    )
+    options = (
+        frontends_option(
+            _FRONTENDS,
+            "Hold these only: loop is a loop of our steps; lightning is its Trainer, beside the same on one device.",
+        ),
     )
 
     def jobs(self, strategies: Sequence[str], workers: Sequence[int], options: Mapping[str, Any]) -> list[Job]:
-        return [Job(strategy, number) for strategy, number in placements(strategies, workers)]
+        return [
+            Job(strategy, number, {"frontend": frontend})
+            for frontend in options["frontends"]
+            for strategy, number in placements(strategies, workers)
+            if frontend != "lightning" or strategy in LIGHTNING_STRATEGIES
+        ]
 
     def work(self, strategy: str, options: Mapping[str, Any]) -> Any:
-        from ...adapters import create_strategy
-        from ...plugins.conformance.curves import run_variant
-
-        curves = {}
-        with create_strategy(strategy) as joined:
-            for variant in VARIANTS:
-                for dtype in sorted(joined.capabilities.dtypes & set(DTYPES)):
-                    curve = run_variant(joined, variant, dtype)
-                    weights = {name: weight.tolist() for name, weight in curve.weights.items()}
-                    curves[f"{variant}/{dtype}"] = {"losses": curve.losses, "weights": weights}
-            return {"framework": joined.capabilities.framework, "curves": curves}
+        train = _train_by_lightning if options["frontend"] == "lightning" else _train_by_loop
+        framework, curves = train(strategy)
+        told = {}
+        for name, curve in curves.items():
+            weights = {parameter: weight.tolist() for parameter, weight in curve.weights.items()}
+            told[name] = {"losses": curve.losses, "weights": weights}
+        return {"framework": framework, "curves": told}
 
     def rows(self, finished: Sequence[Finished]) -> list[Row]:
         return [_row(done, *found.split("/")) for done in finished for found in done.results[0]["curves"]]
@@ -56,18 +75,54 @@ class Parity(Experiment):
         return failures
 
 
+def _train_by_loop(strategy: str) -> tuple[str, dict[str, Curve]]:
+    """Return the strategy's framework, and its curves by "variant/dtype"."""
+    from ...adapters import create_strategy
+    from ...plugins.conformance.curves import run_variant
+
+    with create_strategy(strategy) as joined:
+        dtypes = sorted(joined.capabilities.dtypes & set(DTYPES))
+        asked = [(variant, dtype) for variant in VARIANTS for dtype in dtypes]
+        curves = {f"{variant}/{dtype}": run_variant(joined, variant, dtype) for variant, dtype in asked}
+        return joined.capabilities.framework, curves
+
+
+def _train_by_lightning(strategy: str) -> tuple[str, dict[str, Curve]]:
+    """As `_train_by_loop`."""
+    from ...adapters import create_strategy
+    from ...plugins.conformance.lightning.training import run_variant
+
+    described = create_strategy(strategy)  # the Trainer joins by one of its own
+    workers, dtypes = described.worker.world_size, sorted(described.capabilities.dtypes & set(DTYPES))
+    asked = [(variant, dtype) for variant in LIGHTNING_VARIANTS for dtype in dtypes]
+    curves = {f"{variant}/{dtype}": run_variant(strategy, workers, variant, dtype) for variant, dtype in asked}
+    return described.capabilities.framework, curves
+
+
+def _references(done: Finished, variant: str, dtype: str) -> tuple[Curve, Curve]:
+    """Return the reference, and the same cut into what one worker holds at a time: the floor."""
+    workers = done.job.workers
+    # One piece would be the reference itself.
+    if done.job.options["frontend"] == "lightning":
+        from ...plugins.conformance.lightning.reference import reference_curve as lightning_curve
+
+        cut = lightning_curve(variant, dtype, workers, max(2, workers))
+        return lightning_curve(variant, dtype, workers), cut
+    from ...plugins.conformance.framework import reference_curve
+
+    framework = done.results[0]["framework"]
+    parts = max(2, workers * VARIANTS[variant].accumulate)
+    return reference_curve(framework, variant, dtype), reference_curve(framework, variant, dtype, parts)
+
+
 def _row(done: Finished, variant: str, dtype: str) -> Row:
     import numpy as np
 
     from ...plugins.conformance.curves import Curve
-    from ...plugins.conformance.framework import reference_curve
 
-    framework = done.results[0]["framework"]
     # TensorFlow, imported here only for references of its own, tells of its processor features and graphs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    reference = reference_curve(framework, variant, dtype)
-    # The floor cuts a batch into what one worker holds at a time; a single piece would be the reference itself.
-    floor = reference_curve(framework, variant, dtype, max(2, done.job.workers * VARIANTS[variant].accumulate))
+    reference, floor = _references(done, variant, dtype)
     curves = []
     for result in done.results:
         found = result["curves"][f"{variant}/{dtype}"]
@@ -76,6 +131,7 @@ def _row(done: Finished, variant: str, dtype: str) -> Row:
     return {
         "strategy": done.job.strategy,
         "workers": done.job.workers,
+        "frontend": done.job.options["frontend"],
         "variant": variant,
         "dtype": dtype,
         "max_loss_diff": max(reference.loss_diff(curve) for curve in curves),

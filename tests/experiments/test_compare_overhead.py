@@ -21,6 +21,7 @@ from farandole.experiments.overhead.experiment import Overhead
 from farandole.experiments.runner import run_jobs
 
 OVERHEAD = ("ddp", "fsdp", "horovod", "deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3_offload")
+LIGHTNING = ("horovod", "deepspeed_zero_1", "deepspeed_zero_2")
 TENSORFLOW = ("tf_multiworker", "tf_horovod")
 
 
@@ -78,6 +79,8 @@ def test_overhead_times_both_sides_of_every_engine(tmp_path: Path):
     placed = [(row["strategy"], row["workers"], row["frontend"]) for row in report["rows"]]
     assert placed == [
         *((name, 2, "loop") for name in [*OVERHEAD, *TENSORFLOW]),
+        ("ddp", 2, "lightning (own)"),
+        *((name, 2, "lightning") for name in LIGHTNING),
         *((name, 2, "keras") for name in TENSORFLOW),
     ]
     for row in report["rows"]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
@@ -23,9 +24,13 @@ from farandole.experiments.compare.experiment import Compare
 from farandole.experiments.compare.memory_bounds import expected_state_bytes
 from farandole.experiments.curve import max_loss_diff
 from farandole.experiments.experiment import Column, Finished, Job, placements
+from farandole.experiments.options import frontends_option
 from farandole.experiments.overhead.experiment import Overhead
 from farandole.experiments.overhead.pairs import time_pairs
+from farandole.experiments.overhead.shapes import Shape
 from farandole.experiments.overhead.statistics import median_interval
+from farandole.experiments.overhead.turns import Turns
+from farandole.experiments.parity.experiment import Parity
 from farandole.experiments.progress import told
 from farandole.experiments.report import Report
 from farandole.experiments.table import EXPERIMENTS, experiment_entry
@@ -68,6 +73,7 @@ def test_unknown_names_suggest_the_nearest():
     assert "Did you mean 'ddp'?" in invoke("compare", "--strategies", "local,dpd")
     assert "Did you mean 'medium'?" in invoke("overhead", "--models", "medum")
     assert "Did you mean 'keras'?" in invoke("overhead", "--frontends", "loop,kears")
+    assert "Did you mean 'lightning'?" in invoke("parity", "--frontends", "lightening")
 
 
 @pytest.mark.parametrize(
@@ -227,36 +233,81 @@ def test_a_curve_of_other_length_is_no_curve_to_compare():
 def test_overhead_judges_medium_and_large_on_several_workers_only():
     def row(model: str, workers: int, ratio: float, frontend: str = "loop") -> dict[str, object]:
         pairs = {"ours": [ratio] * 9, "raw": [1.0] * 9}
-        job = Job("ddp" if workers > 1 else "local", workers, {"model": model, "frontend": frontend, "pairs": 9})
+        job = Job("horovod" if workers > 1 else "local", workers, {"model": model, "frontend": frontend, "pairs": 9})
         (found,) = Overhead().rows([Finished(job, [pairs] * workers)])
         assert list(found) == [column.name for column in Overhead.columns]
         return found
 
     kept = [row("small", 2, 3.0), row("medium", 1, 2.0), row("medium", 2, 1.05), row("large", 2, 1.03)]
-    kept += [row("medium", 2, 1.10, "keras"), row("large", 2, 1.05, "keras"), row("large", 1, 2.0, "keras")]
+    for frontend in ("keras", "lightning"):
+        kept += [row("medium", 2, 1.10, frontend), row("large", 2, 1.05, frontend), row("large", 1, 2.0, frontend)]
     assert Overhead().judge(kept) == []
-    failures = Overhead().judge(
-        [row("medium", 2, 1.06), row("large", 2, 1.04), row("medium", 2, 1.11, "keras"), row("large", 2, 1.06, "keras")]
-    )
-    assert failures == [
-        "strategy=ddp, workers=2, frontend=loop, model=medium: ratio is 1.06, must be at most 1.05",
-        "strategy=ddp, workers=2, frontend=loop, model=large: ratio is 1.04, must be at most 1.03",
-        "strategy=ddp, workers=2, frontend=keras, model=medium: ratio is 1.11, must be at most 1.1",
-        "strategy=ddp, workers=2, frontend=keras, model=large: ratio is 1.06, must be at most 1.05",
+    missed = [row("medium", 2, 1.06), row("large", 2, 1.04)]
+    for frontend in ("keras", "lightning"):
+        missed += [row("medium", 2, 1.11, frontend), row("large", 2, 1.06, frontend)]
+    assert Overhead().judge(missed) == [
+        "strategy=horovod, workers=2, frontend=loop, model=medium: ratio is 1.06, must be at most 1.05",
+        "strategy=horovod, workers=2, frontend=loop, model=large: ratio is 1.04, must be at most 1.03",
+        "strategy=horovod, workers=2, frontend=keras, model=medium: ratio is 1.11, must be at most 1.1",
+        "strategy=horovod, workers=2, frontend=keras, model=large: ratio is 1.06, must be at most 1.05",
+        "strategy=horovod, workers=2, frontend=lightning, model=medium: ratio is 1.11, must be at most 1.1",
+        "strategy=horovod, workers=2, frontend=lightning, model=large: ratio is 1.06, must be at most 1.05",
     ]
 
 
-def test_overhead_times_fit_on_the_frameworks_that_have_it():
-    asked = {"models": ["small", "large"], "frontends": ["loop", "keras"], "pairs": 9}
-    jobs = Overhead().jobs(["ddp", "tf_local", "tf_horovod"], [2, 3], asked)
+def test_overhead_shows_what_lightning_costs_by_itself_and_does_not_judge_it():
+    job = Job("ddp", 2, {"model": "medium", "frontend": "lightning", "pairs": 9})
+    rows = Overhead().rows([Finished(job, [{"ours": [3.0] * 9, "raw": [1.0] * 9}] * 2)])
+    assert [(row["strategy"], row["frontend"], row["ratio"]) for row in rows] == [("ddp", "lightning (own)", 3.0)]
+    assert Overhead().judge(rows) == []
+
+
+def test_overhead_times_fit_on_the_strategies_that_have_it():
+    asked = {"models": ["small", "large"], "frontends": ["loop", "lightning", "keras"], "pairs": 9}
+    jobs = Overhead().jobs(["ddp", "fsdp", "horovod", "tf_local", "tf_horovod"], [2, 3], asked)
     told = [(job.strategy, job.workers, job.options["frontend"]) for job in jobs if job.options["model"] == "large"]
-    placed = [("tf_local", 1), ("tf_horovod", 2), ("tf_horovod", 3)]
+    lightning = [(name, number) for name in ("ddp", "horovod") for number in (2, 3)]
+    keras = [("tf_local", 1), ("tf_horovod", 2), ("tf_horovod", 3)]
     assert told == [
-        *((name, number, "loop") for name, number in [("ddp", 2), ("ddp", 3), *placed]),
-        *((name, number, "keras") for name, number in placed),
+        *((name, number, "loop") for name in ("ddp", "fsdp", "horovod") for number in (2, 3)),
+        *((name, number, "loop") for name, number in keras),
+        *((name, number, "lightning") for name, number in lightning),
+        *((name, number, "keras") for name, number in keras),
     ]
     assert len(jobs) == 2 * len(told)
     assert Overhead().jobs(["local", "ddp"], [2], {**asked, "frontends": ["keras"]}) == []
+
+
+def test_parity_runs_lightning_on_the_strategies_that_it_knows():
+    jobs = Parity().jobs(["ddp", "horovod", "tf_horovod"], [2, 3], {"frontends": ["loop", "lightning"]})
+    assert [(job.strategy, job.workers) for job in jobs if job.options["frontend"] == "lightning"] == [
+        ("horovod", 2),
+        ("horovod", 3),
+    ]
+    assert len(jobs) == 8
+
+
+def test_a_frontend_that_is_not_installed_is_left_out_or_refused_with_its_fix(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("farandole.experiments.options.package", lambda name: None)
+    option = frontends_option(("loop", "lightning"), "Time these only.")
+    context = click.Context(click.Command("overhead", params=[option]))
+    assert option.handle_parse_result(context, {}, [])[0] == ["loop"]
+    assert "pip install 'farandole[lightning]'" in capsys.readouterr().err
+    with pytest.raises(EngineUnavailableError, match="pip install 'farandole"):
+        option.handle_parse_result(context, {"frontends": "loop,lightning"}, [])
+
+
+def test_turns_are_paired_and_the_first_ones_are_not_counted():
+    turns = Turns(Shape(layers=1, width=1, batch=64), pairs=1000)
+    assert (turns.steps, turns.epochs) == (50, 22)
+    trained: list[int] = []
+    for epoch in range(turns.epochs):
+        turns.begin()
+        turns.end(lambda epoch=epoch: trained.append(epoch))
+    assert trained == list(range(turns.epochs))
+    assert {side: len(taken) for side, taken in turns.seconds().items()} == {"ours": 20, "raw": 20}
 
 
 def test_pairs_are_drawn_alike_everywhere_and_each_side_sees_every_batch():
@@ -314,7 +365,8 @@ def test_tables_fit_into_80_columns_without_cutting_a_word(
     name: str, columns: tuple[Column, ...], capsys: pytest.CaptureFixture[str]
 ):
     row = {column.name: 123.456 if column.spec else 2 for column in columns}
-    texts = {"strategy": "horovod", "model": "medium", "variant": "unused_parameter", "dtype": "float32"}
+    texts = {"strategy": "horovod", "frontend": "lightning", "model": "medium"}
+    texts |= {"variant": "unused_parameter", "dtype": "float32"}
     row.update({key: value for key, value in texts.items() if key in row})
     Report(name, columns, [row], []).show(Console(width=80))
     printed = capsys.readouterr().out

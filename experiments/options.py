@@ -1,0 +1,58 @@
+"""Options that several experiments take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from ..adapters.errors import EngineUnavailableError, OptionError, did_you_mean
+from ..plugins.launch.installed import package
+from .display import Display
+
+_Callback = Callable[[click.Context, click.Parameter, str | None], Any]
+# The packages that a frontend is in, and what installs it. Keras comes with the engines that it is a frontend of.
+_PACKAGES = {"lightning": (("lightning", "pytorch_lightning"), "pip install 'farandole[lightning]'")}
+
+
+def some_of(kind: str, known: Sequence[str]) -> _Callback:
+    """Return the callback of an option that takes names of one kind, with commas between."""
+
+    def chosen(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> list[str] | None:
+        if text is None:
+            return None
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in known:
+                listed = ", ".join(known)
+                raise OptionError(f"there is no {kind} {name!r}.{did_you_mean(name, known)} There are: {listed}")
+        return names
+
+    return chosen
+
+
+def frontends_option(known: Sequence[str], help: str) -> click.Option:
+    """Return the option that chooses frontends: by default all of `known` that are installed."""
+    named = some_of("frontend", known)
+
+    def chosen(ctx: click.Context, parameter: click.Parameter, text: str | None) -> list[str]:
+        asked: list[str] | None = named(ctx, parameter, text)
+        missing = {name: why for name in asked or known if (why := _problem(name)) is not None}
+        if asked is not None:
+            if missing:
+                raise EngineUnavailableError(next(iter(missing.values())))
+            return asked
+        for why in missing.values():
+            Display().note(f"left out: {why}")
+        return [name for name in known if name not in missing]
+
+    return click.Option(["--frontends"], metavar="A,B", callback=chosen, help=f"{help}  [default: {','.join(known)}]")
+
+
+def _problem(frontend: str) -> str | None:
+    """Return why a frontend cannot be run here; `None` where it can."""
+    packages, fix = _PACKAGES.get(frontend, ((), ""))
+    if not packages or any(package(name) is not None for name in packages):
+        return None
+    return f"frontend {frontend!r} needs {packages[0]}, which is not installed. Install it with: {fix}"

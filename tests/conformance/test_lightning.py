@@ -1,0 +1,69 @@
+"""Same curve through Lightning: its Trainer on our strategies, beside its own on one device with N times the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from farandole.plugins.conformance.curves import read_curve
+from farandole.plugins.conformance.lightning.jobs import run_curves
+from farandole.plugins.conformance.lightning.reference import reference_curve
+from farandole.plugins.conformance.lightning.training import mean_losses
+from farandole.plugins.conformance.lightning.variants import STRATEGIES, VARIANTS, batch_size
+from farandole.plugins.conformance.variants import GLOBAL_BATCH, LOSS_BOUND, WEIGHT_BOUND
+from farandole.plugins.lightning.package import trainer_part
+from farandole.plugins.lightning.strategy import AdapterStrategy
+
+UNEVEN = ("combined", "empty_share")
+SOME = (*UNEVEN, "schedule", "unused_parameter")  # what the others do is in these too; `parity` runs all of them
+
+
+def asked(strategy: str, workers: int) -> list[tuple[str, str]]:
+    if strategy == "horovod" and workers == 2:
+        return [*((variant, "float32") for variant in VARIANTS), *((variant, "float64") for variant in UNEVEN)]
+    return [(variant, "float32") for variant in (SOME if workers == 2 and "offload" not in strategy else UNEVEN)]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_trainer_follows_its_own_curve_on_one_device(strategy: str, workers: int, tmp_path: Path):
+    curves = asked(strategy, workers)
+    outcome = run_curves(strategy, workers, tmp_path, curves)
+    for variant, dtype in curves:
+        curve, reference = (
+            read_curve(outcome.path(f"curve-{variant}-{dtype}.npz")),
+            reference_curve(variant, dtype, workers),
+        )
+        assert reference.loss_diff(curve) <= LOSS_BOUND[dtype], (variant, dtype)
+        assert reference.weight_diff(curve) <= WEIGHT_BOUND[dtype], (variant, dtype)
+    assert outcome.job.returncode == 0, outcome.job.describe()
+    assert outcome.job.survivors == ()
+
+
+def test_every_strategy_of_ours_that_lightning_knows_is_held_to_it():
+    registry = trainer_part("strategies").StrategyRegistry
+    ours = [name for name in registry.available_strategies() if issubclass(registry[name]["strategy"], AdapterStrategy)]
+    assert sorted(ours) == sorted(STRATEGIES)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_lengths_leave_uneven_and_empty_shares(workers: int):
+    left = {name: VARIANTS[name].length % (workers * batch_size(VARIANTS[name], workers)) for name in UNEVEN}
+    assert left["empty_share"] == 1
+    assert left["combined"] % workers != 0
+    for variant in VARIANTS.values():
+        assert GLOBAL_BATCH / 2 < workers * variant.accumulate * batch_size(variant, workers) <= GLOBAL_BATCH
+
+
+def test_reference_steps_on_what_an_epoch_has_left():
+    variant, workers = VARIANTS["combined"], 2
+    curve = reference_curve("combined", "float64", workers)
+    batches = -(-variant.length // (workers * batch_size(variant, workers)))
+    steps = -(-batches // variant.accumulate)
+    assert len(curve.losses) == 100 // steps * batches
+    assert curve.losses[0] > 2 * curve.losses[-1]
+
+
+def test_a_sample_that_stands_in_counts_once():
+    assert mean_losses([[([3, 4], 1.0), ([7], 5.0)], [([5], 4.0), ([7, 7], 5.0)]]) == (2.0, 5.0)
