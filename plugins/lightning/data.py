@@ -90,7 +90,7 @@ class SamplePlan(Plan):
         starts = list(range(skip, self._length, self.batch_size))
         if self._balanced and len(starts) > 1:
             starts[-1] = (starts[-2] + self._length) // 2
-        for start, end in zip(starts, [*starts[1:], self._length], strict=True):
+        for start, end in itertools.pairwise([*starts, self._length]):
             batch = order[start:end]
             yield [batch[part(len(batch), rank, self._world_size)] for rank in range(self._world_size)]
 

@@ -17,6 +17,7 @@ from packaging.version import Version
 from ...adapters import EngineUnavailableError
 
 OLDEST = Version("2.5.0")
+"""In 2.4 an epoch that is resumed in its middle goes on elsewhere."""
 _FABRIC = {"lightning": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
 _TRAINER = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 
@@ -52,6 +53,14 @@ NAME = _choose()
 """The import that users of this process write: `lightning` or `pytorch_lightning`."""
 
 _refuse_old(NAME)
+
+OTHER_REGISTRIES = [
+    (f"{module}.strategies", attribute)
+    for parts, attribute in ((_TRAINER, "StrategyRegistry"), (_FABRIC, "STRATEGY_REGISTRY"))
+    for name, module in parts.items()
+    if name != NAME
+]
+"""Where the Lightning that was not chosen keeps its names."""
 
 
 def trainer_part(module: str) -> Any:

@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 
-from ...adapters import (
-    DataError,
-    OptionError,
-)
+from ...adapters import DataError, OptionError
 from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
 from ...adapters.torch.stand_in import refuse_gradients_of_nothing, without_side_effects
@@ -21,6 +18,7 @@ from .data import Share, ShareLoader, ShareSampler, plan_of, rebuild
 from .joining import ON_DEMAND, Joining, engines_of
 from .package import fabric_part, trainer_part
 from .position import TrainingPosition
+from .unshared import watch
 
 _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
 _TrainerFn: Any = trainer_part("trainer.states").TrainerFn
@@ -261,14 +259,15 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
     # Data.
 
     def process_dataloader(self, dataloader: Any) -> Any:
-        trainer = self.lightning_module.trainer
-        if not self._own_sampling or self.world_size == 1 or not isinstance(dataloader, torch.utils.data.DataLoader):
+        trainer, worker = self.lightning_module.trainer, self.adapter.worker
+        if worker.world_size == 1:
             return dataloader
-        worker = self.adapter.worker
+        ours = self._own_sampling and isinstance(dataloader, torch.utils.data.DataLoader)
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        plan = plan_of(dataloader, worker, seed, self.adapter.broadcast, trainer.training)
+        plan = plan_of(dataloader, worker, seed, self.adapter.broadcast, trainer.training) if ours else None
         if plan is None:
-            return dataloader
+            copies = ours and isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
+            return watch(dataloader, self.adapter, trainer.training, refuse_copies=copies)
         sampler = ShareSampler(plan, worker, alone=dataloader.batch_sampler is None)
         loader = rebuild(dataloader, sampler, trainer.predicting)
         if not trainer.training:

@@ -57,7 +57,6 @@ class FabricDeepSpeedStrategy(FabricAdapterStrategy, _strategies.DeepSpeedStrate
             name_of(stage, offload), config=config, find_unused_parameters=find_unused_parameters, timeout=timeout
         )
         self.config = {"zero_optimization": {"stage": stage}}  # what Fabric asks it for
-        self._deepspeed_engine: Any = None  # what Fabric sets to the model that a loss is of
         if stage > 1:
             self._backward_sync_control = None  # gradients are reduced to where they are kept; Fabric says so
         self._configured_norm = 0.0
@@ -73,6 +72,14 @@ class FabricDeepSpeedStrategy(FabricAdapterStrategy, _strategies.DeepSpeedStrate
         """The model that is trained."""
         return next((known for known in self.modules if isinstance(known, ZeroModule)), None)
 
+    @property
+    def _deepspeed_engine(self) -> ZeroModule | None:
+        return self.model
+
+    @_deepspeed_engine.setter
+    def _deepspeed_engine(self, model: Any) -> None:
+        """Fabric says of which model a loss is; there is one, and this is not to keep it alive."""
+
     def _training(self) -> ZeroModule:
         model = self.model
         if model is None:
@@ -85,7 +92,7 @@ class FabricDeepSpeedStrategy(FabricAdapterStrategy, _strategies.DeepSpeedStrate
         self, module: torch.nn.Module, optimizers: list[torch.optim.Optimizer], scheduler: Any = None
     ) -> tuple[SetUpModule, list[Any], Any]:
         if len(optimizers) > 1 or self.model is not None:
-            what = f"{len(optimizers)} optimizers" if len(optimizers) > 1 else "a second model"
+            what = f"{len(optimizers)} optimizers" if len(optimizers) > 1 else "a second model while one is in use"
             raise OptionError(
                 f"fabric.setup() with {what}, and DeepSpeed trains one model with one optimizer: join them to one, "
                 "or use strategy='horovod' or 'ddp'"

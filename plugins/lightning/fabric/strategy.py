@@ -36,6 +36,7 @@ class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
     frontend = "Fabric"
 
     def __init__(self, name: str, **options: Any) -> None:
+        self._chosen_accelerator: Any = None
         _DDPStrategy.__init__(self)
         self._stand_for(name, options)
         self._backward_sync_control = _NothingToBlock()
@@ -47,6 +48,15 @@ class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._counts_nothing = False
 
     # Who and where.
+
+    @property
+    def accelerator(self) -> Any:
+        return self._chosen_accelerator
+
+    @accelerator.setter
+    def accelerator(self, chosen: Any) -> None:
+        # Not where Fabric looks for one of the user's: a second Fabric would complain of two, and we say what is wrong.
+        self._chosen_accelerator = chosen
 
     def _configure_launcher(self) -> None:
         environment.check_nodes(self.cluster_environment, self.num_nodes, self.frontend)
@@ -171,6 +181,7 @@ def check_owned(optimizer: torch.optim.Optimizer, modules: list[torch.nn.Module]
 
 def _user_module(module: torch.nn.Module) -> torch.nn.Module:
     return module.module if isinstance(module, SetUpModule) else module
+
 
 class _NothingToBlock(_SyncControl):  # type: ignore[misc]
     """No backward pass sends anything."""

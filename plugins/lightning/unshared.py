@@ -1,0 +1,102 @@
+"""Watch loaders whose data the user shares out, or nobody does: what would hang, or train on copies, is said."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ...adapters import DataError
+from ...adapters.torch.strategy import TorchStrategy
+
+
+def watch(loader: Any, adapter: TorchStrategy, training: bool, refuse_copies: bool) -> Any:
+    """Return `loader`, or one that compares it with the other workers' while it is read.
+
+    Args:
+        refuse_copies: whether all workers must not get the same first batch.
+
+    Raises:
+        DataError: the workers' loaders have different lengths, so that some would wait for the others for ever.
+    """
+    length = _length(loader)
+    lengths = adapter.gather(length)
+    if len(set(lengths)) > 1:
+        told = ", ".join("unknown" if length is None else str(length) for length in lengths)
+        raise DataError(
+            f"the workers' DataLoaders have different numbers of batches ({told}), and a step needs all workers: give "
+            "all of them as many, or leave the sharing to farandole (no sampler by rank, use_distributed_sampler=True)"
+        )
+    if length is not None and not (training and refuse_copies):
+        return loader
+    kind = WatchedLoader if length is None else _SizedWatchedLoader
+    return kind(loader, adapter, length is None, training and refuse_copies)
+
+
+class WatchedLoader:
+    """A loader that ends on all workers after the same batch, or says on all of them that it does not."""
+
+    def __init__(self, loader: Any, adapter: TorchStrategy, compare_ends: bool, compare_first: bool) -> None:
+        self._loader = loader
+        self._adapter = adapter
+        self._compare_ends = compare_ends
+        self._compare_first = compare_first
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_loader":
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self._loader)
+        end = object()
+        while True:
+            batch = next(batches, end)
+            if self._compare_ends:
+                self._look_for_ends(batch is end)
+            if batch is end:
+                return
+            if self._compare_first:
+                self._compare_first = False
+                self._look_for_copies(batch)
+            yield batch
+
+    def _look_for_ends(self, ended: bool) -> None:
+        count = torch.tensor([int(ended)], device=self._adapter.device)
+        at_end = int(self._adapter.start_all_reduce(count, "sum", "loader")().item())
+        world_size = self._adapter.worker.world_size
+        if 0 < at_end < world_size:
+            raise DataError(
+                f"the IterableDataset ended on {at_end} of {world_size} workers, while the others have more batches, "
+                "which they cannot train on alone: have all workers yield as many"
+            )
+
+    def _look_for_copies(self, batch: Any) -> None:
+        digests = self._adapter.gather(_digest(batch))
+        if len(set(digests)) == 1:
+            raise DataError(
+                "every worker got the same first batch of its IterableDataset: nobody shares it out, and each sample "
+                "would be trained on by all workers. Have the dataset yield another part on each (torch.distributed's "
+                "get_rank() and get_world_size() tell), or pass use_distributed_sampler=False if it is meant"
+            )
+
+
+class _SizedWatchedLoader(WatchedLoader):
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _digest(batch: Any) -> int:
+    stream = io.BytesIO()
+    torch.save(batch, stream)
+    return zlib.crc32(stream.getvalue())

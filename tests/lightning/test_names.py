@@ -1,0 +1,108 @@
+"""How a strategy of ours is named to Lightning: by its name, by a name that is nearly it, and in a file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from farandole.plugins.launch.job import run_marked
+
+PROGRAM = Path(__file__).with_name("cli_program.py")
+NAMES = ["horovod", *(f"deepspeed_zero_{kind}" for kind in ("1", "2", "3", "2_offload", "3_offload"))]
+CONFIGURATION = """
+trainer:
+  strategy:
+    class_path: farandole.plugins.lightning.{kind}
+    init_args: {options}
+  accelerator: cpu
+  devices: 2
+  max_epochs: 1
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+"""
+
+
+def said(*lines: str) -> str:
+    """Run lines of Python in a process of their own and return what they print."""
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("trainer", "fabric"), [("lightning.pytorch", "lightning.fabric"), ("pytorch_lightning", "lightning_fabric")]
+)
+def test_names_of_either_import(trainer: str, fabric: str) -> None:
+    lines = said(
+        f"import {trainer} as pl",
+        f"from {fabric} import Fabric",
+        "import farandole.plugins.lightning",
+        f"for name in {NAMES}:",
+        "    trainer = pl.Trainer(strategy=name.upper(), accelerator='cpu', logger=False)",
+        "    fabric = Fabric(strategy=name, accelerator='cpu')",
+        "    print(type(trainer.strategy).__name__, type(fabric.strategy).__name__)",
+    ).splitlines()
+    assert lines == ["HorovodStrategy FabricHorovodStrategy"] + ["DeepSpeedStrategy FabricDeepSpeedStrategy"] * 5
+
+
+def test_a_name_that_is_nearly_ours_is_told() -> None:
+    output = said(
+        "import lightning.pytorch as pl, farandole.plugins.lightning",
+        "from lightning.fabric import Fabric",
+        "for make in (pl.Trainer, Fabric):",
+        "    for name in ('horovd', 'deepspeed_zero2', 'quantum'):",
+        "        try:",
+        "            make(strategy=name, accelerator='cpu')",
+        "        except (LookupError, ValueError) as error:",
+        "            print(error)",
+    ).splitlines()
+    for lines in (output[:3], output[3:]):
+        assert lines[0] == "Lightning knows no strategy 'horovd'. Did you mean 'horovod'?"
+        assert lines[1] == "Lightning knows no strategy 'deepspeed_zero2'. Did you mean 'deepspeed_zero_2'?"
+        assert lines[2].startswith("You selected an invalid strategy name: `strategy='quantum'`")
+
+
+def test_both_lightnings_in_one_process_are_told_apart() -> None:
+    output = said(
+        "import lightning.pytorch, pytorch_lightning, farandole.plugins.lightning",
+        "lightning.pytorch.Trainer(strategy='horovod', accelerator='cpu', logger=False)",
+        "try:",
+        "    pytorch_lightning.Trainer(strategy='horovod', accelerator='cpu', logger=False)",
+        "except Exception as error:",
+        "    print(error)",
+    )
+    assert "has imported both lightning and pytorch_lightning" in output
+
+
+def test_an_old_lightning_is_refused(tmp_path: Path) -> None:
+    """By its version, which is all that is read of it."""
+    metadata = tmp_path / "lightning-2.4.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: lightning\nVersion: 2.4.0\n")
+    output = said(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})",
+        "try:",
+        "    import farandole.plugins.lightning",
+        "except ImportError as error:",
+        "    print(error)",
+    )
+    assert "needs lightning>=2.5.0, and this is 2.4.0" in output
+    assert "pip install -U lightning" in output
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize(
+    ("kind", "options", "told"),
+    [("HorovodStrategy", "{compression: fp16}", "exact=False"), ("DeepSpeedStrategy", "{stage: 3}", "'parameters'")],
+)
+def test_configuration_file(tmp_path: Path, kind: str, options: str, told: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIGURATION.format(kind=kind, options=options))
+    job = run_marked([sys.executable, str(PROGRAM), "fit", "--config", str(path)], timeout=80)
+    assert job.returncode == 0 and not job.survivors, job.describe()
+    assert f"trained by {kind}" in job.output
+    assert told in job.output

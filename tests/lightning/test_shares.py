@@ -1,0 +1,193 @@
+"""Properties of how a DataLoader's samples are shared out, for any numbers; no worker is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from farandole.adapters import DataError, Worker
+from farandole.plugins.lightning.data import Plan, Share, ShareLoader, ShareSampler, plan_of, rebuild
+
+NUMBERS = {
+    "length": some.integers(1, 60),
+    "batch_size": some.integers(1, 7),
+    "workers": some.integers(1, 5),
+    "shuffle": some.booleans(),
+}
+
+
+@dataclass
+class Position:
+    """The counter of a training loop."""
+
+    batches: int = 0
+
+    def move(self, batches: int) -> None:
+        self.batches = batches
+
+
+class Reader:
+    """One worker that reads its shares of an epoch, as a training loop does."""
+
+    def __init__(self, length: int, batch_size: int, worker: Worker, shuffle: bool, **options: Any) -> None:
+        data = TensorDataset(torch.arange(length))
+        loader: Any = DataLoader(data, batch_size, shuffle=shuffle, **options)
+        plan = plan_of(loader, worker, seed=3, share=lambda value: value, training=True)
+        assert plan is not None
+        self.sampler = ShareSampler(plan, worker, alone=False)
+        self.position = Position()
+        self.shares: list[Share] = []
+        rebuilt = rebuild(loader, self.sampler, predicting=False)
+        self.loader: Any = ShareLoader(rebuilt, self.sampler, lambda _, share: self.shares.append(share), self.position)
+
+    def read(self, epoch: int, batches: int | None = None) -> list[list[int]]:
+        """Return the samples that count of the next batches, or of all that are left."""
+        self.sampler.set_epoch(epoch)
+        found = []
+        for (indices,) in self.loader if batches is None or batches > self.position.batches else ():
+            found.append(indices[: self.shares[-1].weight].tolist())
+            self.position.batches += 1
+            if self.position.batches == batches:
+                break
+        return found
+
+
+def readers(length: int, batch_size: int, workers: int, shuffle: bool, **options: Any) -> list[Reader]:
+    return [Reader(length, batch_size, Worker(rank, workers), shuffle, **options) for rank in range(workers)]
+
+
+@given(**NUMBERS)
+@settings(deadline=None)
+def test_each_sample_comes_once(length: int, batch_size: int, workers: int, shuffle: bool) -> None:
+    team = readers(length, batch_size, workers, shuffle)
+    read = [reader.read(epoch=1) for reader in team]
+    assert sorted(index for own in read for batch in own for index in batch) == list(range(length))
+    # As many batches everywhere, or some would wait for ever; cut from those of one process.
+    assert {len(own) for own in read} == {len(team[0].loader)}
+    one = Reader(length, batch_size * workers, Worker(), shuffle).read(epoch=1)
+    assert [[index for batch in together for index in batch] for together in zip(*read, strict=True)] == one
+    for step, together in enumerate(zip(*(reader.shares for reader in team), strict=True)):
+        assert sum(share.weight for share in together) == len(one[step]) == together[0].total
+
+
+@given(**NUMBERS)
+@settings(deadline=None)
+def test_drop_last_drops_what_one_process_would(length: int, batch_size: int, workers: int, shuffle: bool) -> None:
+    team = readers(length, batch_size, workers, shuffle, drop_last=True)
+    read = [reader.read(epoch=0) for reader in team]
+    assert all(len(batch) == batch_size for own in read for batch in own)
+    assert {len(own) for own in read} == {length // (batch_size * workers)}
+
+
+@given(
+    **NUMBERS,
+    others=some.integers(1, 5),
+    other_size=some.integers(1, 7),
+    read=some.integers(0, 8),
+    more=some.booleans(),
+)
+@settings(deadline=None)
+def test_a_resumed_epoch_has_each_sample_once(
+    length: int,
+    batch_size: int,
+    workers: int,
+    shuffle: bool,
+    others: int,
+    other_size: int,
+    read: int,
+    more: bool,
+) -> None:
+    """At another number of workers, with batches of another size, and when it is interrupted once more."""
+    before = readers(length, batch_size, workers, shuffle)
+    found = [index for reader in before for batch in reader.read(2, read) for index in batch]
+    state = before[0].loader.state_dict()
+    after = readers(length, other_size, others, shuffle)
+    for reader in after:
+        reader.loader.load_state_dict(state)
+    if more and state["samples"] < length:
+        stop = after[0].position.batches + 1
+        found += [index for reader in after for batch in reader.read(2, stop) for index in batch]
+        state = after[0].loader.state_dict()
+        after = before = readers(length, batch_size, workers, shuffle)
+        for reader in after:
+            reader.loader.load_state_dict(state)
+    if state["samples"] < length:
+        rest = [reader.read(2) for reader in after]
+        found += [index for own in rest for batch in own for index in batch]
+        assert all(reader.position.batches == len(reader.loader) for reader in after)
+    assert sorted(found) == list(range(length))
+
+
+@given(**{name: NUMBERS[name] for name in ("length", "batch_size", "workers")})
+@settings(deadline=None)
+def test_nobody_is_without_held_out_samples_where_it_can_be(length: int, batch_size: int, workers: int) -> None:
+    plan = evaluation_plan(length, batch_size, workers)
+    batches = list(plan.batches(0, 0))
+    assert [int(index) for parts in batches for part in parts for index in part] == list(range(length))
+    assert len(batches) == len(plan)
+    assert all(len(part) <= batch_size for parts in batches for part in parts)
+    empty = sum(len(part) == 0 for parts in batches for part in parts)
+    assert empty == 0 or batch_size == 1 or length < workers
+
+
+def evaluation_plan(length: int, batch_size: int, workers: int) -> Plan:
+    loader = DataLoader(TensorDataset(torch.arange(length)), batch_size)
+    plan = plan_of(loader, Worker(0, workers), 0, lambda value: value, training=False)
+    assert plan is not None
+    return plan
+
+
+def test_samplers_that_share_by_themselves_are_left_alone() -> None:
+    data = TensorDataset(torch.arange(10))
+    own = DataLoader(data, 2, sampler=DistributedSampler(data, num_replicas=2, rank=0))
+    assert plan_of(own, Worker(0, 2), 0, lambda value: value, training=True) is None
+
+
+def test_a_batch_sampler_keeps_its_batches() -> None:
+    batches = [[0, 1, 2], [3], [4, 5], [6, 7], [8, 9]]
+
+    class Given(torch.utils.data.Sampler[Any]):
+        def __iter__(self) -> Any:
+            return iter(batches)
+
+        def __len__(self) -> int:
+            return len(batches)
+
+    loader: Any = DataLoader(TensorDataset(torch.arange(10)), batch_sampler=Given())
+    plan = plan_of(loader, Worker(0, 2), 0, lambda value: value, training=True)
+    assert plan is not None
+    found = [[list(part) for part in parts] for parts in plan.batches(0, 0)]
+    assert found == [[[0, 1, 2], [3]], [[4, 5], [6, 7]], [[8, 9], []]]
+
+
+def test_a_sampler_without_batches_is_shared_out() -> None:
+    loader: Any = DataLoader(TensorDataset(torch.arange(5)), batch_size=None)
+    worker = Worker(1, 2)
+    plan = plan_of(loader, worker, 0, lambda value: value, training=True)
+    assert plan is not None
+    sampler = ShareSampler(plan, worker, alone=True)
+    shares: list[Share] = []
+    rebuilt = ShareLoader(rebuild(loader, sampler, False), sampler, lambda _, share: shares.append(share))
+    assert [int(batch[0]) for batch in rebuilt] == [1, 3, 4]  # the last stands in for an empty share
+    assert [share.weight for share in shares] == [1, 1, 0]
+
+
+def test_other_data_is_refused_in_the_middle_of_an_epoch() -> None:
+    reader = Reader(20, 4, Worker(), False)
+    reader.read(0, 2)
+    state = reader.loader.state_dict()
+    with pytest.raises(DataError, match="20 samples, and the training data has 24 now"):
+        Reader(24, 4, Worker(), False).loader.load_state_dict(state)
+
+
+def test_the_order_is_documented() -> None:
+    reader = Reader(11, 11, Worker(), True)
+    stream = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([3, 4])))
+    assert reader.read(4) == [stream.permutation(11).tolist()]
