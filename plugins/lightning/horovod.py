@@ -12,11 +12,10 @@ class HorovodStrategy(AdapterStrategy):
     """A replica on every worker; Horovod all-reduces the gradients while backward runs.
 
     With manual optimization, with several optimizers and with a GradientAccumulationScheduler they are reduced when
-    the optimizer steps, or is clipped, instead.
+    the optimizer steps, or is clipped, instead. (There is no Adasum: it has Horovod step, and Lightning steps itself.)
 
     Args:
         compression: "fp16" halves the traffic, lossily.
-        op: "average", or "adasum", which needs a Horovod built with MPI.
         num_groups: all-reduce gradients in this many groups; 0 lets Horovod fuse them as they come.
     """
 
@@ -25,10 +24,9 @@ class HorovodStrategy(AdapterStrategy):
     def __init__(
         self,
         compression: Literal["none", "fp16"] = "none",
-        op: Literal["average", "adasum"] = "average",
         num_groups: int = 0,
     ) -> None:
-        super().__init__("horovod", compression=compression, op=op, num_groups=num_groups)
+        super().__init__("horovod", compression=compression, num_groups=num_groups)
 
     def _adopt_precision(self, plugin: Any) -> Any:
         if plugin.precision in ("bf16-true", "transformer-engine"):

@@ -66,17 +66,17 @@ class Joining:
             devices = environment.devices_here(self.cluster_environment, devices, automatic, available, self.frontend)
         self._parallel_devices = devices
 
-    def _claim(self) -> None:
-        """Take this object for one Trainer or Fabric, before workers are started.
-
-        Raises:
-            StrategyStateError: another one has it.
-        """
+    def refuse_second_use(self) -> None:
+        """Raise `StrategyStateError` where a Trainer or Fabric has this object."""
         if self._used:
             raise StrategyStateError(
                 f"this {type(self).__name__} belongs to another {self.frontend} already: make a new one for each "
                 f"{self.frontend}"
             )
+
+    def _claim(self) -> None:
+        """Take this object for one Trainer or Fabric, before workers are started."""
+        self.refuse_second_use()
         self._used = True
         self._create_adapter(Launch("none", Worker()))  # what it refuses is refused now
 

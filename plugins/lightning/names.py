@@ -53,7 +53,8 @@ def _explain_unknown(registry: Any, names: list[str]) -> None:
 class _Known(list[str]):
     """Lightning's list of the names it knows, which says what was meant by one that is nearly ours.
 
-    It only asks whether a name is among them, and answers with a page of the web where it is not.
+    It only asks whether a name is among them, and answers with a page of the web where it is not. It asks this of a
+    strategy object too, before it complains of what a first Trainer has set on one that is used twice.
     """
 
     def __init__(self, names: list[str], ours: list[str]) -> None:
@@ -61,6 +62,9 @@ class _Known(list[str]):
         self._ours = ours
 
     def __contains__(self, name: object) -> bool:
+        refuse_second_use = getattr(name, "refuse_second_use", None)
+        if refuse_second_use is not None:
+            refuse_second_use()
         found = super().__contains__(name)
         hint = "" if found or not isinstance(name, str) else did_you_mean(name, self._ours)
         if hint:

@@ -111,7 +111,7 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
             self._wrap(trainer)
             if self.adapter.worker.world_size > 1:
                 warn_of_batch_norm(module, stacklevel=2)
-        elif not self.engines:
+        elif not self.engines and self.world_size > 1:
             self._share_weights(module)
         self.setup_precision_plugin()
 

@@ -39,7 +39,7 @@ class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._chosen_accelerator: Any = None
         _DDPStrategy.__init__(self)
         self._stand_for(name, options)
-        self._backward_sync_control = _NothingToBlock()
+        self._backward_sync_control: Any = _NothingToBlock()
         self._shares = LossShares()
         self._share_out_next = False
         self._modules: list[weakref.ref[SetUpModule]] = []

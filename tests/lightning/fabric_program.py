@@ -1,0 +1,296 @@
+"""Trainings under Fabric that write what they came to, for a strategy at some number of workers.
+
+python fabric_program.py alone FOLDER-OF-2 FOLDER-OF-3
+python fabric_program.py train STRATEGY WORKERS FOLDER [CHECKPOINT]
+python fabric_program.py fail STRATEGY WORKERS
+python fabric_program.py refusals
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch.utils.data import DataLoader, TensorDataset
+
+import farandole.plugins.lightning
+from farandole.adapters import FarandoleError
+from farandole.plugins.launch.job import watch_stacks
+
+BATCH = 4
+LENGTH = 203  # no batch size here divides it
+EVALUATED = 53
+ACCUMULATE = 4
+STEPS = 50
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    watch_stacks()
+    torch.set_num_threads(1)
+    mode, *arguments = sys.argv[1:]
+    if mode == "refusals":
+        refusals()
+    elif mode == "alone":
+        half, third = map(Path, arguments)
+        fabric: Any = Fabric(accelerator="cpu", devices=1)
+        train(fabric, 2 * BATCH, half)
+        train(fabric, 3 * BATCH, third, half / "half.pt")
+    else:
+        strategy, workers = arguments[0], int(arguments[1])
+        fabric = Fabric(accelerator="cpu", strategy=strategy, devices=workers)
+        fabric.launch()
+        if mode == "fail":
+            fail(fabric)
+        else:
+            checkpoint = Path(arguments[3]) if len(arguments) > 3 else None
+            said = train(fabric, BATCH, Path(arguments[2]), checkpoint, several=strategy == "horovod")
+            said |= {**loaded(fabric), **collectives(fabric), **run_refusals(fabric, strategy)}
+            if fabric.is_global_zero:
+                (Path(arguments[2]) / "said.json").write_text(json.dumps(said))
+
+
+def train(
+    fabric: Any, batch: int, folder: Path, checkpoint: Path | None = None, several: bool = True
+) -> dict[str, Any]:
+    """Run every training; `several` models too."""
+    regression(fabric, batch, folder / "regression.pt", saved=folder / "half.pt")
+    seen = uneven(fabric, batch, folder / "uneven.pt")
+    if checkpoint is not None:
+        regression(fabric, batch, folder / "resumed.pt", loaded=checkpoint)
+    if several:
+        two_models(fabric, batch, folder / "two.pt")
+    return {"seen": seen}
+
+
+def points(length: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(length, 10, generator=generator)
+    return TensorDataset(x, 3 * torch.sin(x.sum(1, keepdim=True)))
+
+
+def network(*, outputs: int = 1) -> torch.nn.Module:
+    layers = [torch.nn.Linear(10, 32), torch.nn.GELU(), torch.nn.Linear(32, 32), torch.nn.GELU()]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(32, outputs))
+
+
+def loss_of(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.mse_loss(output, target)
+
+
+def regression(fabric: Any, batch: int, result: Path, saved: Path | None = None, loaded: Path | None = None) -> None:
+    """Accumulate, clip, and evaluate in between; with AdamW."""
+    torch.manual_seed(0)
+    with fabric.init_module():
+        plain = network()
+    model, optimizer = fabric.setup(plain, torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.1))
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 20, gamma=0.5)
+    step = 0
+    if loaded is not None:
+        state = {"model": model, "optimizer": optimizer, "step": 0}
+        fabric.load(loaded, state)
+        step = state["step"]
+    loader, evaluated = fabric.setup_dataloaders(
+        DataLoader(points(LENGTH), batch_size=batch), DataLoader(points(EVALUATED), batch_size=batch)
+    )
+    assert len(loader.dataset) == LENGTH
+    while step < STEPS:
+        for number, (x, y) in enumerate(loader, 1):
+            updates = number % ACCUMULATE == 0 or number == len(loader)
+            with fabric.no_backward_sync(model, enabled=not updates):
+                fabric.backward(loss_of(model(x), y) / ACCUMULATE, model=model)
+            if not updates:
+                continue
+            fabric.clip_gradients(model, optimizer, max_norm=0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            step += 1
+            if step == STEPS // 2:
+                with torch.no_grad():
+                    for x, y in evaluated:
+                        loss_of(model(x), y)
+                if saved is not None:
+                    fabric.save(saved, {"model": model, "optimizer": optimizer, "step": step})
+            if step == STEPS:
+                break
+    fabric.save(result, {"model": model, "optimizer": optimizer, "step": step})
+
+
+class Scaled(torch.nn.Module):
+    """Takes a keyword, returns a dict, and counts in a buffer what it has seen."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x: torch.Tensor, *, scale: float) -> dict[str, torch.Tensor]:
+        if self.training:
+            self.seen += 1
+        return {"output": self.network(x * scale)}
+
+
+def uneven(fabric: Any, batch: int, result: Path) -> Any:
+    """Train on epochs whose last batch has a single sample, by two forward passes before each backward.
+
+    Returns how many batches each worker's model has seen.
+    """
+    torch.manual_seed(0)
+    plain = Scaled()
+    model, optimizer = fabric.setup(plain, torch.optim.SGD(plain.parameters(), lr=0.02, momentum=0.9))
+    loader = fabric.setup_dataloaders(DataLoader(points(4 * 12 + 1), batch_size=batch))
+    for _ in range(10):
+        for x, y in loader:
+            outputs = [model(x, scale=scale)["output"] for scale in (1.0, 0.5)]
+            fabric.backward(sum(loss_of(output, y) for output in outputs), model=model)
+            optimizer.step()
+            optimizer.zero_grad()
+    fabric.save(result, {"model": model})
+    return fabric.all_gather(plain.seen).tolist()
+
+
+def two_models(fabric: Any, batch: int, result: Path) -> None:
+    """Train two models by optimizers of their own, on losses that depend on both; set up one by one."""
+    torch.manual_seed(0)
+    encoder, decoder = (fabric.setup_module(network(outputs=10)) for _ in range(2))
+    first = fabric.setup_optimizers(torch.optim.SGD(encoder.parameters(), lr=0.05, momentum=0.9))
+    both = fabric.setup_optimizers(torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3))
+    loader = fabric.setup_dataloaders(DataLoader(points(LENGTH), batch_size=batch))
+    for x, _ in loader:
+        for optimizer, forward in ((first, encoder), (both, lambda x: decoder(encoder(x)))):
+            fabric.backward(loss_of(forward(x), x))
+            fabric.clip_gradients(encoder, optimizer, clip_val=0.05)
+            optimizer.step()
+            first.zero_grad()
+            both.zero_grad()
+    fabric.save(result, {"model": torch.nn.ModuleList([encoder.module, decoder.module])})
+
+
+def loaded(fabric: Any) -> dict[str, Any]:
+    """Return the samples that the workers load, by how their order was asked for."""
+    numbers = TensorDataset(torch.arange(23))
+    own = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+    of_own = torch.utils.data.BatchSampler(own, 3, drop_last=False)
+    loaders: dict[str, tuple[DataLoader[Any], bool]] = {
+        "shuffled": (DataLoader(numbers, batch_size=2, shuffle=True), True),
+        "dropping": (DataLoader(numbers, batch_size=2, shuffle=True, drop_last=True), True),
+        "own": (DataLoader(numbers, batch_size=2, sampler=own), True),
+        "own batches": (
+            DataLoader(numbers, batch_sampler=type("Own", (torch.utils.data.BatchSampler,), {})(own, 3, False)),
+            True,
+        ),
+        "all": (DataLoader(numbers, batch_sampler=of_own), False),
+    }
+    found: dict[str, Any] = {}
+    for name, (loader, shared) in loaders.items():
+        mine = fabric.setup_dataloaders(loader, use_distributed_sampler=shared)
+        with torch.no_grad():
+            epochs = [[int(n) for (batch,) in mine for n in batch] for _ in range(2)]
+        gathered: list[Any] = [None] * fabric.world_size
+        torch.distributed.all_gather_object(gathered, epochs)
+        found[name] = [[part[epoch] for part in gathered] for epoch in range(2)]
+    return {"loaded": found}
+
+
+def collectives(fabric: Any) -> dict[str, Any]:
+    rank = fabric.global_rank
+    fabric.barrier()
+    return {
+        "sum": float(fabric.all_reduce(torch.tensor(float(rank)), reduce_op="sum")),
+        "mean": float(fabric.all_reduce(torch.tensor(float(rank)))),
+        "gathered": fabric.all_gather(torch.tensor([rank])).tolist(),
+        "from the last": fabric.broadcast({"rank": rank}, src=fabric.world_size - 1),
+    }
+
+
+def run_refusals(fabric: Any, strategy: str) -> dict[str, Any]:
+    """Return what is said to uses that the engine cannot honour."""
+    x, y = points(4).tensors
+    said: dict[str, str] = {}
+    if strategy == "horovod":
+        model = fabric.setup(network())
+        said["no optimizer"] = refused(lambda: fabric.backward(loss_of(model(x), y)))
+        stranger = torch.optim.SGD(network().parameters(), lr=0.1)
+        said["stranger"] = refused(lambda: fabric.setup_optimizers(stranger))
+        return said
+    plain = network()
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (plain[0], plain[2])]  # type: ignore[index]
+    said["two optimizers"] = refused(lambda: fabric.setup(plain, *optimizers))
+    model, optimizer = fabric.setup(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
+    other = network()
+    said["two models"] = refused(lambda: fabric.setup(other, torch.optim.SGD(other.parameters(), lr=0.1)))
+    said["clip_val"] = refused(lambda: fabric.clip_gradients(model, optimizer, clip_val=1.0))
+    said["norm_type"] = refused(lambda: fabric.clip_gradients(model, optimizer, max_norm=1.0, norm_type=1))
+    output = model(x)
+    fabric.backward(output.mean(), model=model)
+    said["dropped"] = refused(optimizer.zero_grad)
+    said["second backward"] = refused(lambda: fabric.backward(loss_of(output, y), model=model))
+    optimizer.step()
+    said["no zero_grad"] = refused(lambda: fabric.backward(loss_of(model(x), y), model=model))
+    untrained = fabric.setup(network())
+    with torch.no_grad():
+        alike = fabric.all_gather(untrained(x))
+    said["inference"] = str(bool((alike == alike[0]).all()))
+    return said
+
+
+def refused(use: Callable[[], Any]) -> str:
+    try:
+        use()
+    except FarandoleError as error:
+        return str(error)
+    return "nothing"
+
+
+def fail(fabric: Any) -> None:
+    plain = network()
+    model, optimizer = fabric.setup(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
+    x, y = points(4).tensors
+    for step in range(1000):
+        fabric.backward(loss_of(model(x), y))
+        if step == 3 and fabric.global_rank == fabric.world_size - 1:
+            raise RuntimeError("a worker was told to fail")
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def refusals() -> None:
+    """Print what is said before workers are started."""
+    strategies = farandole.plugins.lightning
+    cpu = {"accelerator": "cpu", "devices": 2}
+    used = strategies.FabricHorovodStrategy()
+    Fabric(strategy=used, **cpu)
+    said = {
+        "used": refused(lambda: Fabric(strategy=used, **cpu)),
+        "bf16-true": refused(lambda: Fabric(strategy="horovod", precision="bf16-true", **cpu)),
+        "zero in bf16-true": refused(lambda: Fabric(strategy="deepspeed_zero_2", precision="bf16-true", **cpu)),
+        "stage": refused(lambda: strategies.FabricDeepSpeedStrategy(stage=4)),
+        "option": refused(lambda: Fabric(strategy=strategies.FabricHorovodStrategy(num_groups=-1), **cpu)),
+    }
+    with environ(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", MASTER_ADDR="::1", MASTER_PORT="1"):
+        said["devices"] = refused(lambda: Fabric(strategy="horovod", accelerator="cpu", devices=3))
+        said["num_nodes"] = refused(lambda: Fabric(strategy="horovod", accelerator="cpu", devices=2, num_nodes=4))
+    print(json.dumps(said))
+
+
+@contextlib.contextmanager
+def environ(**variables: str) -> Iterator[None]:
+    os.environ.update(variables)
+    yield
+    for name in variables:
+        del os.environ[name]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Lightning Fabric on our strategies: the same training as stock Fabric's on one device with N times the batch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from farandole.plugins.launch.job import run_marked
+
+PROGRAM = Path(__file__).with_name("fabric_program.py")
+BOUND = 1e-5
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def run(*arguments: str, timeout: float = 200) -> str:
+    job = run_marked([sys.executable, str(PROGRAM), *arguments], timeout=timeout)
+    assert job.returncode == 0, job.describe()
+    assert not job.survivors, job.describe()
+    return job.output
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """What stock Fabric comes to on one device with 2, and with 3, times the batch."""
+    folders = {workers: tmp_path_factory.mktemp(f"alone{workers}") for workers in (2, 3)}
+    run("alone", str(folders[2]), str(folders[3]))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def runs(alone: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function that runs the program once for each strategy and number of workers."""
+    known: dict[tuple[str, int], Path] = {}
+
+    def find(strategy: str, workers: int, loaded: Path | None = None) -> Path:
+        if (strategy, workers) not in known:
+            folder = tmp_path_factory.mktemp(f"{strategy}-{workers}")
+            run("train", strategy, str(workers), str(folder), *([] if loaded is None else [str(loaded)]))
+            known[strategy, workers] = folder
+        return known[strategy, workers]
+
+    return find
+
+
+def check_alike(found: Path, expected: Path) -> None:
+    """Compare two checkpoints: the same keys and numbers, and weights, and each slot, to a relative norm of 1e-5."""
+    tensors: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    pair_up(torch.load(found), torch.load(expected), found.stem, tensors)
+    for where, pairs in tensors.items():
+        ours, theirs = (torch.cat([pair[side].double().reshape(-1) for pair in pairs]) for side in (0, 1))
+        assert float((ours - theirs).norm()) <= BOUND * float(theirs.norm()), where
+
+
+def pair_up(found: Any, expected: Any, where: str, tensors: dict[str, list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
+    """Collect the tensors of two checkpoints: a model's all together, an optimizer's by slot."""
+    if isinstance(expected, torch.Tensor):
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype), where
+        tensors.setdefault(where, []).append((found, expected))
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key, value in expected.items():
+            is_parameter = isinstance(value, torch.Tensor) and "optimizer" not in where
+            is_number = isinstance(key, int)
+            pair_up(found[key], value, where if is_parameter or is_number else f"{where}.{key}", tensors)
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for ours, theirs in zip(found, expected, strict=True):
+            pair_up(ours, theirs, where, tensors)
+    else:
+        assert found == pytest.approx(expected), where
+
+
+@pytest.mark.parametrize(
+    ("strategy", "workers"),
+    [
+        ("horovod", 2),
+        ("deepspeed_zero_1", 2),
+        ("deepspeed_zero_2_offload", 2),
+        ("deepspeed_zero_3", 2),
+        ("horovod", 3),
+        ("deepspeed_zero_2", 3),
+        ("deepspeed_zero_3_offload", 3),
+    ],
+)
+def test_trains_as_one_device(strategy: str, workers: int, alone: dict[int, Path], runs: Any) -> None:
+    other = {"horovod": "deepspeed_zero_3", "deepspeed_zero_3_offload": "horovod"}.get(strategy, strategy)
+    resumed = runs(other, 2) / "half.pt" if workers == 3 and other != strategy else None
+    folder = runs(strategy, workers, resumed)
+    for name in ("regression.pt", "half.pt", "uneven.pt", *(["two.pt"] if strategy == "horovod" else [])):
+        check_alike(folder / name, alone[workers] / name)
+    if resumed is not None:
+        check_alike(folder / "resumed.pt", alone[workers] / "resumed.pt")
+    said = json.loads((folder / "said.json").read_text())
+    ranks = list(range(workers))
+    batches = 10 * 2 * (4 * 12 // (4 * workers))  # of which every worker has a part; of the last one only rank 0
+    assert said["seen"] == [batches + 10 * 2] + [batches] * (workers - 1)
+    assert said["sum"] == sum(ranks) and said["mean"] == pytest.approx(sum(ranks) / workers)
+    assert said["gathered"] == [[rank] for rank in ranks]
+    assert said["from the last"] == {"rank": workers - 1}
+    check_loaded(said["loaded"], workers)
+    check_refused(said, strategy)
+
+
+def check_loaded(loaded: dict[str, list[list[list[int]]]], workers: int) -> None:
+    """Look at what each worker loaded in two epochs."""
+    own = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+    flat = {name: [sorted(n for part in epoch for n in part) for epoch in epochs] for name, epochs in loaded.items()}
+    assert flat["shuffled"] == [list(range(23))] * 2
+    assert loaded["shuffled"][0] != loaded["shuffled"][1]
+    whole = 23 // (2 * workers) * 2 * workers
+    assert [len(set(epoch)) for epoch in flat["dropping"]] == [len(epoch) for epoch in flat["dropping"]] == [whole] * 2
+    assert flat["own"] == [sorted(own)] * 2
+    assert loaded["own batches"][0][0][:3] == own[:3] and loaded["own batches"][0][1][:3] == own[3:6]
+    assert loaded["all"][0] == [own] * workers
+
+
+def check_refused(said: dict[str, Any], strategy: str) -> None:
+    if strategy == "horovod":
+        assert "was set up without an optimizer" in said["no optimizer"]
+        assert "holds parameters of no model" in said["stranger"]
+        return
+    assert "2 optimizers" in said["two optimizers"] and "'horovod'" in said["two optimizers"]
+    assert "a second model" in said["two models"]
+    assert "clips by norm only" in said["clip_val"]
+    assert "norm_type=1" in said["norm_type"]
+    assert "cannot drop gradients" in said["dropped"]
+    assert "a second time after one forward pass" in said["second backward"]
+    assert "call optimizer.zero_grad()" in said["no zero_grad"]
+    assert said["inference"] == "True"
+
+
+@pytest.mark.parametrize("strategy", ["horovod", "deepspeed_zero_2"])
+def test_a_failing_worker_ends_the_job(strategy: str) -> None:
+    job = run_marked([sys.executable, str(PROGRAM), "fail", strategy, "2"], timeout=100)
+    assert not job.timed_out and job.returncode != 0, job.describe()
+    assert not job.survivors, job.describe()
+    assert "a worker was told to fail" in job.output
+
+
+def test_refused_before_workers_are_started() -> None:
+    said = json.loads(run("refusals").splitlines()[-1])
+    assert "belongs to another Fabric already" in said["used"]
+    assert "use 'bf16-mixed'" in said["bf16-true"]
+    assert "DeepSpeed trains float32 parameters here" in said["zero in bf16-true"]
+    assert "must be 1, 2 or 3" in said["stage"]
+    assert "num_groups=-1" in said["option"]
+    assert "Fabric(devices=3), but environment started 2 worker(s)" in said["devices"]
+    assert "Fabric(num_nodes=4), but environment started 2 worker(s) on 1 machine(s)" in said["num_nodes"]

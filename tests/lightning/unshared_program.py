@@ -1,0 +1,100 @@
+"""One worker that reads loaders which are not shared out: what is refused is refused on all workers alike.
+
+python unshared_program.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+
+import farandole.plugins.lightning  # noqa: F401
+from farandole.adapters import DataError, detect_launch
+from farandole.adapters.torch.strategy import TorchStrategy
+from farandole.plugins.launch.job import watch_stacks
+from farandole.plugins.lightning import job
+from farandole.plugins.lightning.unshared import watch
+
+
+class Stream(IterableDataset[torch.Tensor]):
+    """Counts from `first` to `end` in steps of `step`."""
+
+    def __init__(self, first: int, end: int, step: int = 1) -> None:
+        self.span = range(first, end, step)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (torch.tensor([float(number)]) for number in self.span)
+
+
+class Module(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[float] = []
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.seen += batch.flatten().tolist()
+        return (self.weight - batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def read(adapter: TorchStrategy, dataset: Any, **options: Any) -> str:
+    """Return the error of reading a loader to its end, or an empty text."""
+    try:
+        for _ in watch(DataLoader(dataset, 2), adapter, training=True, **options):
+            pass
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def fit(loader: Any, **options: Any) -> tuple[list[float], float]:
+    """Return what this worker trained on, and the weight."""
+    module = Module()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(strategy="horovod", accelerator="cpu", max_epochs=1, **quiet, **options)
+    trainer.fit(module, loader)
+    return module.seen, float(module.weight.detach())
+
+
+def main(folder: Path) -> None:
+    watch_stacks()
+    found: dict[str, Any] = {}
+    rank = detect_launch().worker.rank
+    found["shared by itself"] = fit(DataLoader(Stream(rank, 12, 2), 2))
+    data = TensorDataset(torch.arange(10.0).reshape(-1, 1))
+    whole = DataLoader(Rows(data), 2, sampler=DistributedSampler(data, 2, rank, shuffle=False))
+    found["sampler by rank"] = fit(whole)
+    found["left alone"] = fit(DataLoader(Rows(data), 2), use_distributed_sampler=False)
+    ((_, adapter),) = job._joined
+    found["copies"] = read(adapter, Stream(0, 12), refuse_copies=True)
+    found["copies that are meant"] = read(adapter, Stream(0, 12), refuse_copies=False)
+    found["other ends"] = read(adapter, Stream(rank, 8 + 4 * rank), refuse_copies=True)
+    found["other lengths"] = read(adapter, torch.zeros(8 + 4 * rank), refuse_copies=False)
+    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+
+
+class Rows(torch.utils.data.Dataset[torch.Tensor]):
+    """The tensors of a TensorDataset with one column, without the tuple."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.data[index][0]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
