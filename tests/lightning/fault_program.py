@@ -1,0 +1,57 @@
+"""A training with Lightning in which one worker breaks as it is told.
+
+python fault_program.py raise | kill --rank 1 --strategy horovod --devices 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import farandole.plugins.lightning  # noqa: F401
+from farandole.plugins.launch.job import watch_stacks
+
+
+class Module(pl.LightningModule):
+    def __init__(self, fault: str, rank: int) -> None:
+        super().__init__()
+        self.fault = fault
+        self.rank = rank
+        self.layer = torch.nn.Linear(4, 1)
+
+    def training_step(self, batch: list[torch.Tensor], batch_index: int) -> torch.Tensor:
+        if batch_index == 3 and self.global_rank == self.rank:
+            print("FAULT\n", end="", flush=True)
+            if self.fault == "raise":
+                raise ValueError("the mistake in the module")
+            if self.fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.layer(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def main() -> None:
+    watch_stacks()
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("fault", choices=["raise", "kill"])
+    arguments.add_argument("--rank", type=int, default=1)
+    arguments.add_argument("--strategy", default="horovod")
+    arguments.add_argument("--devices", default="auto")
+    arguments.add_argument("--num-nodes", type=int, default=1)
+    options = arguments.parse_args()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    workers = {"strategy": options.strategy, "devices": options.devices, "num_nodes": options.num_nodes}
+    trainer = pl.Trainer(**workers, accelerator="cpu", max_epochs=50, **quiet)
+    trainer.fit(Module(options.fault, options.rank), DataLoader(TensorDataset(torch.ones(64, 4)), 2))
+    print("TRAINED", flush=True)
+
+
+if __name__ == "__main__":
+    main()

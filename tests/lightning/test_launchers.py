@@ -1,0 +1,181 @@
+"""Lightning programs, unchanged, under every launcher; and what a user sees whose workers break, or disagree."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.nn.functional import cross_entropy
+
+from farandole.adapters import StrategyStateError
+from farandole.adapters.order import GlobalOrder
+from farandole.plugins.launch.command import find_launcher
+from farandole.plugins.launch.job import JobResult, Marked, run_marked
+from farandole.plugins.launch.ports import free_port
+from farandole.plugins.lightning import HorovodStrategy
+
+EXAMPLES = Path(__file__).parents[2] / "experiments/examples"
+DIGITS = EXAMPLES / "digits_lightning.py"
+BYTES = EXAMPLES / "bytes_lightning.py"
+FAULTS = Path(__file__).with_name("fault_program.py")
+LAUNCHERS = ("python", "horovodrun", "deepspeed", "torchrun", "farandole")
+EPOCHS = 2
+WORKERS = 2
+BOUND = 20.0  # seconds from a fault until every process has ended
+
+pytestmark = pytest.mark.timeout(150)
+
+
+def command(launcher: str, strategy: str, program: Path, *arguments: str) -> list[str]:
+    """Return how a user starts a program on two workers: by a launcher, or by itself."""
+    if launcher == "farandole":
+        run = [sys.executable, "-m", "farandole.plugins.cli.main", "run", "--strategy", strategy, "-n", "2"]
+        return [*run, str(program), *arguments]
+    itself = [str(program), *arguments, "--strategy", strategy]
+    if launcher == "python":
+        return [sys.executable, *itself, "--devices", "2"]
+    path = find_launcher(launcher)
+    assert path is not None
+    if launcher == "horovodrun":
+        return [path, "-np", "2", "--gloo", "--disable-cache", sys.executable, *itself]
+    if launcher == "deepspeed":
+        return [path, "--num_accelerators", "2", "--master_port", str(free_port()), *itself]
+    return [path, "--standalone", "--nproc-per-node", "2", *itself]
+
+
+def final_loss(job: JobResult) -> float:
+    """Return the loss that one worker, and only one, printed at the end of a job that succeeded."""
+    assert job.returncode == 0, job.describe()
+    assert not job.survivors, job.describe()
+    (printed,) = re.findall(r"final loss: (\d+\.\d{9})", job.output)
+    return float(printed)
+
+
+@pytest.fixture(scope="module")
+def alone() -> float:
+    """The loss that the digits example should end with, by plain code in one process."""
+    example = runpy.run_path(str(DIGITS))
+    pl.seed_everything(0)
+    training, test = (scans.tensors for scans in example["load_scans"]())
+    model = example["DigitReader"]().network
+    batches = list(_batches(len(training[0]), 32 * WORKERS))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
+    for batch in batches:
+        images, labels = (column[batch] for column in training)
+        optimizer.zero_grad()
+        cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        scheduler.step()
+    images, labels = test
+    with torch.no_grad():
+        return float(cross_entropy(model(images), labels))
+
+
+def _batches(length: int, size: int) -> Iterator[torch.Tensor]:
+    order = GlobalOrder(length, length, seed=0, shuffle=True)
+    for epoch in range(EPOCHS):
+        yield from torch.tensor(order.global_batch(epoch, 0)).split(size)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("strategy", ["horovod", "deepspeed_zero_2"])
+def test_one_file_under_every_launcher(strategy: str, launcher: str, alone: float) -> None:
+    argv = command(launcher, strategy, DIGITS, "--max-epochs", str(EPOCHS))
+    job = run_marked(argv, timeout=100)
+    assert final_loss(job) == pytest.approx(alone, abs=1e-5), job.describe()
+    assert f"{strategy}: 9" in job.output, "the strategy that was asked for, and at least 90 %"
+
+
+def test_the_byte_model_as_on_one_device_with_stock_lightning() -> None:
+    size = ["--layers", "2", "--width", "64", "--sequence-length", "64", "--max-steps", "10"]
+    stock = [sys.executable, str(BYTES), *size, "--strategy", "auto", "--devices", "1", "--batch-size", "16"]
+    expected = final_loss(run_marked(stock, timeout=100))
+    job = run_marked(command("farandole", "horovod", BYTES, *size, "--batch-size", "8"), timeout=100)
+    assert final_loss(job) == pytest.approx(expected, abs=1e-5), job.describe()
+    assert re.search(r"horovod: [4-7]\.\d\d\d bits per byte after 10 steps", job.output), job.describe()
+
+
+# Workers that break.
+
+
+class Broken:
+    """A job of two workers of which one has a fault."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self._fault = self._end = 0.0
+        self.job = run_marked(argv, timeout=100, on_line=self._line, during=self._until_all_have_ended)
+        assert self._fault, self.job.describe()
+        assert not self.job.timed_out, self.job.describe()
+        self.seconds = self._end - self._fault
+
+    def _line(self, line: str) -> None:
+        if "FAULT" in line:
+            self._fault = time.monotonic()
+
+    def _until_all_have_ended(self, job: Marked) -> None:
+        until = time.monotonic() + 90
+        while job.processes() and time.monotonic() < until:
+            time.sleep(0.1)
+        self._end = time.monotonic()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "strategy"), [("python", "horovod"), ("horovodrun", "horovod"), ("torchrun", "deepspeed_zero_2")]
+)
+def test_a_module_that_raises_on_one_worker(launcher: str, strategy: str) -> None:
+    broken = Broken(command(launcher, strategy, FAULTS, "raise"))
+    assert broken.job.returncode > 0, broken.job.describe()
+    assert broken.seconds < BOUND, broken.job.describe()
+    assert "ValueError: the mistake in the module" in broken.job.output
+    assert f'File "{FAULTS}", line ' in broken.job.output
+    assert "TRAINED" not in broken.job.output
+
+
+@pytest.mark.parametrize(("rank", "strategy"), [("0", "deepspeed_zero_2"), ("1", "horovod")])
+def test_a_worker_of_the_trainers_that_is_killed(rank: str, strategy: str) -> None:
+    """Rank 0 is the process that the user started: with it goes the one that watches the others."""
+    broken = Broken(command("python", strategy, FAULTS, "kill", "--rank", rank))
+    assert broken.job.returncode != 0, broken.job.describe()
+    assert broken.seconds < BOUND, broken.job.describe()
+    assert "Traceback" in broken.job.output, "what the other one met with"
+    assert "TRAINED" not in broken.job.output
+
+
+# What contradicts itself.
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--devices", "3"), r"Trainer\(devices=3\), but horovodrun started 2 worker"),
+        (("--num-nodes", "2"), r"Trainer\(num_nodes=2\), but horovodrun started 2 worker\(s\) on 1 machine"),
+    ],
+)
+def test_other_numbers_than_the_launchers(given: tuple[str, str], said: str) -> None:
+    job = run_marked(command("horovodrun", "horovod", FAULTS, "raise", *given), timeout=60)
+    assert job.returncode > 0, job.describe()
+    assert not job.timed_out and not job.survivors, job.describe()
+    assert re.search(f"LauncherError: {said}", job.output), job.describe()
+
+
+def test_a_strategy_object_for_two_trainers() -> None:
+    strategy = HorovodStrategy()
+    pl.Trainer(strategy=strategy, devices=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(StrategyStateError, match="HorovodStrategy belongs to another Trainer already: make a new one"):
+        pl.Trainer(strategy=strategy, devices=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("strategy", ["horovod", "deepspeed_zero_2"])
+def test_a_gpu_that_is_not_there(strategy: str) -> None:
+    with pytest.raises(MisconfigurationException, match="No supported gpu backend"):
+        pl.Trainer(strategy=strategy, devices=2, accelerator="gpu", logger=False, enable_checkpointing=False)
