@@ -26,6 +26,7 @@ from markdown_it.token import Token
 from farandole.adapters import detect_launch, strategy_row, strategy_rows
 from farandole.adapters.registry import ENTRY_POINT_GROUP
 from farandole.plugins.cli.main import main
+from farandole.plugins.launch.command import find_launcher
 from farandole.plugins.launch.installed import package, problem
 from farandole.plugins.launch.job import run_marked
 
@@ -116,7 +117,7 @@ def run(folder: Path, *command: str) -> dict[int, float]:
 
 
 def test_programs_are_all_run_here() -> None:
-    assert set(programs()) == {"train.py", "fit.py", "test_mine.py"}
+    assert set(programs()) == {"train.py", "lightning_train.py", "fit.py", "test_mine.py"}
 
 
 @pytest.mark.skipif(HOROVOD_IS_MISSING, reason="Horovod is not installed")
@@ -141,6 +142,19 @@ def test_fit_as_written(folder: Path) -> None:
     assert list(alone) == [1, 2, 3]
     assert two == pytest.approx(alone, abs=1e-5)
     assert three == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.skipif(HOROVOD_IS_MISSING or package("lightning") is None, reason="Horovod or Lightning is not installed")
+@pytest.mark.timeout(200)
+def test_trainer_as_written(folder: Path) -> None:
+    """The commands below the Trainer: it starts its own workers, and two launchers start them."""
+    block = next(block for block in fences("bash") if "python lightning_train.py" in block)
+    own = {"python": [sys.executable], "farandole": FARANDOLE, "horovodrun": [find_launcher("horovodrun")]}
+    commands = [[part for word in shlex.split(line) for part in own.get(word, [word])] for line in block.splitlines()]
+    alone, by_horovodrun, by_us = (run(folder, *command) for command in commands)
+    assert list(alone) == [1, 2, 3]
+    assert by_horovodrun == pytest.approx(alone, abs=1e-5)
+    assert by_us == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.timeout(60)
