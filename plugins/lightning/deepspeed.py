@@ -135,9 +135,6 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         assert self.engine is not None
         return whole_optimizer_state(self.adapter, self.engine)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        _strategies.DDPStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
     @property
     def restore_checkpoint_after_setup(self) -> bool:
         return True
@@ -145,10 +142,6 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
     @property
     def lightning_restore_optimizer(self) -> bool:
         return True
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        found: dict[str, Any] = _strategies.DDPStrategy.load_checkpoint(self, checkpoint_path, weights_only)
-        return found
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         if self.engine is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_KEY = "farandole"
+
 
 class TrainingPosition:
     """The number of batches of this epoch that are trained on, by the counters of Lightning's fit loop.
@@ -34,3 +36,18 @@ class TrainingPosition:
     def _is_inside(self) -> bool:
         progress = self._fit_loop.epoch_loop.batch_progress
         return progress.current.processed > 0 and not progress.is_last_batch
+
+
+def take_out_position(checkpoint: dict[str, Any]) -> None:
+    """Move what our loaders say from where Lightning puts it: without our loaders, Lightning refuses to load that."""
+    state = checkpoint["loops"]["fit_loop"]["state_dict"]
+    loaders = state.get("combined_loader", ())
+    if loaders and all("samples" in loader for loader in loaders):
+        checkpoint[_KEY] = {"combined_loader": state.pop("combined_loader")}
+
+
+def put_back_position(checkpoint: dict[str, Any]) -> None:
+    """Move what `take_out_position` took out to where Lightning looks for it."""
+    state = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict")
+    if state is not None:
+        state.update(checkpoint.get(_KEY, {}))

@@ -17,7 +17,7 @@ from . import environment, job
 from .data import Share, ShareLoader, ShareSampler, plan_of, rebuild
 from .joining import ON_DEMAND, Joining, engines_of
 from .package import fabric_part, trainer_part
-from .position import TrainingPosition
+from .position import TrainingPosition, put_back_position, take_out_position
 from .unshared import watch
 
 _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
@@ -260,11 +260,11 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
 
     def process_dataloader(self, dataloader: Any) -> Any:
         trainer, worker = self.lightning_module.trainer, self.adapter.worker
-        if worker.world_size == 1:
-            return dataloader
         ours = self._own_sampling and isinstance(dataloader, torch.utils.data.DataLoader)
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         plan = plan_of(dataloader, worker, seed, self.adapter.broadcast, trainer.training) if ours else None
+        if plan is None and worker.world_size == 1:
+            return dataloader
         if plan is None:
             copies = ours and isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
             return watch(dataloader, self.adapter, trainer.training, refuse_copies=copies)
@@ -277,6 +277,17 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         if position.is_resumed_without_state():
             shared.resume(trainer.fit_loop.epoch_progress.current.processed, position.batches * plan.batch_size)
         return shared
+
+    # Checkpoints.
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        take_out_position(checkpoint)
+        _DDPStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = _DDPStrategy.load_checkpoint(self, checkpoint_path, *arguments, **options)
+        put_back_position(checkpoint)
+        return checkpoint
 
     def _note_trained(self, loader: ShareLoader, share: Share) -> None:
         if self._shares_used:

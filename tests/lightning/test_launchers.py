@@ -55,7 +55,11 @@ def final_loss(job: JobResult) -> float:
     """Return the loss that one worker, and only one, printed at the end of a job that succeeded."""
     assert job.returncode == 0, job.describe()
     assert not job.survivors, job.describe()
-    (printed,) = re.findall(r"final loss: (\d+\.\d{9})", job.output)
+    return printed_loss(job.output)
+
+
+def printed_loss(output: str) -> float:
+    (printed,) = re.findall(r"final loss: (\d+\.\d{9})", output)
     return float(printed)
 
 
@@ -95,10 +99,21 @@ def test_one_file_under_every_launcher(strategy: str, launcher: str, alone: floa
     assert f"{strategy}: 9" in job.output, "the strategy that was asked for, and at least 90 %"
 
 
-def test_the_byte_model_as_on_one_device_with_stock_lightning() -> None:
+@pytest.mark.parametrize("strategy", ["horovod", "deepspeed_zero_2"])
+def test_one_file_on_one_worker(strategy: str, alone: float) -> None:
+    options = ["--strategy", strategy, "--devices", "1", "--batch-size", str(32 * WORKERS)]
+    job = run_marked([sys.executable, str(DIGITS), "--max-epochs", str(EPOCHS), *options], timeout=100)
+    assert final_loss(job) == pytest.approx(alone, abs=1e-5), job.describe()
+
+
+def test_the_byte_model_as_on_one_device_with_stock_lightning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     size = ["--layers", "2", "--width", "64", "--sequence-length", "64", "--max-steps", "10"]
-    stock = [sys.executable, str(BYTES), *size, "--strategy", "auto", "--devices", "1", "--batch-size", "16"]
-    expected = final_loss(run_marked(stock, timeout=100))
+    stock = ["--strategy", "auto", "--devices", "1", "--batch-size", "16"]
+    monkeypatch.setattr(sys, "argv", [str(BYTES), *size, *stock])
+    runpy.run_path(str(BYTES), run_name="__main__")
+    expected = printed_loss(capsys.readouterr().out)
     job = run_marked(command("farandole", "horovod", BYTES, *size, "--batch-size", "8"), timeout=100)
     assert final_loss(job) == pytest.approx(expected, abs=1e-5), job.describe()
     assert re.search(r"horovod: [4-7]\.\d\d\d bits per byte after 10 steps", job.output), job.describe()

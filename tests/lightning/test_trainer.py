@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -65,6 +66,26 @@ def fitted(folder: Path) -> Run:
         return run_job(strategy, workers, [str(PROGRAM), str(folder), other, *names], timeout=200)
 
     return run
+
+
+@pytest.mark.parametrize("strategy", ["horovod", "deepspeed_zero_3"])
+def test_stock_lightning_takes_up_our_checkpoint(fitted: Run, folder: Path, strategy: str) -> None:
+    """Weights, optimizer and counters; it begins the epoch's data anew, as it does after itself."""
+    job = fitted(strategy, 2)
+    checkpoint = folder / f"{strategy}-2" / "resumed" / "middle-step=7.ckpt"
+    assert checkpoint.exists(), job.describe()
+    lines = [
+        "import trainer_scenarios as s",
+        "t = s.pl.Trainer(accelerator='cpu', devices=1, max_epochs=3, logger=False, enable_checkpointing=False)",
+        f"t.fit(s.Net(), s.DataLoader(s.data(), 12), ckpt_path={str(checkpoint)!r})",
+        "print('ended', t.global_step, t.optimizers[0].state_dict()['state'][0]['step'])",
+    ]
+    environ = {**os.environ, "PYTHONPATH": str(FOLDER)}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], env=environ, cwd=folder, capture_output=True, text=True, timeout=100
+    )
+    # Nine batches an epoch, without accumulation now: five of this epoch and nine of the last, after the seven.
+    assert done.stdout.splitlines()[-1] == "ended 21 tensor(21.)", done.stderr
 
 
 @pytest.mark.parametrize(("strategy", "workers", "name"), CASES)

@@ -36,7 +36,6 @@ class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
     frontend = "Fabric"
 
     def __init__(self, name: str, **options: Any) -> None:
-        self._chosen_accelerator: Any = None
         _DDPStrategy.__init__(self)
         self._stand_for(name, options)
         self._backward_sync_control: Any = _NothingToBlock()
@@ -48,15 +47,6 @@ class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._counts_nothing = False
 
     # Who and where.
-
-    @property
-    def accelerator(self) -> Any:
-        return self._chosen_accelerator
-
-    @accelerator.setter
-    def accelerator(self, chosen: Any) -> None:
-        # Not where Fabric looks for one of the user's: a second Fabric would complain of two, and we say what is wrong.
-        self._chosen_accelerator = chosen
 
     def _configure_launcher(self) -> None:
         environment.check_nodes(self.cluster_environment, self.num_nodes, self.frontend)
