@@ -18,6 +18,7 @@ from .data import Share, ShareLoader, ShareSampler, plan_of, rebuild
 from .joining import ON_DEMAND, Joining, engines_of
 from .package import fabric_part, trainer_part
 from .position import TrainingPosition, put_back_position, take_out_position
+from .sigterm import SigtermWatch
 from .unshared import watch
 
 _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
@@ -45,6 +46,7 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._reduced: set[Engine] = set()
         self._counts_nothing = False
         self._of_optimizer: dict[int, Engine] = {}
+        self._sigterm: SigtermWatch | None = None
 
     # Who and where.
 
@@ -110,6 +112,8 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
             self.setup_optimizers(trainer)
             self._wrap(trainer)
             if self.adapter.worker.world_size > 1:
+                self._sigterm = SigtermWatch(trainer)
+                self._sigterm.install()
                 warn_of_batch_norm(module, stacklevel=2)
         elif not self.engines and self.world_size > 1:
             self._share_weights(module)
@@ -299,6 +303,11 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._evaluated = share
 
     # The end.
+
+    def on_train_end(self) -> None:
+        if self._sigterm is not None:
+            self._sigterm.settle()
+        super().on_train_end()
 
     def on_exception(self, exception: BaseException) -> None:
         super().on_exception(exception)

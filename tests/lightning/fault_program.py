@@ -1,6 +1,6 @@
 """A training with Lightning in which one worker breaks as it is told.
 
-python fault_program.py raise | kill --rank 1 --strategy horovod --devices 2
+python fault_program.py raise | kill | term --rank 1 --strategy horovod --devices 2
 """
 
 from __future__ import annotations
@@ -31,16 +31,27 @@ class Module(pl.LightningModule):
                 raise ValueError("the mistake in the module")
             if self.fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "term":
+                os.kill(os.getpid(), signal.SIGTERM)
         return self.layer(batch[0]).square().mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
+class End(pl.Callback):
+    """Says after which step a worker was ended, and why."""
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        print(
+            f"rank {trainer.global_rank} {type(exception).__name__} after {trainer.global_step}\n", end="", flush=True
+        )
+
+
 def main() -> None:
     watch_stacks()
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("fault", choices=["raise", "kill"])
+    arguments.add_argument("fault", choices=["raise", "kill", "term"])
     arguments.add_argument("--rank", type=int, default=1)
     arguments.add_argument("--strategy", default="horovod")
     arguments.add_argument("--devices", default="auto")
@@ -48,7 +59,7 @@ def main() -> None:
     options = arguments.parse_args()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     workers = {"strategy": options.strategy, "devices": options.devices, "num_nodes": options.num_nodes}
-    trainer = pl.Trainer(**workers, accelerator="cpu", max_epochs=50, **quiet)
+    trainer = pl.Trainer(**workers, accelerator="cpu", max_epochs=50, callbacks=[End()], **quiet)
     trainer.fit(Module(options.fault, options.rank), DataLoader(TensorDataset(torch.ones(64, 4)), 2))
     print("TRAINED", flush=True)
 

@@ -1,0 +1,60 @@
+"""Have all workers stop after the same batch when one of them is asked to end (SIGTERM), so that all can save.
+
+Lightning means to, but broadcasts from inside its signal handler: a worker that is asked alone waits there for ever,
+and one that is asked between two collectives mixes them up. (It also waits for a broadcast before each batch.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .package import trainer_part
+
+
+class SigtermWatch:
+    """Takes the place of what one Trainer does, from Lightning 2.5.5 on, when it trains.
+
+    Whether somebody was asked is found out while a batch is trained on, and read before the next one.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._asked = False
+        self._under_way: tuple[Any, torch.Tensor] | None = None
+
+    def install(self) -> None:
+        """Have the Trainer call `note` on SIGTERM, and `look` before each batch."""
+        loop = self._trainer.fit_loop.epoch_loop
+        if hasattr(loop, "_broadcast_sigterm_tensor"):
+            loop._broadcast_sigterm_tensor = self.look
+            self._trainer._signal_connector._sigterm_notifier_fn = self.note
+
+    def note(self, signum: int, frame: Any) -> None:
+        """Take note of the signal, and pass it on to the workers that this one has started."""
+        if not self._asked:
+            self._asked = True
+            self._trainer.strategy.launcher.kill(signum)
+
+    def look(self) -> None:
+        """Start to find out, and read what was found out during the last batch.
+
+        Raises:
+            SIGTERMException: a worker had been asked to end.
+        """
+        if self.settle():
+            self._trainer._signal_connector.received_sigterm = True
+            raise trainer_part("utilities.exceptions").SIGTERMException
+        flag = torch.tensor([int(self._asked)], device=self._trainer.strategy.root_device)
+        self._under_way = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
+
+    def settle(self) -> bool:
+        """Return what is being found out; nothing is any more."""
+        if self._under_way is None:
+            return False
+        work, flag = self._under_way
+        self._under_way = None
+        work.wait()
+        return bool(flag.item())
