@@ -92,6 +92,15 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
                 "join them to one with several parameter groups, or use strategy='horovod' or 'ddp'"
             )
 
+    def _learning(self) -> set[int]:
+        return {id(parameter) for parameter in self.lightning_module.parameters() if parameter.requires_grad}
+
+    def _take_up_unfrozen(self, batch_idx: int) -> None:
+        raise OptionError(
+            "parameters were unfrozen while training, and DeepSpeed has partitioned the others without them: unfreeze "
+            "them before fit(), or use strategy='horovod' or 'ddp'"
+        )
+
     def model_to_device(self) -> None:
         _strategies.DDPStrategy.model_to_device(self)
 

@@ -46,6 +46,7 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._reduced: set[Engine] = set()
         self._counts_nothing = False
         self._of_optimizer: dict[int, Engine] = {}
+        self._known: set[int] = set()
         self._sigterm: SigtermWatch | None = None
 
     # Who and where.
@@ -143,6 +144,32 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         engines = [self.adapter.wrap(self.model, optimizer, accumulate) for optimizer in self._trained_with()]
         engines_of[module] = engines
         self._of_optimizer = {id(engine.optimizer): engine for engine in engines}
+        self._known = self._learning()
+
+    def _learning(self) -> set[int]:
+        """Return the identities of the parameters that are trained now."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        return {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if not self._learning() <= self._known:
+            self._take_up_unfrozen(batch_idx)
+
+    def _take_up_unfrozen(self, batch_idx: int) -> None:
+        """Have the engine reduce gradients of parameters too that were frozen, or in no optimizer, when it was made.
+
+        Raises:
+            OptionError: gradients of other micro-batches are being added up.
+        """
+        trainer = self.lightning_module.trainer
+        if batch_idx % trainer.accumulate_grad_batches != 0:
+            raise OptionError(
+                "parameters were unfrozen, or given to an optimizer, between micro-batches of one step: do it at the "
+                "start of an epoch"
+            )
+        self._release()
+        self._wrap(trainer)
 
     def _trained_with(self) -> list[torch.optim.Optimizer]:
         own = {id(parameter) for parameter in self.model.parameters()}

@@ -34,6 +34,8 @@ CASES += [(strategy, 3, name) for strategy in ("horovod", "deepspeed_zero_3") fo
 REFUSED = {
     "two_optimizers": "strategy='horovod'",
     "averaged": "SWA does not currently support sharded models",
+    "finetuned": "does not support running with the DeepSpeed strategy",
+    "unfrozen": "use strategy='horovod' or 'ddp'",
     "scheduled_accumulation": "does not support `accumulate_grad_batches` changing",
 }
 
