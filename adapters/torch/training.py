@@ -50,6 +50,7 @@ class TorchTraining(Training):
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
         self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, accumulate)
         self.optimizer = self.engine.optimizer
+        self._frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         self._last_loss: Pending | None = None
         self._saver = Saver(strategy, lambda storage, keep: checkpoint.TorchSave(storage, self, strategy, keep))
         strategy.settle_before_leaving(self._settle)
@@ -60,6 +61,11 @@ class TorchTraining(Training):
     def step(self, batch: Batch) -> Pending:
         if len(batch.micro) != self._accumulate:
             raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={self._accumulate}")
+        if any(parameter.requires_grad for parameter in self._frozen):
+            raise OptionError(
+                "a parameter requires a gradient that was frozen when the model was prepared, and engines do not "
+                "reduce it: unfreeze it before prepare(), and hold it back by a learning rate of 0 in its own group"
+            )
         self._settle()  # long reduced by now; a reduction is never left behind
         if batch.random_seed is not None:
             _seed(batch.random_seed, self._strategy.device)

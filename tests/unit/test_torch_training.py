@@ -306,6 +306,18 @@ def test_a_parameter_that_a_step_does_not_use_keeps_nothing_of_the_step_before(s
     assert not torch.equal(model[0].weight, net()[0].weight)
 
 
+def test_a_parameter_that_is_unfrozen_later_is_refused(strategy: Strategy) -> None:
+    """DDP, Horovod and ZeRO took note of what is trained: each worker would go its own way with the rest."""
+    model = net()
+    model[0].requires_grad_(False)
+    training = strategy.prepare(model, sgd(model), mse)
+    batches = training.batches(data(), BATCH)
+    training.step(next(batches))
+    model[0].requires_grad_(True)
+    with pytest.raises(OptionError, match="was frozen when the model was prepared"):
+        training.step(next(batches))
+
+
 def test_a_learning_rate_that_is_changed_acts(strategy: Strategy) -> None:
     model = net()
     training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), mse)
