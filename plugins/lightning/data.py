@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, Sampl
 
 from ...adapters import DataError, Worker
 from ...adapters.order import GlobalOrder, Indices, part
+from ...adapters.torch.strategy import TorchStrategy
 from .package import trainer_part
 
 
@@ -51,6 +52,10 @@ class Plan(ABC):
         """Return the number of samples of a whole epoch."""
 
     @abstractmethod
+    def stand_ins(self) -> int:
+        """Return how many workers have no samples of the last batch of an epoch."""
+
+    @abstractmethod
     def batches(self, epoch: int, skip: int) -> Iterator[list[Any]]:
         """Yield the batches after the first `skip` samples, each as a list of the workers' parts."""
 
@@ -76,14 +81,18 @@ class SamplePlan(Plan):
         whole = length // batch_size
         self._count = whole if drop_last else math.ceil(length / batch_size)
         self._length = whole * batch_size if drop_last else length
-        last = self._length - (self._count - 1) * batch_size
+        last = self._length - (self._count - 1) * batch_size if self._count else world_size
         self._balanced = balance and last < world_size and self._count > 1 and batch_size + last >= 2 * world_size
+        self._stand_ins = 0 if self._balanced else max(0, world_size - last)
 
     def __len__(self) -> int:
         return self._count
 
     def length(self) -> int:
         return self._length
+
+    def stand_ins(self) -> int:
+        return self._stand_ins
 
     def batches(self, epoch: int, skip: int) -> Iterator[list[Any]]:
         order = self._order(epoch)
@@ -109,6 +118,9 @@ class BatchPlan(Plan):
 
     def length(self) -> int:
         return self._count
+
+    def stand_ins(self) -> int:
+        return -self._count % self._world_size
 
     def batches(self, epoch: int, skip: int) -> Iterator[list[Any]]:
         drawn = self._batches(epoch)
@@ -173,7 +185,7 @@ class Position(Protocol):
 
 
 class ShareLoader:
-    """A DataLoader that tells, for each batch it yields, which share of the workers' batch it is.
+    """A DataLoader that tells, for each batch it yields, which share of the workers' batch it is; `None` at the end.
 
     position: of the training that it loads for, which goes into checkpoints; `None` for an evaluation.
     """
@@ -182,13 +194,14 @@ class ShareLoader:
         self,
         loader: Any,
         sampler: ShareSampler,
-        tell: Callable[[ShareLoader, Share], None],
+        tell: Callable[[ShareLoader, Share | None], None],
         position: Position | None = None,
     ) -> None:
         self._loader = loader
         self._share_sampler = sampler
         self._tell = tell
         self._position = position
+        self._has_state = False
         self._base = (0, 0)  # batches, and samples, that came before it, in the epoch that it was resumed in
         if position is not None:
             self.state_dict = self._state_dict
@@ -204,9 +217,12 @@ class ShareLoader:
 
     def __iter__(self) -> Iterator[Any]:
         shares = self._share_sampler.shares()
-        for batch in self._loader:
-            self._tell(self, next(shares))
-            yield batch
+        try:
+            for batch in self._loader:
+                self._tell(self, next(shares))
+                yield batch
+        finally:
+            self._tell(self, None)
 
     def resume(self, epoch: int, samples: int) -> None:
         """Leave out the first `samples` of `epoch`, and have the framework count on from there."""
@@ -219,6 +235,11 @@ class ShareLoader:
         self._share_sampler.skip = (epoch, samples)
         self._position.move(batches)
 
+    def resume_by_count(self, epoch: int) -> None:
+        """Where a checkpoint said how many batches were trained on, but not what of, take them for batches of now."""
+        if not self._has_state and self._position is not None:
+            self.resume(epoch, self._position.batches * self._share_sampler.plan.batch_size)
+
     def _state_dict(self) -> dict[str, Any]:
         assert self._position is not None
         sampler = self._share_sampler
@@ -228,6 +249,7 @@ class ShareLoader:
         return {"epoch": sampler.epoch, "samples": min(samples, length), "length": length}
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
+        self._has_state = True
         length = self._share_sampler.plan.length()
         if state["length"] != length and 0 < state["samples"] < state["length"]:
             raise DataError(
@@ -235,6 +257,21 @@ class ShareLoader:
                 f"data has {length} now: resume with the same data, or from a checkpoint of an epoch's end"
             )
         self.resume(state["epoch"], state["samples"])
+
+
+def refuse_different_plans(plan: Plan, adapter: TorchStrategy) -> None:
+    """Compare what the workers are to share out.
+
+    Raises:
+        DataError: it is not of one size, so that it is not one dataset.
+    """
+    sizes = adapter.gather((plan.length(), plan.batch_size))
+    if len(set(sizes)) > 1:
+        told = ", ".join(f"{length} in batches of {size} over all" for length, size in sizes)
+        raise DataError(
+            f"the workers' DataLoaders have different numbers of samples ({told}): give all workers the whole dataset, "
+            "which is shared out for you, or pass use_distributed_sampler=False"
+        )
 
 
 def rebuild(loader: Any, sampler: ShareSampler, predicting: bool) -> Any:
@@ -280,7 +317,7 @@ def plan_of(loader: Any, worker: Worker, seed: int, share: Callable[[Any], Any],
 
         return BatchPlan(draw, len(batches), worker.world_size)
     size = (1 if batches is None else batches.batch_size) * worker.world_size
-    drop_last = training and batches is not None and bool(batches.drop_last)
+    drop_last = batches is not None and bool(batches.drop_last)
     return SamplePlan(_order(sampler, seed, share), len(sampler), size, worker.world_size, drop_last, not training)
 
 

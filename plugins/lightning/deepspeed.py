@@ -40,8 +40,6 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         timeout: seconds that a collective may take.
     """
 
-    strategy_name = "deepspeed_zero"
-
     def __init__(
         self,
         stage: int = 2,
@@ -59,6 +57,7 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         self.config = {"zero_optimization": {"stage": stage}}  # what Lightning asks it for
         self._forward_redirection = _ThroughEngine(self)
         self._between_updates = False
+        self._configured_norm = 0.0
 
     def _options(self) -> dict[str, Any]:
         return {"precision": computes_in(self.precision_plugin.precision), **super()._options()}
@@ -130,7 +129,29 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         """Apply the gradients."""
         assert self.engine is not None
         self.engine.update()
+        self.engine.clip_grad_norm(self._configured_norm)  # what a step was clipped at is not for the next one
         self._between_updates = False
+
+    def _wrap(self, trainer: Any) -> None:
+        AdapterStrategy._wrap(self, trainer)
+        assert self.engine is not None
+        self._configured_norm = self.engine.deepspeed_engine.gradient_clipping()
+
+    def _before_step(self, optimizer: Any, *arguments: Any) -> None:
+        if not self._stepping:
+            raise OptionError(
+                "step() of a bare optimizer, which sees this worker's part only: step what self.optimizers() returns"
+            )
+
+    def teardown(self) -> None:
+        if self.engine is None or self.root_device.type == "cpu":
+            AdapterStrategy.teardown(self)
+            return
+        # Lightning would move parameters to the CPU, away from what DeepSpeed has made of them.
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+        self.checkpoint_io.teardown()
 
     # Checkpoints, whole.
 
@@ -191,7 +212,8 @@ class ZeroPrecision(_DeepSpeedPrecision):  # type: ignore[misc]
         if clip_val and gradient_clip_algorithm == "value":
             raise OptionError("gradient_clip_algorithm='value': DeepSpeed clips by norm only")
         assert self._strategy.engine is not None
-        self._strategy.engine.clip_grad_norm(max(clip_val or 0.0, 0.0))
+        if clip_val and clip_val > 0:
+            self._strategy.engine.clip_grad_norm(clip_val)
 
 
 class _ThroughEngine(_ForwardRedirection):  # type: ignore[misc]

@@ -69,7 +69,11 @@ def resolve(environment: Any) -> Any:
 
 
 def launch_of(environment: Any, local_world_size: int) -> Launch:
-    """Describe this worker to an engine, as Lightning's environment does to Lightning."""
+    """Describe this worker to an engine, as Lightning's environment does to Lightning.
+
+    Raises:
+        LauncherError: a variable of another job's keeps Lightning from starting workers.
+    """
     if isinstance(environment, LauncherEnvironment):
         return environment.launch
     worker = Worker(
@@ -79,6 +83,12 @@ def launch_of(environment: Any, local_world_size: int) -> Launch:
         local_world_size,
         environment.node_rank(),
     )
+    left_behind = isinstance(environment, _environments.LightningEnvironment) and "MASTER_PORT" not in os.environ
+    if worker.world_size > 1 and environment.creates_processes_externally and left_behind:
+        raise LauncherError(
+            f"LOCAL_RANK={worker.local_rank} is set, so that Lightning starts no workers, but no MASTER_ADDR and "
+            "MASTER_PORT tell where to meet those of another launcher: unset LOCAL_RANK, or set all of them"
+        )
     address = (environment.main_address, environment.main_port) if worker.world_size > 1 else None
     return Launch("lightning", worker, address)
 

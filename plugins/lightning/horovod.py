@@ -19,8 +19,6 @@ class HorovodStrategy(AdapterStrategy):
         num_groups: all-reduce gradients in this many groups; 0 lets Horovod fuse them as they come.
     """
 
-    strategy_name = "horovod"
-
     def __init__(
         self,
         compression: Literal["none", "fp16"] = "none",

@@ -15,7 +15,7 @@ from ...adapters.torch.rendezvous import init_companion_group
 from ...adapters.torch.strategy import TorchStrategy
 
 _joined: list[tuple[Any, TorchStrategy]] = []
-_companions: list[TorchStrategy] = []  # those that have a process group of torch's beside them
+_companions: list[Any] = []  # the process group of torch's, where we made it beside a strategy
 
 
 def join(key: Any, create: Callable[[], TorchStrategy]) -> TorchStrategy:
@@ -24,12 +24,13 @@ def join(key: Any, create: Callable[[], TorchStrategy]) -> TorchStrategy:
         if known == key:
             return strategy
     leave()
+    _leave_companion_group()  # of one that was abandoned
     strategy = create()
     strategy.__enter__()
     _joined.append((key, strategy))
     if strategy.worker.world_size > 1 and not dist.is_initialized():
         init_companion_group(strategy)
-        _companions.append(strategy)
+        _companions.append(dist.group.WORLD)
     _leave_at_exit()
     return strategy
 
@@ -39,11 +40,15 @@ def leave() -> None:
     while _joined:
         strategy = _joined.pop()[1]
         strategy.barrier()  # nobody is in a collective of the group any more
-        if strategy in _companions:
-            _companions.remove(strategy)
-            dist.destroy_process_group()
-            time.sleep(0.02)  # Gloo's threads let go of their last tensors under the GIL (pytorch#179291)
+        _leave_companion_group()
         strategy.__exit__(None, None, None)
+
+
+def _leave_companion_group() -> None:
+    if _companions:
+        _companions.clear()
+        dist.destroy_process_group()
+        time.sleep(0.02)  # Gloo's threads let go of their last tensors under the GIL (pytorch#179291)
 
 
 def abandon(strategy: TorchStrategy, error: BaseException) -> None:

@@ -20,10 +20,9 @@ class TrainingPosition:
     def batches(self) -> int:
         return int(self._fit_loop.epoch_loop.batch_progress.current.processed)
 
-    def is_resumed_without_state(self) -> bool:
-        """Whether it stands in the middle of an epoch by a checkpoint that does not say after which samples."""
-        loop = self._fit_loop
-        return loop.restarting and self._is_inside() and not loop._combined_loader_states_to_load
+    def is_resumed(self) -> bool:
+        """Whether it stands in the middle of an epoch by a checkpoint."""
+        return self._fit_loop.restarting and self._is_inside()
 
     def move(self, batches: int) -> None:
         """Count on from `batches`, where the batches have another size than when the checkpoint was written."""
@@ -48,6 +47,13 @@ def take_out_position(checkpoint: dict[str, Any]) -> None:
 
 def put_back_position(checkpoint: dict[str, Any]) -> None:
     """Move what `take_out_position` took out to where Lightning looks for it."""
-    state = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict")
-    if state is not None:
-        state.update(checkpoint.get(_KEY, {}))
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    kept = checkpoint.get(_KEY)
+    if not loop or not kept:
+        return
+    loop["state_dict"].update(kept)
+    inside = any(loader["samples"] < loader["length"] for loader in kept["combined_loader"])
+    if inside and not loop["epoch_loop.batch_progress"]["is_last_batch"]:
+        # Stopped by max_steps, for one: Lightning counts the epoch as done, and would leave out the rest of it.
+        for counters in loop["epoch_progress"].values():
+            counters["processed"] = counters["completed"] = counters["started"] - 1

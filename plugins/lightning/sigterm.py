@@ -22,7 +22,8 @@ class SigtermWatch:
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._asked = False
+        self._asked = False  # this worker
+        self._ending = False  # all of them, once they have found out
         self._under_way: tuple[Any, torch.Tensor] | None = None
 
     def install(self) -> None:
@@ -39,12 +40,15 @@ class SigtermWatch:
             self._trainer.strategy.launcher.kill(signum)
 
     def look(self) -> None:
-        """Start to find out, and read what was found out during the last batch.
+        """Read what was found out during the last batch, and start to find out again.
 
         Raises:
             SIGTERMException: a worker had been asked to end.
         """
-        if self.settle():
+        self._ending |= self.settle()
+        batches = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        # Not between micro-batches: their gradients would be lost, and count as trained on.
+        if self._ending and batches % self._trainer.accumulate_grad_batches == 0:
             self._trainer._signal_connector.received_sigterm = True
             raise trainer_part("utilities.exceptions").SIGTERMException
         flag = torch.tensor([int(self._asked)], device=self._trainer.strategy.root_device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
 from ...adapters.torch.stand_in import refuse_gradients_of_nothing, without_side_effects
 from . import environment, job
-from .data import Share, ShareLoader, ShareSampler, plan_of, rebuild
+from .data import Share, ShareLoader, ShareSampler, plan_of, rebuild, refuse_different_plans
 from .joining import ON_DEMAND, Joining, engines_of
 from .package import fabric_part, trainer_part
 from .position import TrainingPosition, put_back_position, take_out_position
@@ -47,6 +48,8 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._counts_nothing = False
         self._of_optimizer: dict[int, Engine] = {}
         self._known: set[int] = set()
+        self._stepping = False
+        self._step_hooks: list[Any] = []
         self._sigterm: SigtermWatch | None = None
 
     # Who and where.
@@ -103,11 +106,12 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
             self._synchronize_batch_norm()
         self._take_over_sampling(trainer)
         self._shares.clear()
+        self._evaluated = None
         module = self.lightning_module
         self.model: Any = self.precision_plugin.convert_module(module)
         if fitting:
             self._release()
-        if not self.engines:
+        if not self.engines or not self.adapter.capabilities.shards:
             self.model_to_device()
         if fitting:
             self.setup_optimizers(trainer)
@@ -145,6 +149,11 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         engines_of[module] = engines
         self._of_optimizer = {id(engine.optimizer): engine for engine in engines}
         self._known = self._learning()
+        for hook in self._step_hooks:
+            hook.remove()
+        self._step_hooks = []
+        if not module.automatic_optimization:
+            self._step_hooks = [engine.optimizer.register_step_pre_hook(self._before_step) for engine in engines]
 
     def _learning(self) -> set[int]:
         """Return the identities of the parameters that are trained now."""
@@ -237,7 +246,18 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
             self.reduce_gradients(optimizer)
             return result
 
-        return super().optimizer_step(optimizer, closure_and_reduction, model, **kwargs)
+        self._stepping = True
+        try:
+            return super().optimizer_step(optimizer, closure_and_reduction, model, **kwargs)
+        finally:
+            self._stepping = False
+            self._reduced.clear()
+
+    def _before_step(self, optimizer: Any, *arguments: Any) -> None:
+        """Reduce the gradients for the step of a bare optimizer, which Lightning does not see."""
+        if not self._stepping:
+            self._reduced.clear()
+            self.reduce_gradients(optimizer)
 
     @contextlib.contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -292,22 +312,43 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
     def process_dataloader(self, dataloader: Any) -> Any:
         trainer, worker = self.lightning_module.trainer, self.adapter.worker
         ours = self._own_sampling and isinstance(dataloader, torch.utils.data.DataLoader)
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        seed_workers = fabric_part("utilities.data")._auto_add_worker_init_fn
+        seed = self.adapter.broadcast(int(os.environ.get("PL_GLOBAL_SEED", 0)))
         plan = plan_of(dataloader, worker, seed, self.adapter.broadcast, trainer.training) if ours else None
         if plan is None and worker.world_size == 1:
             return dataloader
         if plan is None:
+            seed_workers(dataloader, self.global_rank)
             copies = ours and isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
             return watch(dataloader, self.adapter, trainer.training, refuse_copies=copies)
         sampler = ShareSampler(plan, worker, alone=dataloader.batch_sampler is None)
+        refuse_different_plans(plan, self.adapter)
         loader = rebuild(dataloader, sampler, trainer.predicting)
+        seed_workers(loader, self.global_rank)  # Lightning would give this to the loader around it
         if not trainer.training:
+            if plan.stand_ins() > 0 and worker.is_main:
+                warnings.warn(
+                    f"the last batch has no samples for {plan.stand_ins()} worker(s), which repeat one: logged means "
+                    "leave it out, metric objects and predictions do not. A larger batch size avoids it",
+                    stacklevel=2,
+                )
             return ShareLoader(loader, sampler, self._note_evaluated)
-        position = TrainingPosition(trainer.fit_loop)
-        shared = ShareLoader(loader, sampler, self._note_trained, position)
-        if position.is_resumed_without_state():
-            shared.resume(trainer.fit_loop.epoch_progress.current.processed, position.batches * plan.batch_size)
-        return shared
+        return ShareLoader(loader, sampler, self._note_trained, TrainingPosition(trainer.fit_loop))
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        loop = self.lightning_module.trainer.fit_loop
+        # Loaders that were asked for before the checkpoint was read, as estimated_stepping_batches does, know of none.
+        loop._load_combined_loader_states()
+        shared = [loader for loader in loop._combined_loader.flattened if isinstance(loader, ShareLoader)]
+        if shared and loop.max_batches == float("inf"):
+            raise DataError(
+                "one of the loaders of a training step has no length, and Lightning then reads the next batch before "
+                "this one is trained on, so that nobody knows its weight: give all of them a length"
+            )
+        if TrainingPosition(loop).is_resumed():
+            for loader in shared:
+                loader.resume_by_count(loop.epoch_progress.current.processed)
 
     # Checkpoints.
 
@@ -320,13 +361,16 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         put_back_position(checkpoint)
         return checkpoint
 
-    def _note_trained(self, loader: ShareLoader, share: Share) -> None:
+    def _note_trained(self, loader: ShareLoader, share: Share | None) -> None:
         if self._shares_used:
             self._shares.clear()
             self._shares_used = False
-        self._shares[loader] = share
+        if share is None:
+            self._shares.pop(loader, None)
+        else:
+            self._shares[loader] = share
 
-    def _note_evaluated(self, loader: ShareLoader, share: Share) -> None:
+    def _note_evaluated(self, loader: ShareLoader, share: Share | None) -> None:
         self._evaluated = share
 
     # The end.

@@ -45,7 +45,11 @@ class Reader:
         self.position = Position()
         self.shares: list[Share] = []
         rebuilt = rebuild(loader, self.sampler, predicting=False)
-        self.loader: Any = ShareLoader(rebuilt, self.sampler, lambda _, share: self.shares.append(share), self.position)
+        self.loader: Any = ShareLoader(rebuilt, self.sampler, self.note, self.position)
+
+    def note(self, loader: ShareLoader, share: Share | None) -> None:
+        if share is not None:
+            self.shares.append(share)
 
     def read(self, epoch: int, batches: int | None = None) -> list[list[int]]:
         """Return the samples that count of the next batches, or of all that are left."""
@@ -134,6 +138,7 @@ def test_nobody_is_without_held_out_samples_where_it_can_be(length: int, batch_s
     assert len(batches) == len(plan)
     assert all(len(part) <= batch_size for parts in batches for part in parts)
     empty = sum(len(part) == 0 for parts in batches for part in parts)
+    assert empty == plan.stand_ins()
     assert empty == 0 or batch_size == 1 or length < workers
 
 
@@ -173,10 +178,10 @@ def test_a_sampler_without_batches_is_shared_out() -> None:
     plan = plan_of(loader, worker, 0, lambda value: value, training=True)
     assert plan is not None
     sampler = ShareSampler(plan, worker, alone=True)
-    shares: list[Share] = []
+    shares: list[Share | None] = []
     rebuilt = ShareLoader(rebuild(loader, sampler, False), sampler, lambda _, share: shares.append(share))
     assert [int(batch[0]) for batch in rebuilt] == [1, 3, 4]  # the last stands in for an empty share
-    assert [share.weight for share in shares] == [1, 1, 0]
+    assert [None if share is None else share.weight for share in shares] == [1, 1, 0, None]
 
 
 def test_other_data_is_refused_in_the_middle_of_an_epoch() -> None:

@@ -34,6 +34,7 @@ CASES += [(strategy, 3, name) for strategy in ("horovod", "deepspeed_zero_3") fo
 REFUSED = {
     "two_optimizers": "strategy='horovod'",
     "averaged": "SWA does not currently support sharded models",
+    "bare_optimizer": "step what self.optimizers() returns",
     "finetuned": "does not support running with the DeepSpeed strategy",
     "unfrozen": "use strategy='horovod' or 'ddp'",
     "scheduled_accumulation": "does not support `accumulate_grad_batches` changing",
@@ -79,7 +80,13 @@ def test_stock_lightning_takes_up_our_checkpoint(fitted: Run, folder: Path, stra
     lines = [
         "import trainer_scenarios as s",
         "t = s.pl.Trainer(accelerator='cpu', devices=1, max_epochs=3, logger=False, enable_checkpointing=False)",
-        f"t.fit(s.Net(), s.DataLoader(s.data(), 12), ckpt_path={str(checkpoint)!r})",
+        "class N(s.Net):",
+        "    def __init__(self):",
+        "        super().__init__()",
+        "        self.teacher = s.torch.nn.Linear(2, 2)",
+        "    def configure_optimizers(self):",
+        "        return s.torch.optim.AdamW(self.layers.parameters())",
+        f"t.fit(N(), s.DataLoader(s.data(), 12), ckpt_path={str(checkpoint)!r})",
         "print('ended', t.global_step, t.optimizers[0].state_dict()['state'][0]['step'])",
     ]
     environ = {**os.environ, "PYTHONPATH": str(FOLDER)}

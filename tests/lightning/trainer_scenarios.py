@@ -38,6 +38,10 @@ class Setting:
         self.other = other  # what workers of another strategy, or in another number, did
         self.is_stock = strategy == "auto"
 
+    def places(self) -> dict[str, Path]:
+        """Return the folders with checkpoints of this job, of the stock process, and of another job."""
+        return {"own": self.folder, "stock": self.stock, "other": self.other}
+
     def trainer(self, **options: Any) -> pl.Trainer:
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         options = {"max_epochs": 3, "enable_checkpointing": False, **quiet, **options}
@@ -228,6 +232,26 @@ def manual(setting: Setting) -> Numbers:
 
 
 @scenario
+def bare_optimizer(setting: Setting) -> Numbers:
+    """Manual optimization by the optimizer itself, without what Lightning wraps it in."""
+
+    class Bare(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    trainer = setting.trainer(max_epochs=1)
+    trainer.fit(Bare(), setting.loader(data()))
+    return weights(trainer)
+
+
+@scenario
 def two_optimizers(setting: Setting) -> Numbers:
     """Two optimizers in turns, whose backward passes leave gradients in each other's parameters."""
 
@@ -325,18 +349,33 @@ def resumed(setting: Setting) -> Numbers:
     """From the middle of an epoch: of a checkpoint of our own, and of one that stock Lightning wrote."""
     every = callbacks.ModelCheckpoint(setting.folder, "middle-{step}", every_n_train_steps=7, save_top_k=-1)
 
-    def fit(*checkpoints: Any, **options: Any) -> Numbers:
-        own: Any = {"callbacks": list(checkpoints), "enable_checkpointing": bool(checkpoints)}
-        trainer = setting.trainer(accumulate_grad_batches=2, **own)
-        trainer.fit(Net(), setting.loader(data()), setting.loader(data(HELD_OUT, 3)), **options)
-        return weights(trainer)
+    class Estimating(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = torch.nn.Linear(2, 2)  # trained by nobody, and not frozen either
 
-    whole = fit(every)
+        def configure_optimizers(self) -> Any:
+            assert self.trainer.estimated_stepping_batches >= 7  # has Lightning make the loaders now
+            return torch.optim.AdamW(self.layers.parameters(), lr=0.01, weight_decay=0.1)
+
+    def fit(*checkpoints: Any, max_steps: int = -1, **options: Any) -> tuple[pl.Trainer, Numbers]:
+        own: Any = {"callbacks": list(checkpoints), "enable_checkpointing": bool(checkpoints), "max_steps": max_steps}
+        torch.manual_seed(3 if checkpoints else 4)
+        trainer = setting.trainer(accumulate_grad_batches=2, **own)
+        trainer.fit(Estimating(), setting.loader(data()), setting.loader(data(HELD_OUT, 3)), **options)
+        return trainer, weights(trainer)
+
+    _, whole = fit(every)
     if setting.is_stock:
         # Stock Lightning itself begins such an epoch anew: what counts is the run that was never interrupted.
-        return {f"{of}.{name}": value for of in ("whole", "own", "stock", "other") for name, value in whole.items()}
-    places = {"own": setting.folder, "stock": setting.stock, "other": setting.other}
-    runs = {"whole": whole} | {of: fit(ckpt_path=place / "middle-step=7.ckpt") for of, place in places.items()}
+        runs = ("whole", "own", "stock", "other", "stopped")
+        return {f"{of}.{name}": value for of in runs for name, value in whole.items()}
+    torch.manual_seed(3)
+    stopped, _ = fit(callbacks.Callback(), max_steps=7)
+    stopped.save_checkpoint(setting.folder / "stopped.ckpt")
+    places = {of: place / "middle-step=7.ckpt" for of, place in setting.places().items()}
+    places["stopped"] = setting.folder / "stopped.ckpt"
+    runs = {"whole": whole} | {of: fit(ckpt_path=place)[1] for of, place in places.items()}
     return {f"{of}.{name}": value for of, found in runs.items() for name, value in found.items()}
 
 

@@ -56,6 +56,7 @@ class ZeroEngine(Engine):
         self._zero = deepspeed_engine.optimizer
         self._compare = compare and dist.get_world_size() > 1
         self._trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        self._partitioned = set(self._trained)
         self._dtype = self._trained[0].dtype
         self._used: set[torch.Tensor] = set()
         self._first_micro_batch = True
@@ -161,7 +162,7 @@ class ZeroEngine(Engine):
         if fragment is not None:
             slots = self.optimizer.state.get(fragment.held, {})
             return Shard(fragment.start, fragment.held.detach(), dict(slots), replicated=False)
-        if not parameter.requires_grad:
+        if parameter not in self._partitioned:
             return self._frozen_shard(parameter)
         return Shard(0, torch.empty(0), {}, replicated=False)
 
@@ -182,7 +183,7 @@ class ZeroEngine(Engine):
 
     @abstractmethod
     def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
-        """Return what this worker holds of a parameter that is not trained."""
+        """Return what this worker holds of a parameter that the optimizer does not update."""
 
     @abstractmethod
     def _fill_gradient(self, parameter: torch.nn.Parameter) -> None:

@@ -26,17 +26,19 @@ class LossShares:
         self._evaluated: set[tuple[int, int]] = set()  # the same, by modules in evaluation mode
         self._last: set[tuple[int, int]] = set()  # of the last loss, until something is loaded
 
-    def load(self, loader: ShareLoader, share: Share) -> None:
-        """Take note of a batch that was loaded. Loaders that are read before a module runs are read together."""
+    def load(self, loader: ShareLoader, share: Share | None) -> None:
+        """Take note of a batch that was loaded, or of the end of an iteration.
+
+        Loaders that are read before a module runs are read together.
+        """
+        if share is None:
+            self._loaded.pop(loader, None)
+            return
         if self._has_run:
             self._loaded.clear()
             self._has_run = False
         self._last.clear()
         self._loaded[loader] = share
-
-    def forget(self, loader: ShareLoader) -> None:
-        """Take note that an iteration is over."""
-        self._loaded.pop(loader, None)
 
     def run(self, training: bool) -> None:
         """Take note that a module runs on what is loaded."""
@@ -74,15 +76,8 @@ class SharedLoader(ShareLoader):
 
     def __init__(self, loader: Any, sampler: ShareSampler, shares: LossShares) -> None:
         super().__init__(loader, sampler, shares.load)
-        self._shares = shares
         # Fabric's own wrapper shows what it finds here.
         self.__dict__.update({name: value for name, value in vars(loader).items() if name not in self.__dict__})
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from super().__iter__()
-        finally:
-            self._shares.forget(self)
 
 
 class PlanByUse(Plan):
@@ -98,6 +93,9 @@ class PlanByUse(Plan):
 
     def length(self) -> int:
         return self._trained.length()
+
+    def stand_ins(self) -> int:
+        return self._trained.stand_ins()
 
     def batches(self, epoch: int, skip: int) -> Iterator[list[Any]]:
         plan = self._trained if torch.is_grad_enabled() else self._evaluated
