@@ -134,7 +134,11 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
 
     def _wrap(self, trainer: Any) -> None:
         AdapterStrategy._wrap(self, trainer)
-        assert self.engine is not None
+        if self.engine is None:
+            raise OptionError(
+                "configure_optimizers() returned no optimizer, and DeepSpeed shares out what one updates: return one, "
+                "or use strategy='horovod' or 'ddp'"
+            )
         self._configured_norm = self.engine.deepspeed_engine.gradient_clipping()
 
     def _before_step(self, optimizer: Any, *arguments: Any) -> None:
