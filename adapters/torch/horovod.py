@@ -157,11 +157,19 @@ class HorovodStrategy(TorchStrategy):
             if self._rendezvous is not None:
                 self._rendezvous.stop()
 
+    # Horovod's thread writes to the tensors, and may not to those that were made in inference mode.
+
+    @torch.inference_mode(False)
+    def _reduce(self, value: Any, op: ReduceOp) -> Any:
+        return super()._reduce(value, op)
+
+    @torch.inference_mode(False)
     def _gather(self, value: Any) -> list[Any]:
         # Horovod's default name is the value's type: workers with values of different types would wait for ever.
         gathered: list[Any] = hvd.allgather_object(value, name="farandole.gather")
         return gathered
 
+    @torch.inference_mode(False)
     def _broadcast(self, value: Any, root: int) -> Any:
         return hvd.broadcast_object(value, root_rank=root, name="farandole.broadcast")
 
