@@ -32,7 +32,7 @@ def experiment(*arguments: str, path: Path) -> tuple[subprocess.CompletedProcess
         [sys.executable, "-c", main, "experiment", *arguments, "--json", str(path)],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=700,
         env=environ,
     )
     return done, json.loads(path.read_text()) if path.exists() else {}
