@@ -80,9 +80,6 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         if self.engine is not None:
             self.model = self.engine.deepspeed_engine
 
-    def setup_environment(self) -> None:
-        AdapterStrategy.setup_environment(self)
-
     def setup_optimizers(self, trainer: Any) -> None:
         _strategies.DDPStrategy.setup_optimizers(self, trainer)
         if len(self.optimizers) > 1:
@@ -99,12 +96,6 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
             "parameters were unfrozen while training, and DeepSpeed has partitioned the others without them: unfreeze "
             "them before fit(), or use strategy='horovod' or 'ddp'"
         )
-
-    def model_to_device(self) -> None:
-        _strategies.DDPStrategy.model_to_device(self)
-
-    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
-        return model
 
     @property
     def handles_gradient_accumulation(self) -> bool:
@@ -168,10 +159,6 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         assert self.engine is not None
         return whole_optimizer_state(self.adapter, self.engine)
-
-    @property
-    def restore_checkpoint_after_setup(self) -> bool:
-        return True
 
     @property
     def lightning_restore_optimizer(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -15,8 +14,11 @@ from . import environment, job
 ON_DEMAND = 2**31
 """More backward passes than any step has: gradients are then reduced when the optimizer asks for them."""
 
-engines_of: WeakKeyDictionary[torch.nn.Module, list[Engine]] = WeakKeyDictionary()
-"""What each module was handed to in this process; it has to be released before another engine takes the module."""
+engines_of: dict[torch.nn.Module, list[Engine]] = {}
+"""What each module was handed to in this process; it has to be released before another engine takes the module.
+
+An engine holds its module, so neither is freed while the process lives.
+"""
 
 
 class Joining:
