@@ -13,12 +13,13 @@ import torch
 from ...adapters import DataError, OptionError
 from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
-from ...adapters.torch.stand_in import refuse_gradients_of_nothing, without_side_effects
+from ...adapters.torch.stand_in import without_side_effects
 from . import environment, job
 from .data import Share, ShareLoader, ShareSampler, plan_of, rebuild, refuse_different_plans
 from .joining import ON_DEMAND, Joining, engines_of
 from .package import fabric_part, trainer_part
 from .position import TrainingPosition, put_back_position, take_out_position
+from .reducing import Reducing
 from .sigterm import SigtermWatch
 from .unshared import watch
 
@@ -26,7 +27,7 @@ _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
 _TrainerFn: Any = trainer_part("trainer.states").TrainerFn
 
 
-class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
+class AdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
     """Base of Lightning's strategies on ours. Lightning starts processes, and we join, share out data and reduce.
 
     Lightning's own DDP strategy is the base because it is what Lightning, and its users' code, take for data-parallel
@@ -44,9 +45,7 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._shares: dict[ShareLoader, Share] = {}  # of the batches being trained on
         self._shares_used = False
         self._evaluated: Share | None = None
-        self._reduced: set[Engine] = set()
-        self._counts_nothing = False
-        self._of_optimizer: dict[int, Engine] = {}
+        self._reduce_nothing_yet()
         self._known: set[int] = set()
         self._stepping = False
         self._step_hooks: list[Any] = []
@@ -110,7 +109,7 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         module = self.lightning_module
         self.model: Any = self.precision_plugin.convert_module(module)
         if fitting:
-            self._release()
+            self._release(self.lightning_module)
         if not self.engines or not self.adapter.capabilities.shards:
             self.model_to_device()
         if fitting:
@@ -177,7 +176,7 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
                 "parameters were unfrozen, or given to an optimizer, between micro-batches of one step: do it at the "
                 "start of an epoch"
             )
-        self._release()
+        self._release(self.lightning_module)
         self._wrap(trainer)
 
     def _trained_with(self) -> list[torch.optim.Optimizer]:
@@ -192,10 +191,6 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
                 )
         return found
 
-    def _release(self) -> None:
-        for engine in engines_of.pop(self.lightning_module, ()):
-            engine.release()
-
     def _share_weights(self, module: torch.nn.Module) -> None:
         trainer_part("overrides.distributed")._sync_module_states(module)
 
@@ -205,7 +200,6 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         return engines_of.get(self.lightning_module, [])
 
     def engine_of(self, optimizer: Any) -> Engine | None:
-        """Return the engine that has this optimizer; `None` for one that updates nothing."""
         return self._of_optimizer.get(id(getattr(optimizer, "_optimizer", optimizer)))
 
     # A step.
@@ -222,33 +216,14 @@ class AdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._reduced.clear()
         share = self._share_of_loss()
         if share is not None:
-            if share.weight == 0:
-                self._counts_nothing |= not bool(torch.isfinite(closure_loss))
-            factor = share.weight * self.world_size / share.total
-            if factor != 1.0:
-                closure_loss = closure_loss * factor
+            closure_loss = self.weigh(closure_loss, share.weight, share.total)
         loss: torch.Tensor = super().backward(closure_loss, optimizer, *args, **kwargs)
         return loss
 
-    def reduce_gradients(self, optimizer: Any) -> None:
-        """Make this optimizer's gradients the mean over all workers, unless they are since the last backward pass."""
-        engine = self.engine_of(optimizer)
-        if engine is not None and engine not in self._reduced:
-            engine.reduce_gradients()
-            self._reduced.add(engine)
-            if self._counts_nothing:
-                self._counts_nothing = False
-                refuse_gradients_of_nothing(engine)
-
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-        def closure_and_reduction() -> Any:
-            result = closure()
-            self.reduce_gradients(optimizer)
-            return result
-
         self._stepping = True
         try:
-            return super().optimizer_step(optimizer, closure_and_reduction, model, **kwargs)
+            return super().optimizer_step(optimizer, self.reducing(optimizer, closure), model, **kwargs)
         finally:
             self._stepping = False
             self._reduced.clear()

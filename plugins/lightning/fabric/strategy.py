@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ import torch.distributed as dist
 
 from ....adapters import OptionError
 from ....adapters.torch.engine import Engine
-from ....adapters.torch.stand_in import refuse_gradients_of_nothing
 from .. import environment
-from ..joining import Joining, engines_of
+from ..joining import Joining
 from ..package import fabric_part
+from ..reducing import Reducing
 from .data import LossShares, share_out
 from .module import SetUpModule
 
@@ -25,7 +24,7 @@ _SyncControl: Any = fabric_part("strategies.strategy")._BackwardSyncControl
 _ASKS_FOR_SAMPLER = fabric_part("fabric").Fabric._requires_distributed_sampler.__code__
 
 
-class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
+class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
     """Base of Fabric's strategies on ours. Lightning starts processes, and we join, share out data and reduce.
 
     Args:
@@ -42,9 +41,7 @@ class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         self._shares = LossShares()
         self._share_out_next = False
         self._modules: list[weakref.ref[SetUpModule]] = []
-        self._of_optimizer: dict[int, Engine] = {}
-        self._reduced: set[Engine] = set()
-        self._counts_nothing = False
+        self._reduce_nothing_yet()
 
     # Who and where.
 
@@ -82,10 +79,6 @@ class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
                 dist.broadcast(tensor.detach(), 0)
         return self._known(SetUpModule(module, self._shares))
 
-    def _release(self, module: torch.nn.Module) -> None:
-        for engine in engines_of.pop(module, ()):
-            engine.release()
-
     def _known(self, module: SetUpModule) -> SetUpModule:
         self._modules = [*(known for known in self._modules if known() is not None), weakref.ref(module)]
         return module
@@ -96,7 +89,6 @@ class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         return [module for known in self._modules if (module := known()) is not None]
 
     def engine_of(self, optimizer: Any) -> Engine:
-        """Return the engine that has this optimizer."""
         engine = self._of_optimizer.get(id(optimizer))
         if engine is None:
             raise OptionError(
@@ -119,31 +111,8 @@ class FabricAdapterStrategy(Joining, _DDPStrategy):  # type: ignore[misc]
         share = self._shares.of_loss()
         if share is not None:
             weight, total = share
-            if weight == 0:
-                self._counts_nothing |= not bool(torch.isfinite(tensor).all())
-            if weight * self.world_size != total:
-                tensor = tensor * (weight * self.world_size / total)
+            tensor = self.weigh(tensor, weight, total)
         _DDPStrategy.backward(self, tensor, module, *args, **kwargs)
-
-    def reduce_gradients(self, optimizer: Any) -> None:
-        """Make this optimizer's gradients the mean over all workers, unless they are since the last backward pass."""
-        engine = self.engine_of(optimizer)
-        if engine not in self._reduced:
-            engine.reduce_gradients()
-            self._reduced.add(engine)
-            if self._counts_nothing:
-                self._counts_nothing = False
-                refuse_gradients_of_nothing(engine)
-
-    def reducing(self, optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return an optimizer's closure that leaves reduced gradients."""
-
-        def closure_and_reduction() -> Any:
-            result = closure()
-            self.reduce_gradients(optimizer)
-            return result
-
-        return closure_and_reduction
 
     # Checkpoints.
 

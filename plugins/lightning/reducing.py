@@ -1,0 +1,58 @@
+"""How the strategies of Trainer and Fabric weigh a loss, and reduce gradients by the engines of ours."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...adapters.torch.engine import Engine
+from ...adapters.torch.stand_in import refuse_gradients_of_nothing
+from .joining import engines_of
+
+
+class Reducing:
+    """Comes before a strategy class of Lightning's."""
+
+    world_size: int
+
+    def _reduce_nothing_yet(self) -> None:
+        self._of_optimizer: dict[int, Engine] = {}
+        self._reduced: set[Engine] = set()
+        self._counts_nothing = False
+
+    @abstractmethod
+    def engine_of(self, optimizer: Any) -> Engine | None:
+        """Return the engine that has this optimizer; `None` for one that updates nothing."""
+
+    def weigh(self, loss: torch.Tensor, weight: int, total: int) -> torch.Tensor:
+        """Return the loss of `weight` of `total` samples so that a mean over workers is one over the samples."""
+        if weight == 0:
+            self._counts_nothing |= not bool(torch.isfinite(loss).all())
+        return loss if weight * self.world_size == total else loss * (weight * self.world_size / total)
+
+    def reduce_gradients(self, optimizer: Any) -> None:
+        """Make this optimizer's gradients the mean over all workers, unless they are since the last backward pass."""
+        engine = self.engine_of(optimizer)
+        if engine is not None and engine not in self._reduced:
+            engine.reduce_gradients()
+            self._reduced.add(engine)
+            if self._counts_nothing:
+                self._counts_nothing = False
+                refuse_gradients_of_nothing(engine)
+
+    def reducing(self, optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return an optimizer's closure that leaves reduced gradients."""
+
+        def closure_and_reduction() -> Any:
+            result = closure()
+            self.reduce_gradients(optimizer)
+            return result
+
+        return closure_and_reduction
+
+    def _release(self, module: torch.nn.Module) -> None:
+        for engine in engines_of.pop(module, ()):
+            engine.release()
