@@ -34,7 +34,8 @@ index = task["index"]
 BEFORE_READY
 os.write(1, f"READY {json.dumps(told)}\\n".encode())
 """
-WAIT = "time.sleep(600)"
+# In short turns: a signal that comes just before a sleep begins is handled when that sleep is over.
+WAIT = "while True: time.sleep(0.1)"
 DEAF = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 GRACE = 3.0
 
@@ -181,7 +182,7 @@ def test_workers_are_asked_to_end_before_they_are_killed(tmp_path: Path) -> None
     listen = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), os.write(1, b'SAVED\\n'), sys.exit(0)))"
     run = Run(tmp_path, f"if index == 1: time.sleep(0.5); sys.exit(3)\n{WAIT}", first=listen)
     assert run.result.returncode == 3, run.result.describe()
-    assert "SAVED" in run.result.output
+    assert "SAVED" in run.result.output, run.result.describe()
 
 
 def test_a_worker_that_does_not_listen_is_killed(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_signal_to_the_launcher_is_passed_on(tmp_path: Path, number: signal.Si
     listen = f"signal.signal({number}, lambda *_: (os.write(1, f'TOLD {{index}}\\n'.encode()), sys.exit(0)))"
     run = Run(tmp_path, WAIT, first=listen, children=True, disturb=to_launcher(number))
     assert run.result.returncode == code, run.result.describe()
-    assert {"TOLD 0", "TOLD 1"} <= set(run.result.output.splitlines())
+    assert {"TOLD 0", "TOLD 1"} <= set(run.result.output.splitlines()), run.result.describe()
     names = ", ".join(f"worker {index} (process {told['pid']})" for index, told in enumerate(run.told))
     assert run.said == [f"farandole: {number.name}: ending {names}"]
     assert run.seconds_after < GRACE
