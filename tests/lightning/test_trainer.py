@@ -18,7 +18,11 @@ from farandole.plugins.launch.job import JobResult, run_job
 
 FOLDER = Path(__file__).parent
 PROGRAM = FOLDER / "trainer_program.py"
-SCENARIOS = re.findall(r"@scenario\ndef (\w+)", (FOLDER / "trainer_scenarios.py").read_text())
+SCENARIOS = [
+    name
+    for path in sorted((FOLDER / "scenarios").glob("*.py"))
+    for name in re.findall(r"@scenario\ndef (\w+)", path.read_text())
+]
 BOUND = 1e-5
 # Shares that differ more and are empty more often, and checkpoints of two workers.
 ON_THREE = ("few_held_out", "own_samplers", "resumed", "resumed_in_larger_batches", "predicted")
@@ -78,7 +82,7 @@ def test_stock_lightning_takes_up_our_checkpoint(fitted: Run, folder: Path, stra
     checkpoint = folder / f"{strategy}-2" / "resumed" / "middle-step=7.ckpt"
     assert checkpoint.exists(), job.describe()
     lines = [
-        "import trainer_scenarios as s",
+        "from scenarios import setting as s",
         "t = s.pl.Trainer(accelerator='cpu', devices=1, max_epochs=3, logger=False, enable_checkpointing=False)",
         "class N(s.Net):",
         "    def __init__(self):",

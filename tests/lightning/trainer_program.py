@@ -1,4 +1,4 @@
-"""Runs scenarios of `trainer_scenarios`: in one process of stock Lightning, or as a worker of a strategy.
+"""Runs scenarios of `scenarios`: in one process of stock Lightning, or as a worker of a strategy.
 
 python trainer_program.py FOLDER [OTHER] [SCENARIO ...]
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from trainer_scenarios import SCENARIOS, Setting
+from scenarios import SCENARIOS, Setting
 
 from farandole.adapters import detect_launch
 from farandole.plugins.launch.job import watch_stacks

@@ -1,0 +1,9 @@
+"""Ordinary Lightning programs whose numbers are compared: by one process of stock Lightning, and by several of ours.
+
+A scenario gets a `Setting`, which makes Trainers and DataLoaders, and returns its numbers by name.
+"""
+
+from . import by_hand, going_on, optimizing, sharing, unfreezing
+from .setting import SCENARIOS, Setting
+
+__all__ = ["SCENARIOS", "Setting", "by_hand", "going_on", "optimizing", "sharing", "unfreezing"]

@@ -1,0 +1,85 @@
+"""Training that goes on: with the same module, and from checkpoints in the middle of an epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch import callbacks
+
+from .setting import HELD_OUT, Net, Numbers, Setting, data, metrics, scenario, weights
+
+
+@scenario
+def fitted_again(setting: Setting) -> Numbers:
+    """The same module in the hands of a second Trainer, after an evaluation by the first."""
+    net, train, held_out = Net(), setting.loader(data()), setting.loader(data(HELD_OUT, 3))
+    trainer = setting.trainer(max_epochs=1)
+    trainer.fit(net, train)
+    found = {f"first_{name}": value for name, value in trainer.validate(net, held_out, verbose=False)[0].items()}
+    trainer = setting.trainer(max_epochs=1)
+    trainer.fit(net, train, held_out)
+    return {**found, **weights(trainer), **metrics(trainer)}
+
+
+@scenario
+def resumed(setting: Setting) -> Numbers:
+    """From the middle of an epoch: of a checkpoint of our own, and of one that stock Lightning wrote."""
+    every = callbacks.ModelCheckpoint(setting.folder, "middle-{step}", every_n_train_steps=7, save_top_k=-1)
+
+    class Estimating(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = torch.nn.Linear(2, 2)  # trained by nobody, and not frozen either
+
+        def configure_optimizers(self) -> Any:
+            assert self.trainer.estimated_stepping_batches >= 7  # has Lightning make the loaders now
+            return torch.optim.AdamW(self.layers.parameters(), lr=0.01, weight_decay=0.1)
+
+    def fit(*checkpoints: Any, max_steps: int = -1, **options: Any) -> tuple[pl.Trainer, Numbers]:
+        own: Any = {"callbacks": list(checkpoints), "enable_checkpointing": bool(checkpoints), "max_steps": max_steps}
+        torch.manual_seed(3 if checkpoints else 4)
+        trainer = setting.trainer(accumulate_grad_batches=2, **own)
+        trainer.fit(Estimating(), setting.loader(data()), setting.loader(data(HELD_OUT, 3)), **options)
+        return trainer, weights(trainer)
+
+    _, whole = fit(every)
+    if setting.is_stock:
+        # Stock Lightning itself begins such an epoch anew: what counts is the run that was never interrupted.
+        runs = ("whole", "own", "stock", "other", "stopped")
+        return {f"{of}.{name}": value for of in runs for name, value in whole.items()}
+    torch.manual_seed(3)
+    stopped, _ = fit(callbacks.Callback(), max_steps=7)
+    stopped.save_checkpoint(setting.folder / "stopped.ckpt")
+    places = {of: place / "middle-step=7.ckpt" for of, place in setting.places().items()}
+    places["stopped"] = setting.folder / "stopped.ckpt"
+    runs = {"whole": whole} | {of: fit(ckpt_path=place)[1] for of, place in places.items()}
+    return {f"{of}.{name}": value for of, found in runs.items() for name, value in found.items()}
+
+
+@scenario
+def resumed_in_larger_batches(setting: Setting) -> Numbers:
+    """An epoch that goes on in batches of another size still has each sample once."""
+    seen: dict[int, list[Any]] = {}
+
+    class Noting(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.setdefault(self.current_epoch, []).extend(batch[0][:, 0].tolist())
+            return super().training_step(batch, batch_idx)
+
+    every = callbacks.ModelCheckpoint(setting.folder, "middle-{step}", every_n_train_steps=4, save_top_k=1)
+    trainer = setting.trainer(max_steps=4, callbacks=[every], enable_checkpointing=True)
+    trainer.fit(Noting(), setting.loader(data(), shuffle=True))
+    trainer = setting.trainer(max_epochs=2)
+    if not setting.is_stock:
+        path = setting.folder / "middle-step=4.ckpt"
+        trainer.fit(Noting(), setting.loader(data(), batch_size=24, shuffle=True), ckpt_path=path)
+    features = data().tensors[0][:, 0]
+    if setting.is_stock:
+        return {"first": np.sort(features), "second": np.sort(features)}
+    gathered: list[Any] = [None] * setting.workers
+    torch.distributed.all_gather_object(gathered, seen)
+    epochs = [sorted(value for part in gathered for value in part[epoch]) for epoch in (0, 1)]
+    return {"first": np.array(epochs[0]), "second": np.array(epochs[1])}

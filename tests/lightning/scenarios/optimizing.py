@@ -1,0 +1,70 @@
+"""Automatic optimization: accumulation, clipping, schedules, averaged weights, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import callbacks
+
+from .setting import HELD_OUT, Net, Numbers, Setting, data, metrics, scenario, weights
+
+
+@scenario
+def logged(setting: Setting) -> Numbers:
+    trainer = setting.trainer(gradient_clip_val=0.5, accumulate_grad_batches=4)
+    train, held_out = setting.loader(data()), setting.loader(data(HELD_OUT, 3))
+    trainer.fit(Net(), train, held_out)
+    found = {**weights(trainer), **metrics(trainer)}
+    tested = trainer.test(trainer.lightning_module, held_out, verbose=False)[0]
+    return {**found, **{f"test_{name}": value for name, value in tested.items()}}
+
+
+@scenario
+def schedules(setting: Setting) -> Numbers:
+    """A schedule by step and one by a metric, early stopping, and the best checkpoint tested."""
+
+    class Scheduled(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
+            return [optimizer], [
+                {"scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20), "interval": "step"},
+                {
+                    "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.05),
+                    "monitor": "val_loss",
+                },
+            ]
+
+    best = callbacks.ModelCheckpoint(setting.folder, "best", monitor="val_loss")
+    stop = callbacks.EarlyStopping("val_loss", patience=1, min_delta=0.02)
+    trainer = setting.trainer(max_epochs=8, enable_checkpointing=True, callbacks=[best, stop])
+    train, held_out = setting.loader(data()), setting.loader(data(HELD_OUT, 3))
+    trainer.fit(Scheduled(), train, held_out)
+    found = {**weights(trainer), "steps": trainer.global_step, "stopped": stop.stopped_epoch}
+    found["rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+    tested = trainer.test(ckpt_path="best", dataloaders=held_out, verbose=False)[0]
+    return {**found, **{f"best_{name}": value for name, value in tested.items()}}
+
+
+@scenario
+def averaged(setting: Setting) -> Numbers:
+    swa = callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1, annealing_epochs=1)
+    trainer = setting.trainer(max_epochs=4, callbacks=[swa])
+    trainer.fit(Net(), setting.loader(data()))
+    return weights(trainer)
+
+
+@scenario
+def scheduled_accumulation(setting: Setting) -> Numbers:
+    growing = callbacks.GradientAccumulationScheduler({0: 1, 1: 3})
+    trainer = setting.trainer(callbacks=[growing])
+    trainer.fit(Net(), setting.loader(data()))
+    return {**weights(trainer), "steps": trainer.global_step}
+
+
+@scenario
+def mixed_precision(setting: Setting) -> Numbers:
+    """bf16-mixed: lossy, so only its bound is compared; the program compares weights between workers."""
+    trainer = setting.trainer(precision="bf16-mixed", max_epochs=2)
+    trainer.fit(Net(), setting.loader(data()), setting.loader(data(HELD_OUT, 3)))
+    return {"loss_of_few_digits": round(metrics(trainer)["val_loss"], 1)}
