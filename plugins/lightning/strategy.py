@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from ...adapters import DataError, OptionError
+from ...adapters import OptionError
 from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
-from ...adapters.torch.stand_in import without_side_effects
 from . import environment, job
-from .data import Share, ShareLoader, ShareSampler, plan_of, rebuild, refuse_different_plans
-from .joining import ON_DEMAND, Joining, engines_of
+from .joining import ON_DEMAND, engines_of
 from .package import fabric_part, trainer_part
-from .position import TrainingPosition, put_back_position, take_out_position
+from .position import put_back_position, take_out_position
 from .reducing import Reducing
+from .sharing import Sharing
 from .sigterm import SigtermWatch
-from .unshared import watch
 
 _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
 _TrainerFn: Any = trainer_part("trainer.states").TrainerFn
 
 
-class AdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
+class AdapterStrategy(Reducing, Sharing):
     """Base of Lightning's strategies on ours. Lightning starts processes, and we join, share out data and reduce.
 
     Lightning's own DDP strategy is the base because it is what Lightning, and its users' code, take for data-parallel
@@ -41,10 +37,7 @@ class AdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
     def __init__(self, name: str, **options: Any) -> None:
         _DDPStrategy.__init__(self)
         self._stand_for(name, options)
-        self._own_sampling = False
-        self._shares: dict[ShareLoader, Share] = {}  # of the batches being trained on
-        self._shares_used = False
-        self._evaluated: Share | None = None
+        self._share_nothing_yet()
         self._reduce_nothing_yet()
         self._known: set[int] = set()
         self._stepping = False
@@ -104,8 +97,6 @@ class AdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
         if fitting and self._layer_sync:
             self._synchronize_batch_norm()
         self._take_over_sampling(trainer)
-        self._shares.clear()
-        self._evaluated = None
         module = self.lightning_module
         self.model: Any = self.precision_plugin.convert_module(module)
         if fitting:
@@ -130,13 +121,6 @@ class AdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
                 "out, or normalize with GroupNorm or LayerNorm"
             )
         self.model = self._layer_sync.apply(self.model)
-
-    def _take_over_sampling(self, trainer: Any) -> None:
-        # Lightning would put its own sampler in before it asks us, and the user's would not be seen any more.
-        connector = trainer._accelerator_connector
-        if connector.use_distributed_sampler:
-            connector.use_distributed_sampler = False
-            self._own_sampling = True
 
     def _wrap(self, trainer: Any) -> None:
         """Hand module and optimizers to the engine."""
@@ -204,14 +188,6 @@ class AdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
 
     # A step.
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        self._shares_used = True
-        with contextlib.ExitStack() as stack:
-            if self._counts_for_nothing():
-                stack.enter_context(without_side_effects(self.lightning_module))
-                self._log_without_weight()
-            return super().training_step(*args, **kwargs)
-
     def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._reduced.clear()
         share = self._share_of_loss()
@@ -241,90 +217,6 @@ class AdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
                 stack.enter_context(engine.no_sync())
             yield
 
-    def _counts_for_nothing(self) -> bool:
-        return bool(self._shares) and all(share.weight == 0 for share in self._shares.values())
-
-    def _share_of_loss(self) -> Share | None:
-        """Return which share of the workers' batch the loss is of."""
-        shares = list(self._shares.values())
-        if not shares:
-            return None
-        first = shares[0]
-        if any(share.weight * first.total != first.weight * share.total for share in shares[1:]):
-            raise DataError(
-                "the loaders of one training step have shares of different sizes on this worker, so that its loss has "
-                "no one weight: choose batch sizes that divide the datasets, or drop_last=True"
-            )
-        return first
-
-    # Evaluation.
-
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        self._look_at_evaluated()
-        return super().validation_step(*args, **kwargs)
-
-    def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        self._look_at_evaluated()
-        return super().test_step(*args, **kwargs)
-
-    def _look_at_evaluated(self) -> None:
-        if self._evaluated is not None and self._evaluated.weight == 0:
-            self._log_without_weight()
-
-    def _log_without_weight(self) -> None:
-        results = self.lightning_module.trainer._results
-        if results is not None:
-            results.batch_size = 0
-
-    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        # A mean of integers is rounded off otherwise, and with it the number of samples that a logged mean is over.
-        if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
-            tensor = tensor.double()
-        return super().reduce(tensor, group, reduce_op)
-
-    # Data.
-
-    def process_dataloader(self, dataloader: Any) -> Any:
-        trainer, worker = self.lightning_module.trainer, self.adapter.worker
-        ours = self._own_sampling and isinstance(dataloader, torch.utils.data.DataLoader)
-        seed_workers = fabric_part("utilities.data")._auto_add_worker_init_fn
-        seed = self.adapter.broadcast(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-        plan = plan_of(dataloader, worker, seed, self.adapter.broadcast, trainer.training) if ours else None
-        if plan is None and worker.world_size == 1:
-            return dataloader
-        if plan is None:
-            seed_workers(dataloader, self.global_rank)
-            copies = ours and isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
-            return watch(dataloader, self.adapter, trainer.training, refuse_copies=copies)
-        sampler = ShareSampler(plan, worker, alone=dataloader.batch_sampler is None)
-        refuse_different_plans(plan, self.adapter)
-        loader = rebuild(dataloader, sampler, trainer.predicting)
-        seed_workers(loader, self.global_rank)  # Lightning would give this to the loader around it
-        if not trainer.training:
-            if plan.stand_ins() > 0 and worker.is_main:
-                warnings.warn(
-                    f"the last batch has no samples for {plan.stand_ins()} worker(s), which repeat one: logged means "
-                    "leave it out, metric objects and predictions do not. A larger batch size avoids it",
-                    stacklevel=2,
-                )
-            return ShareLoader(loader, sampler, self._note_evaluated)
-        return ShareLoader(loader, sampler, self._note_trained, TrainingPosition(trainer.fit_loop))
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        loop = self.lightning_module.trainer.fit_loop
-        # Loaders that were asked for before the checkpoint was read, as estimated_stepping_batches does, know of none.
-        loop._load_combined_loader_states()
-        shared = [loader for loader in loop._combined_loader.flattened if isinstance(loader, ShareLoader)]
-        if shared and loop.max_batches == float("inf"):
-            raise DataError(
-                "one of the loaders of a training step has no length, and Lightning then reads the next batch before "
-                "this one is trained on, so that nobody knows its weight: give all of them a length"
-            )
-        if TrainingPosition(loop).is_resumed():
-            for loader in shared:
-                loader.resume_by_count(loop.epoch_progress.current.processed)
-
     # Checkpoints.
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -335,18 +227,6 @@ class AdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
         checkpoint: dict[str, Any] = _DDPStrategy.load_checkpoint(self, checkpoint_path, *arguments, **options)
         put_back_position(checkpoint)
         return checkpoint
-
-    def _note_trained(self, loader: ShareLoader, share: Share | None) -> None:
-        if self._shares_used:
-            self._shares.clear()
-            self._shares_used = False
-        if share is None:
-            self._shares.pop(loader, None)
-        else:
-            self._shares[loader] = share
-
-    def _note_evaluated(self, loader: ShareLoader, share: Share | None) -> None:
-        self._evaluated = share
 
     # The end.
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as some
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from farandole.adapters import DataError, Worker
-from farandole.plugins.lightning.data import Plan, Share, ShareLoader, ShareSampler, plan_of, rebuild
+from farandole.plugins.lightning.data import ShareLoader, ShareSampler, rebuild
+from farandole.plugins.lightning.plans import Plan, Share, plan_of
 
 NUMBERS = {
     "length": some.integers(1, 60),

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ....adapters import DataError, Worker
-from ..data import Plan, Share, ShareLoader, ShareSampler, plan_of, rebuild
+from ..data import ShareLoader, ShareSampler, rebuild
+from ..plans import Plan, Share, plan_of
 
 
 class LossShares:

@@ -1,0 +1,145 @@
+"""A Trainer's loaders, shared out among the workers, and what each batch then counts for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from typing import Any
+
+import torch
+
+from ...adapters import DataError
+from ...adapters.torch.stand_in import without_side_effects
+from .data import ShareLoader, ShareSampler, rebuild
+from .joining import Joining
+from .package import fabric_part, trainer_part
+from .plans import Share, plan_of, refuse_different_plans
+from .position import TrainingPosition
+from .unshared import watch
+
+_DDPStrategy: Any = trainer_part("strategies").DDPStrategy
+
+
+class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
+    """A strategy of Lightning's that gives each worker its share of the data, and knows its weight."""
+
+    def _share_nothing_yet(self) -> None:
+        self._own_sampling = False
+        self._shares: dict[ShareLoader, Share] = {}  # of the batches being trained on
+        self._shares_used = False
+        self._evaluated: Share | None = None
+
+    def _take_over_sampling(self, trainer: Any) -> None:
+        """Begin a run; nothing is loaded yet."""
+        self._shares.clear()
+        self._evaluated = None
+        # Lightning would put its own sampler in before it asks us, and the user's would not be seen any more.
+        connector = trainer._accelerator_connector
+        if connector.use_distributed_sampler:
+            connector.use_distributed_sampler = False
+            self._own_sampling = True
+
+    def process_dataloader(self, dataloader: Any) -> Any:
+        trainer, worker = self.lightning_module.trainer, self.adapter.worker
+        ours = self._own_sampling and isinstance(dataloader, torch.utils.data.DataLoader)
+        seed_workers = fabric_part("utilities.data")._auto_add_worker_init_fn
+        seed = self.adapter.broadcast(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        plan = plan_of(dataloader, worker, seed, self.adapter.broadcast, trainer.training) if ours else None
+        if plan is None and worker.world_size == 1:
+            return dataloader
+        if plan is None:
+            seed_workers(dataloader, self.global_rank)
+            copies = ours and isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
+            return watch(dataloader, self.adapter, trainer.training, refuse_copies=copies)
+        sampler = ShareSampler(plan, worker, alone=dataloader.batch_sampler is None)
+        refuse_different_plans(plan, self.adapter)
+        loader = rebuild(dataloader, sampler, trainer.predicting)
+        seed_workers(loader, self.global_rank)  # Lightning would give this to the loader around it
+        if not trainer.training:
+            if plan.stand_ins() > 0 and worker.is_main:
+                warnings.warn(
+                    f"the last batch has no samples for {plan.stand_ins()} worker(s), which repeat one: logged means "
+                    "leave it out, metric objects and predictions do not. A larger batch size avoids it",
+                    stacklevel=2,
+                )
+            return ShareLoader(loader, sampler, self._note_evaluated)
+        return ShareLoader(loader, sampler, self._note_trained, TrainingPosition(trainer.fit_loop))
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        loop = self.lightning_module.trainer.fit_loop
+        # Loaders that were asked for before the checkpoint was read, as estimated_stepping_batches does, know of none.
+        loop._load_combined_loader_states()
+        shared = [loader for loader in loop._combined_loader.flattened if isinstance(loader, ShareLoader)]
+        if shared and loop.max_batches == float("inf"):
+            raise DataError(
+                "one of the loaders of a training step has no length, and Lightning then reads the next batch before "
+                "this one is trained on, so that nobody knows its weight: give all of them a length"
+            )
+        if TrainingPosition(loop).is_resumed():
+            for loader in shared:
+                loader.resume_by_count(loop.epoch_progress.current.processed)
+
+    # Training.
+
+    def _note_trained(self, loader: ShareLoader, share: Share | None) -> None:
+        if self._shares_used:
+            self._shares.clear()
+            self._shares_used = False
+        if share is None:
+            self._shares.pop(loader, None)
+        else:
+            self._shares[loader] = share
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._shares_used = True
+        with contextlib.ExitStack() as stack:
+            if self._counts_for_nothing():
+                stack.enter_context(without_side_effects(self.lightning_module))
+                self._log_without_weight()
+            return super().training_step(*args, **kwargs)
+
+    def _counts_for_nothing(self) -> bool:
+        return bool(self._shares) and all(share.weight == 0 for share in self._shares.values())
+
+    def _share_of_loss(self) -> Share | None:
+        """Return which share of the workers' batch the loss is of."""
+        shares = list(self._shares.values())
+        if not shares:
+            return None
+        first = shares[0]
+        if any(share.weight * first.total != first.weight * share.total for share in shares[1:]):
+            raise DataError(
+                "the loaders of one training step have shares of different sizes on this worker, so that its loss has "
+                "no one weight: choose batch sizes that divide the datasets, or drop_last=True"
+            )
+        return first
+
+    # Evaluation.
+
+    def _note_evaluated(self, loader: ShareLoader, share: Share | None) -> None:
+        self._evaluated = share
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._look_at_evaluated()
+        return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._look_at_evaluated()
+        return super().test_step(*args, **kwargs)
+
+    def _look_at_evaluated(self) -> None:
+        if self._evaluated is not None and self._evaluated.weight == 0:
+            self._log_without_weight()
+
+    def _log_without_weight(self) -> None:
+        results = self.lightning_module.trainer._results
+        if results is not None:
+            results.batch_size = 0
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        # A mean of integers is rounded off otherwise, and with it the number of samples that a logged mean is over.
+        if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
+            tensor = tensor.double()
+        return super().reduce(tensor, group, reduce_op)
