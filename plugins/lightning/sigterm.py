@@ -6,6 +6,7 @@ and one that is asked between two collectives mixes them up. (It also waits for 
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ import torch.distributed as dist
 
 from .package import trainer_part
 
+_PERIOD = 0.5  # seconds between two looks; a reduction for each batch takes from the time of short steps
+_MOST = 20  # batches between two looks, should they come to take longer
+
 
 class SigtermWatch:
     """Takes the place of what one Trainer does, from Lightning 2.5.5 on, when it trains.
 
-    Whether somebody was asked is found out while a batch is trained on, and read before the next one.
+    Whether somebody was asked is found out while a batch is trained on, and read before the next one. With it the
+    workers agree on when to look again, as those that are faster would look earlier.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -25,6 +30,9 @@ class SigtermWatch:
         self._asked = False  # this worker
         self._ending = False  # all of them, once they have found out
         self._under_way: tuple[Any, torch.Tensor] | None = None
+        self._waited = 0  # batches since a look began
+        self._wait = 1  # batches from one look to the next
+        self._began = time.monotonic()
 
     def install(self) -> None:
         """Have the Trainer call `note` on SIGTERM, and `look` before each batch."""
@@ -40,25 +48,35 @@ class SigtermWatch:
             self._trainer.strategy.launcher.kill(signum)
 
     def look(self) -> None:
-        """Read what was found out during the last batch, and start to find out again.
+        """Read what was found out during the last batch, and start to find out again where it is time.
 
         Raises:
             SIGTERMException: a worker had been asked to end.
         """
-        self._ending |= self.settle()
+        self._waited += 1
+        self.settle()
         batches = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
         # Not between micro-batches: their gradients would be lost, and count as trained on.
         if self._ending and batches % self._trainer.accumulate_grad_batches == 0:
             self._trainer._signal_connector.received_sigterm = True
             raise trainer_part("utilities.exceptions").SIGTERMException
-        flag = torch.tensor([int(self._asked)], device=self._trainer.strategy.root_device)
-        self._under_way = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
+        if self._waited >= self._wait:
+            self._begin()
 
-    def settle(self) -> bool:
-        """Return what is being found out; nothing is any more."""
+    def _begin(self) -> None:
+        began, self._began = self._began, time.monotonic()
+        wait = min(_MOST, max(1, int(_PERIOD * self._waited / (self._began - began + 1e-9))))
+        self._waited = 0
+        told = torch.tensor([int(self._asked), -wait], device=self._trainer.strategy.root_device)
+        self._under_way = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True), told
+
+    def settle(self) -> None:
+        """Read what is being found out; nothing is any more."""
         if self._under_way is None:
-            return False
-        work, flag = self._under_way
+            return
+        work, told = self._under_way
         self._under_way = None
         work.wait()
-        return bool(flag.item())
+        asked, wait = told.tolist()
+        self._ending |= bool(asked)
+        self._wait = -wait
