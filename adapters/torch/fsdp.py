@@ -94,7 +94,7 @@ class FSDPStrategy(ProcessGroupStrategy):
         engine = FSDPEngine(root, model, units, optimizer, self)
         if self._precision == "fp16":
             engine.scale_loss(torch.amp.GradScaler(self.device.type))
-        self.settle_before_leaving(engine.settle)
+        self.settle_before_leaving(engine.settle, keep=False)
         return engine
 
     def _shard_all(

@@ -105,7 +105,7 @@ class HorovodStrategy(TorchStrategy):
             op=hvd.Adasum if self._adasum else hvd.Average,
             groups=self._num_groups or None,
         )
-        self.settle_before_leaving(engine.settle)
+        self.settle_before_leaving(engine.settle, keep=False)
         return engine
 
     def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:

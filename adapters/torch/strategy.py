@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,7 @@ class TorchStrategy(Strategy):
     def __init__(self, device: str | None = None) -> None:
         super().__init__()
         self._trainings = itertools.count()
-        self._settlers: list[Callable[[], object]] = []
+        self._settlers: list[Callable[[], Callable[[], object] | None]] = []
         self._device = _choose_device(device, self.worker.local_rank, self.worker.local_world_size)
 
     @property
@@ -58,13 +59,18 @@ class TorchStrategy(Strategy):
         """Return the number of a new training, the same on every worker."""
         return next(self._trainings)
 
-    def settle_before_leaving(self, settle: Callable[[], object]) -> None:
-        """Have `settle()` called before the job is left: it waits for a reduction that nobody may have read yet."""
-        self._settlers.append(settle)
+    def settle_before_leaving(self, settle: Callable[[], object], keep: bool = True) -> None:
+        """Have `settle()` called before the job is left: it waits for a reduction that nobody may have read yet.
+
+        Args:
+            keep: the object that this is a method of, too; not one that holds a module, which its users may let go of.
+        """
+        self._settlers = [known for known in self._settlers if known() is not None]
+        self._settlers.append((lambda: settle) if keep else weakref.WeakMethod(settle))
 
     def _leave(self, failed: bool) -> None:
         if not failed:
-            for settle in self._settlers:
+            for settle in filter(None, [known() for known in self._settlers]):
                 settle()
 
     def _join(self) -> None:

@@ -7,18 +7,11 @@ from typing import Any, cast
 import torch
 
 from ...adapters import Launch, StrategyStateError, Worker, create_strategy, launched_as
-from ...adapters.torch.engine import Engine
 from ...adapters.torch.strategy import TorchStrategy
 from . import environment, job
 
 ON_DEMAND = 2**31
 """More backward passes than any step has: gradients are then reduced when the optimizer asks for them."""
-
-engines_of: dict[torch.nn.Module, list[Engine]] = {}
-"""What each module was handed to in this process; it has to be released before another engine takes the module.
-
-An engine holds its module, so neither is freed while the process lives.
-"""
 
 
 class Joining:

@@ -10,7 +10,6 @@ import torch
 
 from ...adapters.torch.engine import Engine
 from ...adapters.torch.stand_in import refuse_gradients_of_nothing
-from .joining import engines_of
 
 
 class Reducing:
@@ -52,7 +51,3 @@ class Reducing:
             return result
 
         return closure_and_reduction
-
-    def _release(self, module: torch.nn.Module) -> None:
-        for engine in engines_of.pop(module, ()):
-            engine.release()

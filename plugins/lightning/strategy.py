@@ -12,7 +12,8 @@ from ...adapters import OptionError
 from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
 from . import environment, job
-from .joining import ON_DEMAND, engines_of
+from .held import engines_of, hand_over, release
+from .joining import ON_DEMAND
 from .package import fabric_part, trainer_part
 from .position import put_back_position, take_out_position
 from .reducing import Reducing
@@ -100,7 +101,7 @@ class AdapterStrategy(Reducing, Sharing):
         module = self.lightning_module
         self.model: Any = self.precision_plugin.convert_module(module)
         if fitting:
-            self._release(self.lightning_module)
+            release(self.lightning_module)
         if not self.engines or not self.adapter.capabilities.shards:
             self.model_to_device()
         if fitting:
@@ -129,7 +130,8 @@ class AdapterStrategy(Reducing, Sharing):
         steady = module.automatic_optimization and not any(isinstance(c, schedules) for c in trainer.callbacks)
         accumulate = trainer.accumulate_grad_batches if steady else ON_DEMAND
         engines = [self.adapter.wrap(self.model, optimizer, accumulate) for optimizer in self._trained_with()]
-        engines_of[module] = engines
+        for engine in engines:
+            hand_over(module, engine)
         self._of_optimizer = {id(engine.optimizer): engine for engine in engines}
         self._known = self._learning()
         for hook in self._step_hooks:
@@ -160,7 +162,7 @@ class AdapterStrategy(Reducing, Sharing):
                 "parameters were unfrozen, or given to an optimizer, between micro-batches of one step: do it at the "
                 "start of an epoch"
             )
-        self._release(self.lightning_module)
+        release(self.lightning_module)
         self._wrap(trainer)
 
     def _trained_with(self) -> list[torch.optim.Optimizer]:
@@ -181,7 +183,7 @@ class AdapterStrategy(Reducing, Sharing):
     @property
     def engines(self) -> list[Engine]:
         """The engines of the module that is being run, one for each optimizer; none where it was not trained here."""
-        return engines_of.get(self.lightning_module, [])
+        return engines_of(self.lightning_module)
 
     def engine_of(self, optimizer: Any) -> Engine | None:
         return self._of_optimizer.get(id(getattr(optimizer, "_optimizer", optimizer)))

@@ -99,7 +99,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
                 model=module, optimizer=stand_in, config=self._config, dist_init_required=False
             )
         wrapped = ENGINES[self._stage](engine, optimizer, stand_in, self._find_unused_parameters)
-        self.settle_before_leaving(wrapped.settle)
+        self.settle_before_leaving(wrapped.settle, keep=False)
         return wrapped
 
     def check_batch(self, global_batch_size: int, accumulate: int) -> None:

@@ -17,7 +17,7 @@ from ....adapters.torch.whole_state import (
     whole_optimizer_state,
     whole_weights,
 )
-from ..joining import engines_of
+from ..held import hand_over, release
 from ..package import fabric_part
 from ..zero import computes_in, name_of
 from .module import Called, SetUpModule, ZeroModule
@@ -99,11 +99,11 @@ class FabricDeepSpeedStrategy(FabricAdapterStrategy, _strategies.DeepSpeedStrate
             )
         (optimizer,) = optimizers
         check_owned(optimizer, [module])
-        self._release(module)
+        release(module)
         if self.world_size > 1:
             warn_of_batch_norm(module, stacklevel=4)
         engine = cast(ZeroEngine, self.adapter.wrap(Called(module), optimizer))
-        engines_of[module] = [engine]
+        hand_over(module, engine)
         self._configured_norm = engine.deepspeed_engine.gradient_clipping()
         served = kept(optimizer, self)
         self._of_optimizer = {id(served): engine}

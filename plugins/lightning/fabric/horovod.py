@@ -8,7 +8,8 @@ import torch
 
 from ....adapters import OptionError
 from ....adapters.torch.batch_norm import warn_of_batch_norm
-from ..joining import ON_DEMAND, engines_of
+from ..held import hand_over
+from ..joining import ON_DEMAND
 from .strategy import FabricAdapterStrategy, check_owned
 
 _NOT_REDUCED = ("bf16-true", "transformer-engine")
@@ -52,7 +53,7 @@ class FabricHorovodStrategy(FabricAdapterStrategy):
         self._of_optimizer[id(optimizer)] = engine
         for known in owners:
             known.has_optimizer = True
-            engines_of.setdefault(known.module, []).append(engine)
+            hand_over(known.module, engine)
         return optimizer
 
     def optimizer_step(self, optimizer: Any, **kwargs: Any) -> Any:

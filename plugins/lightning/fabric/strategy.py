@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ....adapters import OptionError
 from ....adapters.torch.engine import Engine
 from .. import environment
+from ..held import release
 from ..joining import Joining
 from ..package import fabric_part
 from ..reducing import Reducing
@@ -73,7 +74,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
     # Modules and optimizers.
 
     def setup_module(self, module: torch.nn.Module) -> SetUpModule:
-        self._release(module)
+        release(module)
         if self.world_size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.detach(), 0)

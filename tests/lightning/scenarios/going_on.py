@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +24,22 @@ def fitted_again(setting: Setting) -> Numbers:
     trainer = setting.trainer(max_epochs=1)
     trainer.fit(net, train, held_out)
     return {**found, **weights(trainer), **metrics(trainer)}
+
+
+@scenario
+def one_after_another(setting: Setting) -> Numbers:
+    """Models that are tried in a row, as a search does: none is kept when its Trainer is dropped."""
+    tried: list[weakref.ref[Net]] = []
+    for rate in (0.1, 0.01):
+        net = Net()
+        tried.append(weakref.ref(net))
+        net.layers[0].weight.data.mul_(rate)
+        trainer = setting.trainer(max_epochs=1)
+        trainer.fit(net, setting.loader(data()))
+    found = weights(trainer)
+    del net, trainer
+    gc.collect()
+    return {**found, "kept": sum(known() is not None for known in tried)}
 
 
 @scenario
