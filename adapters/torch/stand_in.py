@@ -13,14 +13,21 @@ from .engine import Engine
 
 @contextlib.contextmanager
 def without_side_effects(model: torch.nn.Module) -> Iterator[None]:
-    """Run a stand-in's forward pass inside: it leaves no trace in buffers (BatchNorm) or random streams."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Run a stand-in's forward pass inside: it leaves no trace in buffers (BatchNorm) or random streams.
+
+    Its backward pass may run inside or after.
+    """
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     devices = [buffer.device for buffer in model.parameters() if buffer.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=devices):
         yield
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
+    for module, name, buffer, before in buffers:
+        buffer.data.copy_(before)  # its `data`: backward is yet to come, and refuses what was changed since forward
+        setattr(module, name, buffer)
 
 
 def refuse_gradients_of_nothing(engine: Engine) -> None:

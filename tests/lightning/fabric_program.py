@@ -129,16 +129,18 @@ class Scaled(torch.nn.Module):
     """Takes a keyword, returns a dict, and counts in a buffer what it has seen."""
 
     seen: torch.Tensor
+    gain: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.network = network()
         self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.register_buffer("gain", torch.full((), 0.9))  # backward looks at it
 
     def forward(self, x: torch.Tensor, *, scale: float) -> dict[str, torch.Tensor]:
         if self.training:
             self.seen += 1
-        return {"output": self.network(x * scale)}
+        return {"output": self.network(x * scale) * self.gain}
 
 
 def uneven(fabric: Any, batch: int, result: Path) -> Any:

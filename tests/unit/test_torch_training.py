@@ -21,6 +21,7 @@ from farandole.adapters import (
     StrategyStateError,
     create_strategy,
 )
+from farandole.adapters.torch.stand_in import without_side_effects
 
 pytestmark = pytest.mark.usefixtures("no_launcher", "one_thread")
 
@@ -231,6 +232,33 @@ def test_a_stand_in_leaves_no_trace(strategy: Strategy, place: int) -> None:
     assert distance(*models) == 0
     assert int(models[0].norm.num_batches_tracked) == 3
     assert torch.equal(*streams)
+
+
+class Tracing(Noisy):
+    """Backward looks at one buffer, and forward puts another in the place of one."""
+
+    gain: torch.Tensor
+    average: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.full((1,), 2.0))
+        self.register_buffer("average", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output = super().forward(x) * self.gain
+        self.average = 0.9 * self.average + 0.1 * output.detach().mean()
+        return output
+
+
+def test_backward_of_a_stand_in_may_come_later() -> None:
+    model = Tracing()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with without_side_effects(model):
+        output = model(torch.ones(2, 4))
+    output.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
 
 
 def run(strategy: Strategy, model: nn.Module, start: Progress) -> list[float]:
