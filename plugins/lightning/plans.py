@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,12 @@ def plan_of(loader: Any, worker: Worker, seed: int, share: Callable[[Any], Any],
     size = (1 if batches is None else batches.batch_size) * worker.world_size
     drop_last = batches is not None and bool(batches.drop_last)
     return SamplePlan(_order(sampler, seed, share), len(sampler), size, worker.world_size, drop_last, not training)
+
+
+def order_seed(adapter: TorchStrategy) -> int:
+    """Return the seed of shuffled orders: that of `seed_everything` on rank 0; others may have called it otherwise."""
+    seed: int = adapter.broadcast(int(os.environ.get("PL_GLOBAL_SEED", 0)))
+    return seed
 
 
 def _order(sampler: Any, seed: int, share: Callable[[Any], Any]) -> Callable[[int], Indices]:

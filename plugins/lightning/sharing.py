@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from typing import Any
 
@@ -14,7 +13,7 @@ from ...adapters.torch.stand_in import without_side_effects
 from .data import ShareLoader, ShareSampler, rebuild
 from .joining import Joining
 from .package import fabric_part, trainer_part
-from .plans import Share, plan_of, refuse_different_plans
+from .plans import Share, order_seed, plan_of, refuse_different_plans
 from .position import TrainingPosition
 from .unshared import watch
 
@@ -44,8 +43,8 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         trainer, worker = self.lightning_module.trainer, self.adapter.worker
         ours = self._own_sampling and isinstance(dataloader, torch.utils.data.DataLoader)
         seed_workers = fabric_part("utilities.data")._auto_add_worker_init_fn
-        seed = self.adapter.broadcast(int(os.environ.get("PL_GLOBAL_SEED", 0)))
-        plan = plan_of(dataloader, worker, seed, self.adapter.broadcast, trainer.training) if ours else None
+        seed, broadcast = order_seed(self.adapter), self.adapter.broadcast
+        plan = plan_of(dataloader, worker, seed, broadcast, trainer.training) if ours else None
         if plan is None and worker.world_size == 1:
             return dataloader
         if plan is None:

@@ -9,10 +9,12 @@ python fabric_program.py refusals
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,7 @@ def two_models(fabric: Any, batch: int, result: Path) -> None:
 
 def loaded(fabric: Any) -> dict[str, Any]:
     """Return the samples that the workers load, by how their order was asked for."""
+    fabric.seed_everything(7 + fabric.global_rank)  # for noise of each worker's own
     numbers = TensorDataset(torch.arange(23))
     own = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
     of_own = torch.utils.data.BatchSampler(own, 3, drop_last=False)
@@ -225,7 +228,9 @@ def run_refusals(fabric: Any, strategy: str) -> dict[str, Any]:
         said["no optimizer"] = refused(lambda: fabric.backward(loss_of(model(x), y)))
         stranger = torch.optim.SGD(network().parameters(), lr=0.1)
         said["stranger"] = refused(lambda: fabric.setup_optimizers(stranger))
-        return said
+        numbers = TensorDataset(torch.arange(8 + fabric.global_rank))
+        said["lengths"] = refused(lambda: fabric.setup_dataloaders(DataLoader(numbers, batch_size=2)))
+        return said | {"kept": str(kept(fabric))}
     plain = network()
     optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (plain[0], plain[2])]  # type: ignore[index]
     said["two optimizers"] = refused(lambda: fabric.setup(plain, *optimizers))
@@ -245,6 +250,18 @@ def run_refusals(fabric: Any, strategy: str) -> dict[str, Any]:
         alike = fabric.all_gather(untrained(x))
     said["inference"] = str(bool((alike == alike[0]).all()))
     return said
+
+
+def kept(fabric: Any) -> int:
+    """Return how many models are still there of those that were tried in a row."""
+    tried = []
+    for _ in range(3):
+        plain = network()
+        tried.append(weakref.ref(plain))
+        fabric.setup(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
+        del plain
+        gc.collect()
+    return sum(known() is not None for known in tried[:-1])
 
 
 def refused(use: Callable[[], Any]) -> str:

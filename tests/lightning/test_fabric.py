@@ -124,6 +124,8 @@ def check_refused(said: dict[str, Any], strategy: str) -> None:
     if strategy == "horovod":
         assert "was set up without an optimizer" in said["no optimizer"]
         assert "holds parameters of no model" in said["stranger"]
+        assert "have different numbers of samples" in said["lengths"]
+        assert said["kept"] == "0"
         return
     assert "2 optimizers" in said["two optimizers"] and "'horovod'" in said["two optimizers"]
     assert "a second model" in said["two models"]

@@ -6,15 +6,15 @@ they run: a loss is of what was loaded last when the forward passes before it ra
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from ....adapters import DataError, Worker
+from ....adapters import DataError
+from ....adapters.torch.strategy import TorchStrategy
 from ..data import ShareLoader, ShareSampler, rebuild
-from ..plans import Plan, Share, plan_of
+from ..plans import Plan, Share, order_seed, plan_of, refuse_different_plans
 
 
 class LossShares:
@@ -103,15 +103,16 @@ class PlanByUse(Plan):
         return plan.batches(epoch, skip)
 
 
-def share_out(loader: Any, worker: Worker, broadcast: Callable[[Any], Any], shares: LossShares) -> Any:
+def share_out(loader: Any, adapter: TorchStrategy, shares: LossShares) -> Any:
     """Return a loader of this worker's share; `loader` itself where it has to be left alone."""
-    seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-    plan = plan_of(loader, worker, seed, broadcast, training=True)
+    seed = order_seed(adapter)
+    plan = plan_of(loader, adapter.worker, seed, adapter.broadcast, training=True)
     if plan is None:
         return loader
+    refuse_different_plans(plan, adapter)
     if not loader.drop_last:
-        evaluated = plan_of(loader, worker, seed, broadcast, training=False)
+        evaluated = plan_of(loader, adapter.worker, seed, adapter.broadcast, training=False)
         assert evaluated is not None
         plan = PlanByUse(plan, evaluated)
-    sampler = ShareSampler(plan, worker, alone=loader.batch_sampler is None)
+    sampler = ShareSampler(plan, adapter.worker, alone=loader.batch_sampler is None)
     return SharedLoader(rebuild(loader, sampler, predicting=False), sampler, shares)

@@ -50,11 +50,21 @@ class FabricHorovodStrategy(FabricAdapterStrategy):
         if self.world_size > 1:
             warn_of_batch_norm(whole, stacklevel=4)
         engine = self.adapter.wrap(whole, optimizer, ON_DEMAND)
+        self._forget_unused()
         self._of_optimizer[id(optimizer)] = engine
         for known in owners:
             known.has_optimizer = True
             hand_over(known.module, engine)
         return optimizer
+
+    def _forget_unused(self) -> None:
+        """Let go of the engines, and with them the optimizers, of modules that are in use no more."""
+        in_use = {id(known.module) for known in self.modules}
+        self._of_optimizer = {
+            number: engine
+            for number, engine in self._of_optimizer.items()
+            if any(id(part) in in_use for part in engine.module.modules())
+        }
 
     def optimizer_step(self, optimizer: Any, **kwargs: Any) -> Any:
         if "closure" in kwargs:

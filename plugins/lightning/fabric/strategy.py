@@ -69,7 +69,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
         wanted, self._share_out_next = self._share_out_next, False
         if not wanted or self.world_size == 1:
             return dataloader
-        return share_out(dataloader, self.adapter.worker, self.adapter.broadcast, self._shares)
+        return share_out(dataloader, self.adapter, self._shares)
 
     # Modules and optimizers.
 
