@@ -14,12 +14,13 @@ import torch.distributed as dist
 
 from .package import trainer_part
 
+_TrainerFn: Any = trainer_part("trainer.states").TrainerFn
 _PERIOD = 0.5  # seconds between two looks; a reduction for each batch takes from the time of short steps
 _MOST = 20  # batches between two looks, should they come to take longer
 
 
 class SigtermWatch:
-    """Takes the place of what one Trainer does, from Lightning 2.5.5 on, when it trains.
+    """Takes the place of what one Trainer does, from Lightning 2.5.5 on.
 
     Whether somebody was asked is found out while a batch is trained on, and read before the next one. With it the
     workers agree on when to look again, as those that are faster would look earlier.
@@ -46,6 +47,9 @@ class SigtermWatch:
         if not self._asked:
             self._asked = True
             self._trainer.strategy.launcher.kill(signum)
+        if self._trainer.state.fn != _TrainerFn.FITTING:
+            # Nothing is lost with an evaluation: this worker ends after its batch, and the others without it.
+            self._trainer._signal_connector.received_sigterm = True
 
     def look(self) -> None:
         """Read what was found out during the last batch, and start to find out again where it is time.
@@ -54,14 +58,29 @@ class SigtermWatch:
             SIGTERMException: a worker had been asked to end.
         """
         self._waited += 1
-        self.settle()
+        self._settle()
         batches = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
         # Not between micro-batches: their gradients would be lost, and count as trained on.
         if self._ending and batches % self._trainer.accumulate_grad_batches == 0:
-            self._trainer._signal_connector.received_sigterm = True
-            raise trainer_part("utilities.exceptions").SIGTERMException
+            self._end()
         if self._waited >= self._wait:
             self._begin()
+
+    def finish(self) -> None:
+        """Find out a last time, when all has been trained: the signal may have come since, or in a long validation.
+
+        Raises:
+            SIGTERMException: a worker had been asked to end.
+        """
+        self._settle()
+        self._begin()
+        self._settle()
+        if self._ending:
+            self._end()
+
+    def _end(self) -> None:
+        self._trainer._signal_connector.received_sigterm = True
+        raise trainer_part("utilities.exceptions").SIGTERMException
 
     def _begin(self) -> None:
         began, self._began = self._began, time.monotonic()
@@ -70,7 +89,7 @@ class SigtermWatch:
         told = torch.tensor([int(self._asked), -wait], device=self._trainer.strategy.root_device)
         self._under_way = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True), told
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """Read what is being found out; nothing is any more."""
         if self._under_way is None:
             return

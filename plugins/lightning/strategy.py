@@ -98,6 +98,9 @@ class AdapterStrategy(Reducing, Sharing):
         if fitting and self._layer_sync:
             self._synchronize_batch_norm()
         self._take_over_sampling(trainer)
+        if self.world_size > 1:
+            self._sigterm = SigtermWatch(trainer)
+            self._sigterm.install()
         module = self.lightning_module
         self.model: Any = self.precision_plugin.convert_module(module)
         if fitting:
@@ -108,8 +111,6 @@ class AdapterStrategy(Reducing, Sharing):
             self.setup_optimizers(trainer)
             self._wrap(trainer)
             if self.adapter.worker.world_size > 1:
-                self._sigterm = SigtermWatch(trainer)
-                self._sigterm.install()
                 warn_of_batch_norm(module, stacklevel=2)
         elif not self.engines and self.world_size > 1:
             self._share_weights(module)
@@ -234,7 +235,7 @@ class AdapterStrategy(Reducing, Sharing):
 
     def on_train_end(self) -> None:
         if self._sigterm is not None:
-            self._sigterm.settle()
+            self._sigterm.finish()
         super().on_train_end()
 
     def on_exception(self, exception: BaseException) -> None:

@@ -1,6 +1,6 @@
 """A training with Lightning in which one worker breaks as it is told.
 
-python fault_program.py raise | kill | term --rank 1 --strategy horovod --devices 2
+python fault_program.py raise | kill | term --rank 1 --strategy horovod --devices 2 --where validate
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from farandole.plugins.launch.job import watch_stacks
 
 
 class Module(pl.LightningModule):
-    def __init__(self, fault: str, rank: int) -> None:
+    def __init__(self, fault: str, rank: int, where: str) -> None:
         super().__init__()
         self.fault = fault
         self.rank = rank
+        self.where = where
         self.layer = torch.nn.Linear(4, 1)
 
-    def training_step(self, batch: list[torch.Tensor], batch_index: int) -> torch.Tensor:
-        if batch_index == 3 and self.global_rank == self.rank:
+    def break_down(self, where: str, batch_index: int) -> None:
+        if (where, batch_index) == (self.where, 3) and self.global_rank == self.rank:
             print("FAULT\n", end="", flush=True)
             if self.fault == "raise":
                 raise ValueError("the mistake in the module")
@@ -33,7 +34,17 @@ class Module(pl.LightningModule):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.fault == "term":
                 os.kill(os.getpid(), signal.SIGTERM)
+
+    def training_step(self, batch: list[torch.Tensor], batch_index: int) -> torch.Tensor:
+        self.break_down("train", batch_index)
         return self.layer(batch[0]).square().mean()
+
+    def validation_step(self, batch: list[torch.Tensor], batch_index: int) -> None:
+        self.break_down("validate", batch_index)
+
+    def test_step(self, batch: list[torch.Tensor], batch_index: int) -> None:
+        self.break_down("test", batch_index)
+        self.log("loss", self.layer(batch[0]).square().mean(), sync_dist=True, on_step=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.01)
@@ -53,14 +64,21 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("fault", choices=["raise", "kill", "term"])
     arguments.add_argument("--rank", type=int, default=1)
+    arguments.add_argument("--where", choices=["train", "validate", "test"], default="train")
     arguments.add_argument("--strategy", default="horovod")
     arguments.add_argument("--devices", default="auto")
     arguments.add_argument("--num-nodes", type=int, default=1)
     options = arguments.parse_args()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     workers = {"strategy": options.strategy, "devices": options.devices, "num_nodes": options.num_nodes}
-    trainer = pl.Trainer(**workers, accelerator="cpu", max_epochs=50, callbacks=[End()], **quiet)
-    trainer.fit(Module(options.fault, options.rank), DataLoader(TensorDataset(torch.ones(64, 4)), 2))
+    epochs = 50 if options.where == "train" else 1
+    trainer = pl.Trainer(
+        **workers, accelerator="cpu", max_epochs=epochs, num_sanity_val_steps=0, callbacks=[End()], **quiet
+    )
+    module, loader = Module(options.fault, options.rank, options.where), DataLoader(TensorDataset(torch.ones(64, 4)), 2)
+    trainer.fit(module, loader, loader)
+    if options.where == "test":
+        trainer.test(module, loader)
     print("TRAINED", flush=True)
 
 

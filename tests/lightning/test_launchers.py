@@ -165,15 +165,25 @@ def test_a_worker_of_the_trainers_that_is_killed(rank: str, strategy: str) -> No
     assert "TRAINED" not in broken.job.output
 
 
-@pytest.mark.parametrize(("rank", "strategy"), [("0", "horovod"), ("1", "deepspeed_zero_2")])
-def test_all_workers_stop_after_the_same_batch_when_one_is_to_end(rank: str, strategy: str) -> None:
-    """As a scheduler asks that takes a machine away; so that all can save."""
-    broken = Broken(command("horovodrun", strategy, FAULTS, "term", "--rank", rank))
+@pytest.mark.parametrize(
+    ("rank", "strategy", "where"),
+    [("0", "horovod", "train"), ("1", "deepspeed_zero_2", "train"), ("1", "horovod", "validate")],
+)
+def test_all_workers_stop_after_the_same_batch_when_one_is_to_end(rank: str, strategy: str, where: str) -> None:
+    """As a scheduler asks that takes a machine away; so that all can save. Also when all but validation is done."""
+    broken = Broken(command("horovodrun", strategy, FAULTS, "term", "--rank", rank, "--where", where))
     assert broken.seconds < BOUND, broken.job.describe()
     ended = re.findall(r"rank (\d) (\w+) after (\d+)", broken.job.output)
     assert sorted(rank for rank, _, _ in ended) == ["0", "1"], broken.job.describe()
     assert {reason for _, reason, _ in ended} == {"SIGTERMException"}, broken.job.describe()
     assert len({step for _, _, step in ended}) == 1, broken.job.describe()
+    assert "TRAINED" not in broken.job.output
+
+
+def test_a_worker_that_is_to_end_ends_while_it_tests() -> None:
+    broken = Broken(command("horovodrun", "horovod", FAULTS, "term", "--rank", "1", "--where", "test"))
+    assert broken.seconds < BOUND, broken.job.describe()
+    assert "rank 1 SIGTERMException" in broken.job.output, broken.job.describe()
     assert "TRAINED" not in broken.job.output
 
 
