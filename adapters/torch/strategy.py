@@ -63,7 +63,7 @@ class TorchStrategy(Strategy):
         """Have `settle()` called before the job is left: it waits for a reduction that nobody may have read yet.
 
         Args:
-            keep: the object that this is a method of, too; not one that holds a module, which its users may let go of.
+            keep: until then, the object that this is a method of; an engine, and with it a module, is its users' alone.
         """
         self._settlers = [known for known in self._settlers if known() is not None]
         self._settlers.append((lambda: settle) if keep else weakref.WeakMethod(settle))

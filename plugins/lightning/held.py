@@ -1,7 +1,8 @@
-"""Which engines hold a module: they have to let go of it before others take it."""
+"""Which engines hold a module: they have to let go of it, and of its parts, before others take them."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from ...adapters.torch.engine import Engine
 
 _NAME = "_farandole_engines"
 
+_released: weakref.WeakSet[Engine] = weakref.WeakSet()
 
-class _Engines(list[Engine]):
+
+class _Engines(list[tuple[Engine, bool]]):
     """Kept on the module, so that both are freed together. A copy of the module is in nobody's hands."""
 
     def __deepcopy__(self, memo: Any) -> _Engines:
@@ -22,16 +25,20 @@ class _Engines(list[Engine]):
 
 
 def engines_of(module: torch.nn.Module) -> list[Engine]:
-    """Return the engines that hold it, one for each optimizer; none where it was not trained in this process."""
-    return list(module.__dict__.get(_NAME, ()))
+    """Return the engines that hold it as a whole, one for each optimizer; none where it is not being trained."""
+    return [engine for engine, whole in module.__dict__.get(_NAME, ()) if whole and engine not in _released]
 
 
 def hand_over(module: torch.nn.Module, engine: Engine) -> None:
     """Take note that an engine holds it, beside those that do."""
-    module.__dict__.setdefault(_NAME, _Engines()).append(engine)
+    for part in module.modules():
+        part.__dict__.setdefault(_NAME, _Engines()).append((engine, part is module))
 
 
 def release(module: torch.nn.Module) -> None:
-    """Have all of its engines let go of it."""
-    for engine in module.__dict__.pop(_NAME, ()):
-        engine.release()
+    """Have all engines that hold the module, or a part of it, let go of all that they hold."""
+    held = [engine for part in module.modules() for engine, _ in part.__dict__.pop(_NAME, ())]
+    for engine in dict.fromkeys(held):
+        if engine not in _released:
+            engine.release()
+            _released.add(engine)

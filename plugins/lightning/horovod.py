@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ...adapters import OptionError
+from .held import release
 from .strategy import AdapterStrategy
 
 
@@ -33,3 +34,9 @@ class HorovodStrategy(AdapterStrategy):
                 "whose gradients are float32"
             )
         return super()._adopt_precision(plugin)
+
+    def teardown(self) -> None:
+        # A backward pass after the training, by the user or in another one that a part of the module has, is theirs.
+        if self.lightning_module is not None:
+            release(self.lightning_module)
+        super().teardown()
