@@ -127,8 +127,8 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         AdapterStrategy._wrap(self, trainer)
         if self.engine is None:
             raise OptionError(
-                "configure_optimizers() returned no optimizer, and DeepSpeed shares out what one updates: return one, "
-                "or use strategy='horovod' or 'ddp'"
+                "configure_optimizers() returned no optimizer that trains a parameter, and DeepSpeed shares out what "
+                "one updates: return one, or use strategy='horovod' or 'ddp'"
             )
         self._configured_norm = self.engine.deepspeed_engine.gradient_clipping()
 

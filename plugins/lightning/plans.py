@@ -157,6 +157,8 @@ def order_seed(adapter: TorchStrategy) -> int:
 
 def _order(sampler: Any, seed: int, share: Callable[[Any], Any]) -> Callable[[int], Indices]:
     length = len(sampler)
+    if length == 0:
+        return lambda epoch: np.zeros(0, dtype=np.int64)
     if _is_permutation(sampler):
         order = GlobalOrder(length, length, seed, shuffle=type(sampler) is RandomSampler)
         return lambda epoch: order.global_batch(epoch, 0)

@@ -77,6 +77,11 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
                 "this one is trained on, so that nobody knows its weight: give all of them a length"
             )
         if TrainingPosition(loop).is_resumed():
+            if len({len(loader) for loader in shared}) > 1:
+                raise DataError(
+                    "the checkpoint was written in the middle of an epoch, and the training loaders have different "
+                    "numbers of batches: nobody knows how far each was. Resume from a checkpoint of an epoch's end"
+                )
             for loader in shared:
                 loader.resume_by_count(loop.epoch_progress.current.processed)
 

@@ -169,7 +169,8 @@ class AdapterStrategy(Reducing, Sharing):
     def _trained_with(self) -> list[torch.optim.Optimizer]:
         own = {id(parameter) for parameter in self.model.parameters()}
         found = [optimizer for optimizer in self.optimizers if isinstance(optimizer, torch.optim.Optimizer)]
-        found = [optimizer for optimizer in found if optimizer.param_groups]
+        # Others may be given parameters, or have theirs unfrozen, later.
+        found = [o for o in found if any(p.requires_grad for group in o.param_groups for p in group["params"])]
         for optimizer in found:
             if not {id(p) for group in optimizer.param_groups for p in group["params"]} <= own:
                 raise OptionError(

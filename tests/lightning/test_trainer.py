@@ -37,6 +37,7 @@ CASES += [(strategy, 3, name) for strategy in ("horovod", "deepspeed_zero_3") fo
 # What Lightning or DeepSpeed cannot do is refused, with what to do instead or in Lightning's own words.
 REFUSED = {
     "two_optimizers": "strategy='horovod'",
+    "unfrozen_by_hand": "strategy='horovod'",
     "averaged": "SWA does not currently support sharded models",
     "bare_optimizer": "step what self.optimizers() returns",
     "finetuned": "does not support running with the DeepSpeed strategy",

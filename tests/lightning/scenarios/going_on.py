@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from lightning.pytorch import callbacks
 
+from farandole.adapters import DataError
+
 from .setting import HELD_OUT, Net, Numbers, Setting, data, metrics, scenario, weights
 
 
@@ -75,6 +77,26 @@ def resumed(setting: Setting) -> Numbers:
     places["stopped"] = setting.folder / "stopped.ckpt"
     runs = {"whole": whole} | {of: fit(ckpt_path=place)[1] for of, place in places.items()}
     return {f"{of}.{name}": value for of, found in runs.items() for name, value in found.items()}
+
+
+@scenario
+def resumed_with_two_loaders(setting: Setting) -> Numbers:
+    """Of different lengths: the checkpoint says how far the longer one was."""
+
+    class Both(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.loss(batch["long"]) + self.loss(batch["short"])
+
+    loaders = {"long": setting.loader(data(96)), "short": setting.loader(data(48, 5))}
+    trainer = setting.trainer(max_steps=3)
+    trainer.fit(Both(), loaders)
+    trainer.save_checkpoint(setting.folder / "middle.ckpt")
+    said = ""
+    try:
+        setting.trainer(max_epochs=1).fit(Both(), loaders, ckpt_path=setting.folder / "middle.ckpt")
+    except DataError as error:
+        said = str(error)
+    return {"refused": setting.is_stock or "loaders have different numbers of batches" in said}
 
 
 @scenario

@@ -17,7 +17,9 @@ def few_held_out(setting: Setting) -> Numbers:
     """A last batch with fewer samples than workers, in training and in evaluation."""
     trainer = setting.trainer(max_epochs=2)
     trainer.fit(Net(), setting.loader(data(97)), setting.loader(data(13, 3)))
-    return {**weights(trainer), **metrics(trainer)}
+    found = {**weights(trainer), **metrics(trainer)}
+    nothing = setting.loader(data(0))
+    return {**found, "of_nothing": len(trainer.validate(trainer.lightning_module, nothing, verbose=False))}
 
 
 @scenario

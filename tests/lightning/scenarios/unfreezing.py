@@ -1,4 +1,4 @@
-"""Parameters that begin to train later."""
+"""Parameters that begin to train later, or go on in another module."""
 
 from __future__ import annotations
 
@@ -45,4 +45,49 @@ def unfrozen(setting: Setting) -> Numbers:
 
     trainer = setting.trainer()
     trainer.fit(Unfreezing(), setting.loader(data()))
+    return weights(trainer)
+
+
+@scenario
+def unfrozen_by_hand(setting: Setting) -> Numbers:
+    """Two optimizers, of which one has nothing to train at first."""
+
+    class Two(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.layers[0].requires_grad_(False)
+
+        def on_train_epoch_start(self) -> None:
+            self.layers[0].requires_grad_(self.current_epoch > 0)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizers: Any = self.optimizers()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            for optimizer in optimizers:
+                optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.AdamW(self.layers[part].parameters(), lr=0.01) for part in (0, 2)]
+
+    trainer = setting.trainer()
+    trainer.fit(Two(), setting.loader(data()))
+    return weights(trainer)
+
+
+@scenario
+def taken_over(setting: Setting) -> Numbers:
+    """A part of a module that was trained goes on in another one; its gradients are the user's in between."""
+    first = Net()
+    setting.trainer(max_epochs=1).fit(first, setting.loader(data()))
+    if setting.strategy in ("auto", "horovod"):
+        for _ in range(2):
+            first.loss(data()[:7]).backward()
+        first.zero_grad()
+    second = Net()
+    second.layers[0] = first.layers[0]
+    trainer = setting.trainer(max_epochs=2)
+    trainer.fit(second, setting.loader(data()))
     return weights(trainer)
