@@ -29,8 +29,8 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         self._shares_used = False
         self._evaluated: Share | None = None
 
-    def _take_over_sampling(self, trainer: Any) -> None:
-        """Begin a run; nothing is loaded yet."""
+    def _begin_sharing(self, trainer: Any) -> None:
+        """Begin a run: nothing is loaded yet, and what is will be shared out here."""
         self._shares.clear()
         self._evaluated = None
         # Lightning would put its own sampler in before it asks us, and the user's would not be seen any more.

@@ -97,7 +97,7 @@ class AdapterStrategy(Reducing, Sharing):
         fitting = trainer.state.fn == _TrainerFn.FITTING
         if fitting and self._layer_sync:
             self._synchronize_batch_norm()
-        self._take_over_sampling(trainer)
+        self._begin_sharing(trainer)
         if self.world_size > 1:
             self._sigterm = SigtermWatch(trainer)
             self._sigterm.install()

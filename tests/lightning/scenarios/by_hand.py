@@ -6,18 +6,14 @@ from typing import Any
 
 import torch
 
-from .setting import Net, Numbers, Setting, data, scenario, weights
+from .setting import ByHand, Numbers, Setting, data, scenario, weights
 
 
 @scenario
 def manual(setting: Setting) -> Numbers:
     """Manual optimization: accumulated by hand, clipped, with the schedule stepped by hand."""
 
-    class Manual(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
+    class Manual(ByHand):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             optimizer: Any = self.optimizers()
             self.manual_backward(self.loss(batch) / 2)
@@ -35,11 +31,7 @@ def manual(setting: Setting) -> Numbers:
 def bare_optimizer(setting: Setting) -> Numbers:
     """Manual optimization by the optimizer itself, without what Lightning wraps it in."""
 
-    class Bare(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
+    class Bare(ByHand):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             optimizer: Any = self.optimizers(use_pl_optimizer=False)
             optimizer.zero_grad()
@@ -55,11 +47,7 @@ def bare_optimizer(setting: Setting) -> Numbers:
 def two_optimizers(setting: Setting) -> Numbers:
     """Two optimizers in turns, whose backward passes leave gradients in each other's parameters."""
 
-    class Two(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
+    class Two(ByHand):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             first, second = self.optimizers()  # type: ignore[misc]
             for optimizer in (first, second):

@@ -98,6 +98,14 @@ class Net(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1)
 
 
+class ByHand(Net):
+    """The same, for manual optimization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
 def weights(trainer: pl.Trainer) -> Numbers:
     """Return the trained weights by name, whole; only rank 0 has them."""
     state = trainer.strategy.lightning_module_state_dict()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import callbacks
 
-from .setting import Net, Numbers, Setting, data, scenario, weights
+from .setting import ByHand, Net, Numbers, Setting, data, scenario, weights
 
 
 @scenario
@@ -52,10 +52,9 @@ def unfrozen(setting: Setting) -> Numbers:
 def unfrozen_by_hand(setting: Setting) -> Numbers:
     """Two optimizers, of which one has nothing to train at first."""
 
-    class Two(Net):
+    class Two(ByHand):
         def __init__(self) -> None:
             super().__init__()
-            self.automatic_optimization = False
             self.layers[0].requires_grad_(False)
 
         def on_train_epoch_start(self) -> None:
