@@ -100,7 +100,7 @@ class Distribution:
         """
         look = data_batch
         if iterator is not None:
-            look = iterator._distributed_dataset.element_spec
+            look = keras.tree.map_structure(_spec_or_none, iterator._distributed_dataset.element_spec)
             # Before one worker fails over its samples while others wait for it to build, or has a step more than they.
             agree(self._strategy, f"{iterator.num_batches} batches of {_look_of(look)}", [])
         with self.scope():
@@ -171,6 +171,11 @@ class Distribution:
                 raise OptionError(
                     f"the loss {loss.loss.name!r} has reduction={reduction!r}: {_REFUSED_REDUCTIONS[reduction]}"
                 )
+
+
+def _spec_or_none(spec: Any) -> Any:
+    """Return `None` for what a batch leaves out: an optional input, say."""
+    return spec if hasattr(spec, "dtype") else None
 
 
 def _look_of(batch: Any) -> str:

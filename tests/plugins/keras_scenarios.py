@@ -122,6 +122,23 @@ def built_by_fit(own: Own, folder: Path) -> Numbers:
     return {name: value for name, value in numbers.items() if not name.startswith("weight")}
 
 
+class _Sum(keras.layers.Layer):
+    def call(self, first: Any, second: Any = None) -> Any:
+        return first if second is None else first + second
+
+
+@scenario
+def optional_input_left_out(own: Own, folder: Path) -> Numbers:
+    def make() -> Any:
+        keras.utils.set_random_seed(9)
+        first, second = keras.Input((12,)), keras.Input((12,), optional=True)
+        model = keras.Model([first, second], keras.layers.Dense(4)(_Sum()(first, second)))
+        compile_model(model)
+        return model
+
+    return fit(own(make), (X, None), validation_data=((VALIDATION_X, None), VALIDATION_Y))
+
+
 @scenario
 def callbacks(own: Own, folder: Path) -> Numbers:
     model = own(build(lambda: keras.optimizers.SGD(0.5)))
