@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import keras
@@ -53,7 +54,14 @@ def fingerprint(data: Any) -> tf.Tensor:
 
 def check_size(what: str, data: Any, steps: int | None, option: str) -> None:
     """Raise `DataError` where nobody can say how many batches an epoch has."""
-    if isinstance(data, tf.data.Dataset) and steps is None and int(data.cardinality()) < 0:
+    if steps is not None:
+        return
+    if isinstance(data, Generator):
+        raise DataError(
+            f"{what} is a generator of unknown size, so workers cannot agree where an epoch ends: pass {option}, or a "
+            "keras.utils.PyDataset"
+        )
+    if isinstance(data, tf.data.Dataset) and int(data.cardinality()) < 0:
         kind = "infinite" if int(data.cardinality()) == tf.data.INFINITE_CARDINALITY else "unknown"
         raise DataError(
             f"{what} is a tf.data.Dataset of {kind} size, so workers cannot agree where an epoch ends: pass {option}, "

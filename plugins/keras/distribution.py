@@ -125,7 +125,13 @@ class Distribution:
             run = self._test
         else:
             run = self._predict
-        return self._strategy.run(lambda data: run(step, data, name), (batch,))
+
+        def replica(data: Any) -> Any:
+            # TensorFlow begins with what needs no batch, and would let weights decay in a step that then finds none.
+            with tf.control_dependencies(_tensors(data)):
+                return run(step, data, name)
+
+        return self._strategy.run(replica, (batch,))
 
     def _train(self, step: Callable[[Any], Any], batch: Any, name: str) -> Any:
         self._check_losses()
@@ -171,6 +177,10 @@ class Distribution:
                 raise OptionError(
                     f"the loss {loss.loss.name!r} has reduction={reduction!r}: {_REFUSED_REDUCTIONS[reduction]}"
                 )
+
+
+def _tensors(batch: Any) -> list[tf.Tensor]:
+    return [leaf for leaf in tf.nest.flatten(batch, expand_composites=True) if leaf is not None]
 
 
 def _spec_or_none(spec: Any) -> Any:

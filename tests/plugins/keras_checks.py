@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ def made(strategy: Any, make: Callable[[], Any]) -> Any:
 
 def fit(model: Any, x: Any = X, y: Any = Y, **options: Any) -> Any:
     return model.fit(x, y, **{"batch_size": 32, "verbose": 0, "shuffle": False, **options})
+
+
+def batches() -> Iterator[tuple[Any, Any]]:
+    for start in range(0, 96, 32):
+        yield X[start : start + 32], Y[start : start + 32]
 
 
 @check
@@ -112,6 +117,8 @@ def data_that_workers_do_not_share_are_refused(strategy: Any, folder: Path) -> N
         model.fit(unknown, verbose=0)
     with pytest.raises(DataError, match="infinite size"):
         model.evaluate(tf.data.Dataset.from_tensor_slices((X, Y)).batch(32).repeat(), verbose=0)
+    with pytest.raises(DataError, match=r"generator.*PyDataset"):
+        model.fit(batches(), verbose=0)
     model.fit(unknown, steps_per_epoch=3, verbose=0)
     with pytest.raises(DataError, match="different samples"):
         fit(model, X[rank : 96 + rank], Y[rank : 96 + rank])
