@@ -18,6 +18,7 @@ from ...adapters.tensorflow.training import warn_of_batch_norm
 from .agreement import Agreement, callbacks_of
 from .data import OTHER_ORDER, check_size
 from .distribution import Distribution
+from .functions import make_functions_of
 from .seeds import shared_seed
 
 M = TypeVar("M", bound=keras.Model)
@@ -57,6 +58,7 @@ def distribute(model: M, strategy: Strategy) -> M:
     for name in ("train_function", "test_function", "predict_function"):
         setattr(model, name, None)  # what was compiled before knows of one process only
     model._maybe_symbolic_build = distribution.build
+    make_functions_of(model, strategy.worker, distribution.run)
     model.fit = _fit(model, strategy, distribution)
     model.evaluate = _quiet(model.evaluate, strategy, distribution)
     model.predict = _quiet(model.predict, strategy, distribution)

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_scenarios import VALIDATION_X, X, Y, build, compile_model
+from keras_scenarios import VALIDATION_X, VALIDATION_Y, X, Y, build, compile_model
 
 from farandole.adapters import DataError, OptionError, StrategyStateError, create_strategy
 from farandole.plugins.keras import (
@@ -163,6 +163,54 @@ def one_worker_stops_all(strategy: Any, folder: Path) -> None:
                 self.model.stop_training = True
 
     assert len(fit(made(strategy, build()), epochs=5, callbacks=[Clock()]).history["loss"]) == 2
+
+
+@check
+def data_that_end_too_soon_are_an_error(strategy: Any, folder: Path) -> None:
+    """The step that finds none changes nothing: no weight decays, no update is counted, no metric is set back."""
+    whole, short = made(strategy, build()), made(strategy, build())
+    fit(whole, batches(), None, batch_size=None, steps_per_epoch=3)
+    with pytest.raises(DataError, match="ran out"):
+        fit(short, batches(), None, batch_size=None, steps_per_epoch=4)
+    for mine, other in zip(short.variables, whole.variables, strict=True):
+        assert np.array_equal(mine.numpy(), other.numpy()), mine.path
+    assert int(short.optimizer.iterations.numpy()) == 3
+    assert short.get_metrics_result() == whole.get_metrics_result()
+
+
+@check
+def a_step_is_compiled_once(strategy: Any, folder: Path) -> None:
+    """Keras runs a step in Python only to compile it: neither another epoch nor another `fit` does."""
+    calls = []
+
+    class Counting(keras.Sequential):  # type: ignore[misc]
+        def train_step(self, data: Any) -> Any:
+            calls.append("train")
+            return super().train_step(data)
+
+        def test_step(self, data: Any) -> Any:
+            calls.append("test")
+            return super().test_step(data)
+
+    def make() -> Any:
+        model = Counting([keras.Input((12,)), keras.layers.Dense(4)])
+        compile_model(model)
+        return model
+
+    model = made(strategy, make)
+    fit(model, epochs=2, validation_data=(VALIDATION_X, VALIDATION_Y))
+    fit(model, x=X[:40], y=Y[:40], validation_data=(VALIDATION_X, VALIDATION_Y))
+    assert sorted(calls) == ["test", "train"]
+    calls.clear()
+    sizes = (16, 24, 8, 12)  # of batches that divide the samples, and so tell their size to what compiles the step
+    for size in sizes:
+        fit(model, x=X[:48], y=Y[:48], batch_size=size)
+    assert not calls, "the step was compiled for any number of samples already"
+    another = made(strategy, make)
+    for size in sizes:
+        fit(another, x=X[:48], y=Y[:48], batch_size=size)
+    assert calls == ["train", "train"], "Keras compiles for the first size, and with the second for any"
+    strategy.barrier()
 
 
 @check
