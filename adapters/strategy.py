@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ class Strategy(ABC):
         """The device that this worker trains on, in the framework's own type."""
 
     def __enter__(self) -> Self:
+        _refuse_in_a_script_imported_again()
         if self._state != "new":
             raise StrategyStateError(f"strategy {self.name!r} was used before: create a new one for each `with` block")
         self._join()
@@ -276,3 +278,18 @@ class Strategy(ABC):
 
     @abstractmethod
     def _barrier(self) -> None: ...
+
+
+def _refuse_in_a_script_imported_again() -> None:
+    """A process that multiprocessing spawns imports the script first: it would join the job as a worker that is there.
+
+    Raises:
+        StrategyStateError: this is such a process, importing the script.
+    """
+    # The mark by which multiprocessing itself refuses to start a process there.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise StrategyStateError(
+            "this script enters a strategy as soon as it is imported, and a process that multiprocessing started, "
+            "to load data for one, imports it: put what the script does into a function, called under "
+            "`if __name__ == '__main__':`"
+        )
