@@ -18,6 +18,7 @@ class Capabilities:
     dtypes: types of parameters that it trains exactly, as the framework names them.
     shards: what each worker holds only a share of; empty where every worker holds a whole replica.
     accumulates_locally: whether gradients stay at home until the last micro-batch of a step.
+    threads: whether the engine runs threads in each worker, beside which no process may be forked.
     survives_failure: whether the surviving workers of a failed job can go on in their processes.
     asynchronous: whether workers may update from gradients of different steps.
     exact: whether the update equals one process's on the same global batch, up to rounding; false where an option is
@@ -29,6 +30,7 @@ class Capabilities:
     dtypes: frozenset[str] = frozenset({"float32", "float64"})
     shards: frozenset[Shard] = frozenset()
     accumulates_locally: bool = True
+    threads: bool = True
     survives_failure: bool = False
     asynchronous: bool = False
     exact: bool = True

@@ -35,7 +35,7 @@ class StrategyStateError(FarandoleError, RuntimeError):
 
 
 class DataError(FarandoleError, ValueError):
-    """A dataset or batch from which no exact global mean can be taken."""
+    """A dataset or batch from which no exact global mean can be taken, or that does not reach loader processes."""
 
 
 class CheckpointError(FarandoleError, RuntimeError):

@@ -17,6 +17,7 @@ from ..progress import Progress
 from ..random_seed import mix
 from ..structure import map_structure
 from ..worker import Worker
+from .loader_processes import data_is_sent, spawn_where_it_would_fork
 
 _OURS = {
     "batch_size": "global_batch_size",
@@ -54,6 +55,7 @@ class StepLoader:
     """Loads this worker's micro-batches, step by step.
 
     Iterating yields (epoch, step, weights, data): how many samples of each micro-batch count, and its collated data.
+    Loader processes are forked where DataLoader would and `may_fork`, or where the options say so.
 
     Raises:
         OptionError: a loader option that the order decides, or that DataLoader does not know.
@@ -68,6 +70,7 @@ class StepLoader:
         start: Progress,
         epochs: int,
         options: Mapping[str, Any],
+        may_fork: bool = True,
     ) -> None:
         for name in options:
             if name in _OURS:
@@ -94,9 +97,12 @@ class StepLoader:
             )
         except (TypeError, ValueError) as error:
             raise OptionError(f"torch's DataLoader refuses an option: {error}") from None
+        if not may_fork:
+            spawn_where_it_would_fork(self._loader)
 
     def __iter__(self) -> Iterator[tuple[int, int, tuple[int, ...], tuple[Any, ...]]]:
-        data = iter(self._loader)
+        with data_is_sent(self._loader):
+            data = iter(self._loader)
         for epoch, step, plan in self._keys.steps():
             yield epoch, step, tuple(part.weight for part in plan), tuple(next(data) for _ in plan)
 

@@ -20,7 +20,7 @@ class LocalStrategy(TorchStrategy):
         LauncherError: a launcher started several workers; each would train on all data by itself.
     """
 
-    capabilities = Capabilities("torch", accelerators=frozenset({"cpu", "cuda"}))
+    capabilities = Capabilities("torch", accelerators=frozenset({"cpu", "cuda"}), threads=False)
 
     def __init__(self, device: str | None = None) -> None:
         super().__init__(device)

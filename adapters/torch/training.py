@@ -122,7 +122,8 @@ class TorchTraining(Training):
         worker = self._strategy.worker
         self._strategy.check_batch(global_batch_size, self._accumulate)
         order = order_of(dataset, global_batch_size, seed, shuffle, worker)
-        loader = StepLoader(dataset, order, worker, self._accumulate, start, epochs, loader_options)
+        may_fork = not self._strategy.capabilities.threads
+        loader = StepLoader(dataset, order, worker, self._accumulate, start, epochs, loader_options, may_fork)
         return self._batches(loader, order, weight)
 
     def _batches(

@@ -19,10 +19,10 @@ from .table import TORCH
 def every_sample_comes_once(strategy: Strategy, folder: Path) -> None:
     training = curves.prepare(strategy, VARIANTS["accumulate_4"], "float32")
     length, size = 37, 2 * strategy.worker.world_size + 1
-    for start in (Progress(), Progress(1, 2)):
+    for start, processes in ((Progress(), 0), (Progress(1, 2), 1)):
         own: dict[int, list[int]] = {epoch: [] for epoch in range(3)}
         epoch = start.epoch
-        for batch in training.batches(torch.arange(length), size, epochs=3, seed=2, start=start, num_workers=1):
+        for batch in training.batches(torch.arange(length), size, epochs=3, seed=2, start=start, num_workers=processes):
             for micro, weight in zip(batch.micro, batch.weights, strict=True):
                 own[epoch] += micro.tolist() if weight else []
             epoch = batch.progress.epoch
@@ -32,6 +32,30 @@ def every_sample_comes_once(strategy: Strategy, folder: Path) -> None:
                 assert seen == list(range(length)), f"epoch {epoch} from {start}"
             elif epoch == start.epoch:
                 assert len(seen) == len(set(seen)) == length - start.step * size
+
+
+# Not empty in a worker that ran the check below, and in what is forked from it.
+_RANKS_HERE: list[int] = []
+
+
+class _Forked(torch.utils.data.Dataset[bool]):
+    """Sample i says whether it was loaded in a fork of a worker."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> bool:
+        return bool(_RANKS_HERE)
+
+
+@TORCH.add
+def loader_processes_are_no_forks_beside_threads(strategy: Strategy, folder: Path) -> None:
+    """A fork hangs where a thread of the engine holds a lock at that moment."""
+    training = curves.prepare(strategy, VARIANTS["sgd_momentum"], "float32")
+    _RANKS_HERE.append(strategy.worker.rank)
+    size = 2 * strategy.worker.world_size
+    forked = [bool(micro.any()) for batch in training.batches(_Forked(), size, num_workers=1) for micro in batch.micro]
+    assert forked and not (any(forked) and strategy.capabilities.threads)
 
 
 @TORCH.add
