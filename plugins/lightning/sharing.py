@@ -11,6 +11,7 @@ import torch
 from ...adapters import DataError
 from ...adapters.torch.stand_in import without_side_effects
 from .data import ShareLoader, ShareSampler, rebuild
+from .forks import warn_of_forks
 from .joining import Joining
 from .package import fabric_part, trainer_part
 from .plans import Share, order_seed, plan_of, refuse_different_plans
@@ -41,6 +42,7 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
 
     def process_dataloader(self, dataloader: Any) -> Any:
         trainer, worker = self.lightning_module.trainer, self.adapter.worker
+        warn_of_forks(dataloader, self.adapter)
         ours = self._own_sampling and isinstance(dataloader, torch.utils.data.DataLoader)
         seed_workers = fabric_part("utilities.data")._auto_add_worker_init_fn
         seed, broadcast = order_seed(self.adapter), self.adapter.broadcast

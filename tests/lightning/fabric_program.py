@@ -230,6 +230,12 @@ def run_refusals(fabric: Any, strategy: str) -> dict[str, Any]:
         said["stranger"] = refused(lambda: fabric.setup_optimizers(stranger))
         numbers = TensorDataset(torch.arange(8 + fabric.global_rank))
         said["lengths"] = refused(lambda: fabric.setup_dataloaders(DataLoader(numbers, batch_size=2)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fabric.setup_dataloaders(
+                DataLoader(points(8), batch_size=2, num_workers=1)
+            )  # never read: a fork might hang
+        said["forks"] = str(sum("forks its 1 process(es)" in str(warning.message) for warning in caught))
         return said | {"kept": str(kept(fabric))}
     plain = network()
     optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (plain[0], plain[2])]  # type: ignore[index]

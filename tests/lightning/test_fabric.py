@@ -125,6 +125,7 @@ def check_refused(said: dict[str, Any], strategy: str) -> None:
         assert "was set up without an optimizer" in said["no optimizer"]
         assert "holds parameters of no model" in said["stranger"]
         assert "have different numbers of samples" in said["lengths"]
+        assert said["forks"] == str(int(sys.version_info < (3, 11, 10)))
         assert said["kept"] == "0"
         return
     assert "2 optimizers" in said["two optimizers"] and "'horovod'" in said["two optimizers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,12 @@ def test_refused_on_all_workers(found: list[dict[str, Any]], case: str, words: s
 
 def test_copies_may_be_meant(found: list[dict[str, Any]]) -> None:
     assert [worker["copies that are meant"] for worker in found] == ["", ""]
+
+
+def test_a_loader_that_forks_is_warned_of_where_that_may_hang(found: list[dict[str, Any]]) -> None:
+    """Once, by rank 0; Python 3.11.10 mended it."""
+    forks = "forks its 1 process(es)"
+    told = [
+        [sum(forks in warning for warning in caught) for caught in worker["shared by itself"][2]] for worker in found
+    ]
+    assert told == [[int(sys.version_info < (3, 11, 10)), 0], [0, 0]]

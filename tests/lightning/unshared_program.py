@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,16 @@ class Module(pl.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[float] = []
+        self.warned: list[list[str]] = []
+
+    def on_train_start(self) -> None:
+        """Hand over a loader that forks, and one that does not, and read neither: a fork might hang."""
+        strategy, data = self.trainer.strategy, torch.zeros(8)
+        for context in (None, "spawn"):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                strategy.process_dataloader(DataLoader(data, 2, num_workers=1, multiprocessing_context=context))
+            self.warned.append([str(warning.message) for warning in caught])
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         self.seen += batch.flatten().tolist()
@@ -57,13 +68,13 @@ def read(adapter: TorchStrategy, dataset: Any, **options: Any) -> str:
     return ""
 
 
-def fit(loader: Any, **options: Any) -> tuple[list[float], float]:
-    """Return what this worker trained on, and the weight."""
+def fit(loader: Any, **options: Any) -> tuple[list[float], float, list[list[str]]]:
+    """Return what this worker trained on, the weight, and what loaders that fork or spawn were warned of."""
     module = Module()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(strategy="horovod", accelerator="cpu", max_epochs=1, **quiet, **options)
     trainer.fit(module, loader)
-    return module.seen, float(module.weight.detach())
+    return module.seen, float(module.weight.detach()), module.warned
 
 
 def main(folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ....adapters import OptionError
 from ....adapters.torch.engine import Engine
 from .. import environment
+from ..forks import warn_of_forks
 from ..held import release
 from ..joining import Joining
 from ..package import fabric_part
@@ -67,6 +68,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
 
     def process_dataloader(self, dataloader: Any) -> Any:
         wanted, self._share_out_next = self._share_out_next, False
+        warn_of_forks(dataloader, self.adapter)
         if not wanted or self.world_size == 1:
             return dataloader
         return share_out(dataloader, self.adapter, self._shares)
