@@ -232,9 +232,8 @@ def run_refusals(fabric: Any, strategy: str) -> dict[str, Any]:
         said["lengths"] = refused(lambda: fabric.setup_dataloaders(DataLoader(numbers, batch_size=2)))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            fabric.setup_dataloaders(
-                DataLoader(points(8), batch_size=2, num_workers=1)
-            )  # never read: a fork might hang
+            # It is never read: a fork might hang.
+            fabric.setup_dataloaders(DataLoader(points(8), batch_size=2, num_workers=1))
         said["forks"] = str(sum("forks its 1 process(es)" in str(warning.message) for warning in caught))
         return said | {"kept": str(kept(fabric))}
     plain = network()
