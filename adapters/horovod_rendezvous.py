@@ -1,62 +1,89 @@
-"""Let Horovod join a job that another launcher started.
+"""Let Horovod join a job, whoever started it, as often as strategies are entered.
 
-Horovod's Gloo controller meets at a small HTTP server that horovodrun keeps. Where another launcher started the
-workers, rank 0 keeps that server, as Horovod's own integrations (Ray, Spark) do, and the workers tell each other where.
+Horovod's Gloo controller meets at a small HTTP server that horovodrun keeps. That server still holds the addresses of
+the first round when Horovod is initialized again, and other launchers keep none. So rank 0 keeps one for each entry, as
+Horovod's own integrations (Ray, Spark) do, and the workers tell each other where.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
+from . import entry
+from .addresses import host_towards
+from .errors import LauncherError
+from .horovodrun_store import HorovodrunStore, find_horovodrun_store
 from .launchers import Launch
+from .worker import Worker
+
+MEETING = 1800.0  # seconds that workers wait for each other
 
 Share = Callable[[str | None], str]
-"""Given the address by rank 0 and `None` by the others, returns it on every worker, once all have it."""
+"""Given the address by rank 0 and `None` by the others, returns it on every worker, once all have called."""
 
 
-class Rendezvous(Protocol):
-    """A running server that workers meet at."""
+@contextlib.contextmanager
+def described_job(launch: Launch, share: Share, gloo: bool) -> Iterator[None]:
+    """Have `hvd.init()` find the job: inside, its variables are set and its rendezvous server runs.
 
-    def start(self) -> int: ...
+    All workers must be initialized before any of them leaves.
 
-    def stop(self) -> None: ...
-
-
-def describe_job_to_horovod(launch: Launch, share: Share) -> Rendezvous | None:
-    """Set the variables that `hvd.init()` reads; return the rendezvous server where this worker keeps it.
-
-    Nothing is to be done where horovodrun or MPI started the job, or where there is one worker.
+    Args:
+        share: how to tell the others an address, where neither horovodrun nor MPI started the job.
+        gloo: whether this Horovod was built with Gloo.
     """
     worker = launch.worker
-    if launch.launcher in ("horovodrun", "openmpi") or worker.world_size == 1:
-        return None
+    # MPI knows the job by itself, and elastic horovodrun gives each round a new description.
+    if launch.launcher == "openmpi" or os.environ.get("HOROVOD_ELASTIC") == "1" or not gloo:
+        yield
+        return
+    # Said to a single worker too: a Horovod that was built with MPI would take that.
+    chosen = {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
+    described = {} if launch.launcher == "horovodrun" else chosen
+    if worker.world_size == 1:
+        with entry.environment(**described):
+            yield
+        return
     from horovod.runner.http.http_server import RendezvousServer
 
-    server: Rendezvous | None = None
-    own: str | None = None
-    if worker.is_main:
-        server = RendezvousServer()
-        own = f"{_own_address(launch)}:{server.start()}"
-    host, _, port = share(own).rpartition(":")
-    os.environ.update(
-        HOROVOD_RANK=str(worker.rank),
-        HOROVOD_SIZE=str(worker.world_size),
-        HOROVOD_LOCAL_RANK=str(worker.local_rank),
-        HOROVOD_LOCAL_SIZE=str(worker.local_world_size),
-        HOROVOD_CROSS_RANK=str(worker.node_rank),
-        HOROVOD_CROSS_SIZE=str(-(-worker.world_size // worker.local_world_size)),
-        HOROVOD_HOSTNAME=f"node{worker.node_rank}",
-        HOROVOD_GLOO_RENDEZVOUS_ADDR=host,
-        HOROVOD_GLOO_RENDEZVOUS_PORT=port,
-        HOROVOD_CONTROLLER="gloo",
-        HOROVOD_CPU_OPERATIONS="gloo",
-    )
-    return server
+    store = find_horovodrun_store() if launch.launcher == "horovodrun" else None
+    server = RendezvousServer() if worker.is_main else None
+    try:
+        own = f"{_own_address(launch, store)}:{server.start()}" if server is not None else None
+        told = share(own) if store is None else _share_by_horovodrun(store, worker, own)
+        host, _, port = told.rpartition(":")
+        described |= {"HOROVOD_GLOO_RENDEZVOUS_ADDR": host, "HOROVOD_GLOO_RENDEZVOUS_PORT": port}
+        if launch.launcher != "horovodrun":
+            described |= {
+                "HOROVOD_RANK": str(worker.rank),
+                "HOROVOD_SIZE": str(worker.world_size),
+                "HOROVOD_LOCAL_RANK": str(worker.local_rank),
+                "HOROVOD_LOCAL_SIZE": str(worker.local_world_size),
+                "HOROVOD_CROSS_RANK": str(worker.node_rank),
+                "HOROVOD_CROSS_SIZE": str(-(-worker.world_size // worker.local_world_size)),
+                "HOROVOD_HOSTNAME": f"node{worker.node_rank}",
+            }
+        with entry.environment(**described):
+            yield
+    finally:
+        if server is not None:
+            server.stop()
 
 
-def _own_address(launch: Launch) -> str:
-    if launch.worker.local_world_size == launch.worker.world_size or launch.address is None:
+def _own_address(launch: Launch, store: HorovodrunStore | None) -> str:
+    if launch.worker.local_world_size == launch.worker.world_size:
         return "127.0.0.1"
-    return launch.address[0]
+    if store is not None:
+        return host_towards(store.host, store.port)
+    return "127.0.0.1" if launch.address is None else launch.address[0]
+
+
+def _share_by_horovodrun(store: HorovodrunStore, worker: Worker, address: str | None) -> str:
+    """Tell all workers rank 0's address once all are here: Horovod waits for 30 s only."""
+    store.put(f"horovod_{worker.rank}", address or "here")
+    said = [store.wait(f"horovod_{rank}", MEETING) for rank in range(worker.world_size)]
+    if None in said:
+        raise LauncherError(f"worker {said.index(None)} did not enter the strategy within {MEETING:.0f} s")
+    return str(said[0])

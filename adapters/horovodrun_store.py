@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException
 
+from . import entry
 from .errors import LauncherError
 
 _SCOPE = "farandole"
@@ -19,7 +20,7 @@ _POLL = 0.05  # seconds
 
 
 class HorovodrunStore:
-    """Texts by key, alike for all workers; keys have no slash.
+    """Texts by key, alike for all workers, of the strategy that is open; keys have no slash.
 
     Raises:
         LauncherError: on any call, the server does not answer.
@@ -47,7 +48,7 @@ class HorovodrunStore:
         # Not urllib: it would send this to a proxy that the environment names.
         connection = HTTPConnection(self.host, self.port, timeout=_ANSWER)
         try:
-            connection.request(method, f"/{_SCOPE}/{key}", body)
+            connection.request(method, f"/{_SCOPE}_{entry.generation()}/{key}", body)
             answer = connection.getresponse()
             content, status = answer.read().decode(), answer.status
         except (OSError, HTTPException) as error:

@@ -55,8 +55,9 @@ def _take(address: Address, cluster: list[str], said: Any, deadline: float) -> l
             lines.append(line)
             problem = _hear(line, cluster, heard)
         reply = {"problem": problem, "said": None if problem else [heard[rank] for rank in range(len(cluster))]}
-        for line in lines:
-            _say(line, reply)
+    # Only now: who hears of it may come to the next roll call, and would be heard by this one's server.
+    for line in lines:
+        _say(line, reply)
     if problem:
         raise LauncherError(problem)
     return [heard[rank] for rank in range(len(cluster))]

@@ -15,6 +15,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, Self, SupportsFloat
 
+from . import entry
 from .capabilities import Capabilities
 from .errors import OptionError, StrategyStateError
 from .launchers import Launch, detect_launch
@@ -131,7 +132,10 @@ class Training(ABC):
 
 
 class Strategy(ABC):
-    """One engine under the launcher that started this process. Used once, as a context manager."""
+    """One engine under the launcher that started this process. Used once, as a context manager.
+
+    One strategy is open at a time in a process; another may follow it.
+    """
 
     name: str = ""
     capabilities: Capabilities
@@ -159,7 +163,12 @@ class Strategy(ABC):
         _refuse_in_a_script_imported_again()
         if self._state != "new":
             raise StrategyStateError(f"strategy {self.name!r} was used before: create a new one for each `with` block")
-        self._join()
+        entry.begin(self)
+        try:
+            self._join()
+        except BaseException:
+            self._abandon()
+            raise
         self._state = "joined"
         worker = self.worker
         _log.info(
@@ -175,10 +184,24 @@ class Strategy(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._abandon()
+            return
         try:
-            self._leave(failed=error is not None)
+            self._leave(failed=False)
+        except BaseException:
+            self._abandon()
+            raise
+        self._state = "left"
+        entry.end(self)
+
+    def _abandon(self) -> None:
+        """Leave after a failure, which may have been in joining or leaving."""
+        try:
+            self._leave(failed=True)
         finally:
             self._state = "left"
+            entry.end(self)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -251,7 +274,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def _leave(self, failed: bool) -> None:
-        """Leave the job; after a failure, without waiting for other workers."""
+        """Leave the job; after a failure, without waiting for other workers, and from wherever joining came to."""
 
     @abstractmethod
     def _scope(self) -> contextlib.AbstractContextManager[None]: ...

@@ -9,7 +9,6 @@ Neither TensorFlow nor torch is imported here; torch is by those launchers that 
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import socket
@@ -27,7 +26,6 @@ from .slurm import slurm_addresses
 _OF_TORCH = ("torchrun", "deepspeed", "environment")
 _GRACE = 3.0  # seconds that rank 0, which may keep the store, goes on for those who have still to read
 _SET_TF_CONFIG = f"set TF_CONFIG for each worker, for example {TF_CONFIG_EXAMPLE}"
-_clusters = itertools.count()  # of this process, and so of every worker
 
 
 class _Store(Protocol):
@@ -113,22 +111,21 @@ def _own_host(launch: Launch, host: str, port: int) -> str:
 
 def _exchange(store: _Store, worker: Worker, own: str, timeout: float) -> tuple[tuple[str, int], ...]:
     """Let rank 0 gather everyone's address and pass all on, so that few requests are made and all hear the same."""
-    cluster = f"tf_cluster_{next(_clusters)}"
     deadline = time.monotonic() + timeout
 
     def wait(key: str, grace: float = 0.0) -> str | None:
-        return store.wait(f"{cluster}_{key}", max(0.0, deadline + grace - time.monotonic()))
+        return store.wait(f"tf_cluster_{key}", max(0.0, deadline + grace - time.monotonic()))
 
     everyone = range(worker.world_size)
-    store.put(f"{cluster}_address_{worker.rank}", own)
+    store.put(f"tf_cluster_address_{worker.rank}", own)
     known: list[str | None]
     if worker.is_main:
         known = [wait(f"address_{rank}") for rank in everyone]
-        store.put(f"{cluster}_all", json.dumps(known))
+        store.put("tf_cluster_all", json.dumps(known))
         unread = [rank for rank in everyone[1:] if known[rank] is not None and wait(f"read_{rank}", _GRACE) is None]
     else:
         told = wait("all", _GRACE / 2)
-        store.put(f"{cluster}_read_{worker.rank}", "")
+        store.put(f"tf_cluster_read_{worker.rank}", "")
         known = [wait(f"address_{rank}") for rank in everyone] if told is None else json.loads(told)
         unread = [0] if told is None else []
     missing = [rank for rank in everyone if known[rank] is None]

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from .. import entry
 from ..worker import Worker
 
 _POLL = 1_000  # ms; in between, Python can be interrupted
@@ -25,7 +26,7 @@ class ConfigStore:
     def __init__(self, worker: Worker, jobs: Sequence[tuple[str, int]]) -> None:
         self._worker = worker
         self._jobs = list(jobs)
-        self._round = 0
+        self._generation = self._round = 0
         self._own: list[str] = []
 
     def gather(self, value: Any) -> list[Any]:
@@ -41,6 +42,8 @@ class ConfigStore:
         if self._worker.world_size == 1:
             return [pickle.loads(pickle.dumps(value))]
         service = context.context()
+        if self._generation != entry.generation():  # after a failure, workers may have come to different rounds
+            self._generation, self._round = entry.generation(), 0
         self._round += 1
         told = self._tell(service, value) if speaks else []
         values = [value if rank == self._worker.rank else self._hear(service, rank) for rank in ranks]
@@ -78,4 +81,4 @@ class ConfigStore:
                 )
 
     def _key(self, rank: int, number: int) -> str:
-        return f"farandole/{self._round}/{rank}/{number}"
+        return f"farandole/{self._generation}/{self._round}/{rank}/{number}"

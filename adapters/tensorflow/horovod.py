@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import tensorflow as tf
 
+from .. import entry
 from ..capabilities import Capabilities
 from ..errors import EngineUnavailableError, OptionError
-from ..horovod_rendezvous import describe_job_to_horovod
+from ..horovod_rendezvous import described_job
 from ..roll_call import roll_call
 from .cluster import cluster_addresses
+from .multiworker import cluster_store
 from .strategy import TensorFlowStrategy
 
 try:
@@ -32,6 +35,11 @@ _COMPRESSIONS = ("none", "fp16")
 _START_DEADLINE = 60.0  # seconds, where another launcher than horovodrun started the workers
 
 
+@atexit.register
+def _shut_down_at_exit() -> None:
+    hvd.shutdown()
+
+
 class TensorFlowHorovodStrategy(TensorFlowStrategy):
     """A replica on every worker; Horovod's background thread adds up gradients while the compiled step runs.
 
@@ -49,6 +57,7 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
                 "this Horovod was built without NCCL and cannot train on GPUs: run `farandole horovod install --force` "
                 "where CUDA and NCCL are installed, or pass device='cpu'"
             )
+        self._joined = False
         self._compression = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
         self.capabilities = Capabilities(
             "tensorflow",
@@ -76,15 +85,18 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
 
     def _join(self) -> None:
         super()._join()
-        self._rendezvous = describe_job_to_horovod(self.launch, self._share)
-        hvd.init()
-        found, said = (hvd.rank(), hvd.size()), (self.worker.rank, self.worker.world_size)
-        if found != said:
-            hvd.shutdown()
-            raise EngineUnavailableError(
-                f"Horovod says worker {found[0]} of {found[1]}, but {self.launch.launcher} started worker {said[0]} of "
-                f"{said[1]}: start the job with horovodrun, or `farandole run --strategy tf_horovod`"
-            )
+        with described_job(self.launch, self._share, hvd.gloo_built()):
+            hvd.init()
+            atexit.unregister(hvd.shutdown)  # `init` adds it, to run before older handlers that still need Horovod
+            self._joined = True
+            found, said = (hvd.rank(), hvd.size()), (self.worker.rank, self.worker.world_size)
+            if found != said:
+                hvd.shutdown()
+                raise EngineUnavailableError(
+                    f"Horovod says worker {found[0]} of {found[1]}, but {self.launch.launcher} started worker "
+                    f"{said[0]} of {said[1]}: start the job with horovodrun, or `farandole run --strategy tf_horovod`"
+                )
+            self._barrier()
         self._zero = tf.Variable(0.0, trainable=False)
 
     def _computed(self, tensor: Any) -> Any:
@@ -99,16 +111,20 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
 
     def _share(self, address: str | None) -> str:
         """Tell all workers rank 0's address."""
+        cluster = cluster_store()
+        if cluster is not None:  # TensorFlow's servers listen at the cluster's addresses
+            return str(cluster.broadcast(address, 0))
         addresses = cluster_addresses(self.launch, _START_DEADLINE)
         return str(roll_call(addresses, self.worker.rank, address, _START_DEADLINE)[0])
 
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)
-        # After a failure other workers may be inside a collective; Horovod then ends with the process.
-        if not failed:
+        if self._joined and failed:
+            # Other workers may be inside a collective, which this would end for them.
+            entry.close_later(hvd.shutdown)
+        elif self._joined:
             hvd.shutdown()
-            if self._rendezvous is not None:
-                self._rendezvous.stop()
+        self._joined = False
 
     def _gather(self, value: Any) -> list[Any]:
         # Named, because Horovod's own name is the value's type, which may differ between workers.

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
+from .. import entry
 from ..capabilities import Capabilities
-from ..errors import EngineUnavailableError, LauncherError, OptionError
+from ..cluster import read_tf_config
+from ..errors import EngineUnavailableError, LauncherError, OptionError, StrategyStateError
 from ..roll_call import Address, roll_call
 from .cluster import cluster_addresses, tf_config
 from .config_store import ConfigStore
 from .library import keras_version
-from .strategy import TensorFlowStrategy, _too_late
+from .strategy import TensorFlowStrategy
 
 START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"
 _START_DEADLINE = 60.0
@@ -28,6 +31,21 @@ _IMPLEMENTATIONS = {
     "ring": tf.distribute.experimental.CommunicationImplementation.RING,
     "nccl": tf.distribute.experimental.CommunicationImplementation.NCCL,
 }
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """The cluster that this process joined; without addresses where it is its only worker."""
+
+    addresses: tuple[Address, ...]
+    strategy: tf.distribute.Strategy
+    store: ConfigStore
+
+
+def cluster_store() -> ConfigStore | None:
+    """Return what the workers of TensorFlow's cluster tell each other things through; `None` where none was joined."""
+    cluster = MultiWorkerStrategy._cluster
+    return cluster.store if cluster is not None and cluster.addresses else None
 
 
 class MultiWorkerStrategy(TensorFlowStrategy):
@@ -48,7 +66,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
     steps_in_control_flow = False  # its updates leave the replica (`merge_call`), which TensorFlow cannot inside of one
 
     # TensorFlow joins one cluster in the life of a process; a second strategy in it goes on with the first one's.
-    _joined: ClassVar[dict[tuple[Address, ...], tuple[tf.distribute.Strategy, ConfigStore]]] = {}
+    _cluster: ClassVar[_Cluster | None] = None
 
     def __init__(
         self,
@@ -66,6 +84,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
             bytes_per_pack=bytes_per_pack, implementation=_IMPLEMENTATIONS[communication]
         )
         self._start_deadline = _deadline(start_deadline)
+        self._variables = contextlib.ExitStack()
 
     @property
     def tf_strategy(self) -> tf.distribute.Strategy:
@@ -114,23 +133,43 @@ class MultiWorkerStrategy(TensorFlowStrategy):
                 )
 
     def _refuse_late(self) -> None:
-        if self._addresses not in self._joined and self._addresses:
-            raise _too_late(self.name)
+        if self._addresses and self._cluster is None:
+            raise self._too_late()
 
     def _join(self) -> None:
-        self._addresses = cluster_addresses(self.launch, self._start_deadline)
+        if self._cluster is None:
+            self._addresses = cluster_addresses(self.launch, self._start_deadline)
+        else:
+            self._addresses = self._cluster.addresses
+            self._refuse_other_cluster()
         super()._join()
-        if self._addresses not in self._joined:
-            self._joined[self._addresses] = self._meet(self._addresses)
-        self._tf_strategy, self._store = self._joined[self._addresses]
+        if self._addresses:
+            told = os.environ.get("TF_CONFIG") or tf_config(self.launch, self._addresses)
+            self._variables.enter_context(entry.environment(TF_CONFIG=told))
+        if self._cluster is None:
+            MultiWorkerStrategy._cluster = self._meet(self._addresses)
+        assert self._cluster is not None
+        self._tf_strategy, self._store = self._cluster.strategy, self._cluster.store
 
-    def _meet(self, addresses: tuple[Address, ...]) -> tuple[tf.distribute.Strategy, ConfigStore]:
+    def _leave(self, failed: bool) -> None:
+        self._variables.close()
+        super()._leave(failed)
+
+    def _refuse_other_cluster(self) -> None:
+        given = read_tf_config(os.environ)
+        same = given is None or given.addresses == self._addresses
+        if not same or self.worker.world_size != max(1, len(self._addresses)):
+            joined = ", ".join(f"{host}:{port}" for host, port in self._addresses) or "one worker"
+            raise StrategyStateError(
+                f"this process joined TensorFlow's cluster of {joined}, and TensorFlow joins one in the life of a "
+                f"process: enter strategy {self.name!r} for another one in a new process"
+            )
+
+    def _meet(self, addresses: tuple[Address, ...]) -> _Cluster:
         worker = self.worker
         jobs: list[tuple[str, int]] = []
         if addresses:
             roll_call(addresses, worker.rank, None, self._start_deadline)
-            if not os.environ.get("TF_CONFIG"):
-                os.environ["TF_CONFIG"] = tf_config(self.launch, addresses)
             jobs = _configure_heartbeat()
         try:
             strategy = _Mirrored(communication_options=self._options)
@@ -145,7 +184,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
                 f"TensorFlow counts {found} replicas, but {self.launch.launcher} says {worker.world_size} workers: "
                 "start a worker for each GPU"
             )
-        return strategy, ConfigStore(worker, jobs)
+        return _Cluster(addresses, strategy, ConfigStore(worker, jobs))
 
     def _gather(self, value: Any) -> list[Any]:
         return self._store.gather(value)

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +29,7 @@ class TensorFlowStrategy(Strategy):
     """
 
     steps_in_control_flow = True
+    _followed: ClassVar[str] = ""  # the name of the last strategy that was left in this process
 
     def __init__(self, device: str | None = None) -> None:
         super().__init__()
@@ -119,7 +120,19 @@ class TensorFlowStrategy(Strategy):
     def _refuse_late(self) -> None:
         """Raise `StrategyStateError` where the engine, or this worker's GPU, has to be chosen before any operation."""
         if self.worker.local_world_size > 1 and len(tf.config.list_logical_devices("GPU")) > 1:
-            raise _too_late(self.name)
+            raise self._too_late()
+
+    def _too_late(self) -> StrategyStateError:
+        if self._followed:
+            return StrategyStateError(
+                f"strategy {self.name!r} cannot follow {self._followed!r} in one process: TensorFlow chooses devices "
+                "and cluster once, before its first operation. Enter it first, or in a process of its own"
+            )
+        return StrategyStateError(
+            f"a TensorFlow operation ran before strategy {self.name!r} was entered, which chooses devices and cluster: "
+            "create the strategy and enter its `with` block before any tensor, variable, model or random seed of "
+            "TensorFlow's"
+        )
 
     def settle_before_leaving(self, settle: Callable[[], object]) -> None:
         """Have `settle()` called before the job is left: it waits for what is still under way."""
@@ -139,6 +152,7 @@ class TensorFlowStrategy(Strategy):
             raise
 
     def _leave(self, failed: bool) -> None:
+        TensorFlowStrategy._followed = self.name
         if not failed:
             for settle in self._settlers:
                 settle()
@@ -219,13 +233,6 @@ def _choose_gpu(asked: str | None, gpus: Sequence[Any], local_rank: int, local_w
             "them here, or pass device='cpu'"
         )
     return gpus[local_rank]
-
-
-def _too_late(name: str) -> StrategyStateError:
-    return StrategyStateError(
-        f"a TensorFlow operation ran before strategy {name!r} was entered, which chooses devices and cluster: create "
-        "the strategy and enter its `with` block before any tensor, variable, model or random seed of TensorFlow's"
-    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import sys
 from collections.abc import Iterable
@@ -11,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch._C._distributed_c10d import PrefixStore
 
+from .. import entry
 from ..capabilities import Capabilities
 from ..errors import EngineUnavailableError, OptionError
-from ..horovod_rendezvous import describe_job_to_horovod
+from ..horovod_rendezvous import MEETING, described_job
 from ..strategy import ReduceOp
 from .engine import Engine
 from .rendezvous import open_store
@@ -34,9 +36,13 @@ if not hasattr(hvd, "init"):  # a Horovod without its part for PyTorch imports a
         "Horovod is installed, but was built without PyTorch. Build it anew with: farandole horovod install --force"
     )
 
-_MEETING = timedelta(minutes=30)
 _COMPRESSIONS = ("none", "fp16")
 _OPS = ("average", "adasum")
+
+
+@atexit.register
+def _shut_down_at_exit() -> None:
+    hvd.shutdown()
 
 
 class HorovodStrategy(TorchStrategy):
@@ -84,6 +90,7 @@ class HorovodStrategy(TorchStrategy):
         self._adasum = op == "adasum"
         self._num_groups = num_groups
         self._modules = itertools.count()
+        self._joined = False
         self.capabilities = Capabilities(
             "torch",
             accelerators=frozenset({"cpu", "cuda"} if hvd.nccl_built() else {"cpu"}),
@@ -120,17 +127,12 @@ class HorovodStrategy(TorchStrategy):
         return finish
 
     def _share(self, address: str | None) -> str:
-        """Tell all workers rank 0's address, through the launcher's store."""
+        """Tell all workers rank 0's address, through the launcher's store, once all are here."""
         worker = self.worker
-        store = PrefixStore("farandole/horovod", open_store(self.launch, _MEETING))
-        if address is not None:
-            store.set("address", address)
-        found: str = store.get("address").decode()
-        # Rank 0 may host the store, and must keep it until everyone has read the address.
-        store.set(f"read{worker.rank}", "")
-        if worker.is_main:
-            store.wait([f"read{rank}" for rank in range(worker.world_size)])
-        return found
+        store = PrefixStore("horovod", open_store(self.launch, timedelta(seconds=MEETING)))
+        store.set(str(worker.rank), address or "")
+        store.wait([str(rank) for rank in range(worker.world_size)])
+        return store.get("0").decode()
 
     def _join(self) -> None:
         super()._join()
@@ -139,23 +141,28 @@ class HorovodStrategy(TorchStrategy):
                 "mpirun started this worker, but this Horovod was built without MPI. Start with horovodrun, or "
                 "install an MPI compiler (apt-get install libopenmpi-dev) and run: farandole horovod install --force"
             )
-        self._rendezvous = describe_job_to_horovod(self.launch, self._share)
-        hvd.init()
-        found = (hvd.rank(), hvd.size())
-        said = (self.worker.rank, self.worker.world_size)
-        if found != said:
-            hvd.shutdown()
-            raise EngineUnavailableError(
-                f"{self.launch.launcher} says worker {said[0]} of {said[1]}, Horovod found {found[0]} of {found[1]}:"
-                " this Horovod cannot be started by it. Start with: farandole run --strategy horovod"
-            )
+        with described_job(self.launch, self._share, hvd.gloo_built()):
+            hvd.init()
+            atexit.unregister(hvd.shutdown)  # `init` adds it, to run before older handlers that still need Horovod
+            self._joined = True
+            found = (hvd.rank(), hvd.size())
+            said = (self.worker.rank, self.worker.world_size)
+            if found != said:
+                hvd.shutdown()
+                raise EngineUnavailableError(
+                    f"{self.launch.launcher} says worker {said[0]} of {said[1]}, Horovod found {found[0]} of "
+                    f"{found[1]}: this Horovod cannot be started by it. Start with: farandole run --strategy horovod"
+                )
+            hvd.barrier()
 
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)
-        if not failed:
+        if self._joined and failed:
+            # Other workers may be inside a collective, which this would end for them.
+            entry.close_later(hvd.shutdown)
+        elif self._joined:
             hvd.shutdown()
-            if self._rendezvous is not None:
-                self._rendezvous.stop()
+        self._joined = False
 
     # Horovod's thread writes to the tensors, and may not to those that were made in inference mode.
 

@@ -9,12 +9,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .. import entry
 from ..errors import OptionError
 from ..strategy import ReduceOp
-from .rendezvous import init_process_group
+from .rendezvous import adopt_process_group, init_process_group
 from .strategy import Finish, TorchStrategy
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+def destroy_process_group() -> None:
+    """Close torch.distributed's default group, and let its threads come to rest."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        # Gloo's threads outlive the group while a model holds it, and release the last collective's tensors under
+        # the GIL; one that asks for it while the interpreter ends aborts the process (pytorch#179291).
+        time.sleep(0.02)
 
 
 class ProcessGroupStrategy(TorchStrategy):
@@ -48,18 +58,19 @@ class ProcessGroupStrategy(TorchStrategy):
 
     def _join(self) -> None:
         super()._join()
-        if not dist.is_initialized():
+        if not adopt_process_group(self.launch):
             init_process_group(self.launch, self._backend, self._timeout)
             self._owns_group = True
 
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)
-        # After a failure other workers may be inside a collective: the group ends with the process, waiting for nobody.
-        if self._owns_group and not failed:
-            dist.destroy_process_group()
-            # Gloo's threads outlive the group while a model holds it, and release the last collective's tensors under
-            # the GIL; one that asks for it while the interpreter ends aborts the process (pytorch#179291).
-            time.sleep(0.02)
+        if self._owns_group and failed:
+            # Other workers may be inside a collective: the group is closed when all enter the next strategy, or ends
+            # with the process.
+            entry.close_later(destroy_process_group)
+        elif self._owns_group:
+            destroy_process_group()
+        self._owns_group = False
 
     def _gather(self, value: Any) -> list[Any]:
         gathered: list[Any] = [None] * self.worker.world_size

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 from datetime import timedelta
-from typing import cast
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import (  # exported by torch.distributed, but not typed
@@ -16,6 +14,7 @@ from torch._C._distributed_c10d import (  # exported by torch.distributed, but n
 )
 from torch.distributed.rendezvous import rendezvous
 
+from .. import entry
 from ..addresses import host_towards
 from ..errors import LauncherError
 from ..horovodrun_store import find_horovodrun_store
@@ -23,7 +22,8 @@ from ..launchers import Launch
 from ..strategy import Strategy
 
 _KEY = "torch_master"
-_groups = itertools.count()  # of this process, and so of every worker
+# By the launcher's address. They live as long as the process: of rank 0's the others may still read.
+_stores: dict[tuple[str, int] | None, TCPStore] = {}
 
 
 def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None:
@@ -34,8 +34,7 @@ def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None
     """
     worker = launch.worker
     try:
-        # A launcher's store outlives the group: a second one in this process must not find the addresses of the first.
-        store = PrefixStore(f"farandole/{next(_groups)}", open_store(launch, timeout))
+        store = PrefixStore("group", open_store(launch, timeout))
         dist.init_process_group(backend, store=store, rank=worker.rank, world_size=worker.world_size, timeout=timeout)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         reason = str(error).splitlines()[0]
@@ -46,8 +45,25 @@ def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None
         ) from None
 
 
+def adopt_process_group(launch: Launch) -> bool:
+    """Return whether torch.distributed has a default group already, made by the program itself or by its framework.
+
+    Raises:
+        LauncherError: it is another job's.
+    """
+    if not dist.is_initialized():
+        return False
+    found, said = (dist.get_rank(), dist.get_world_size()), (launch.worker.rank, launch.worker.world_size)
+    if found != said:
+        raise LauncherError(
+            f"torch.distributed is initialized already, as worker {found[0]} of {found[1]}, but {launch.launcher} says "
+            f"worker {said[0]} of {said[1]}: call torch.distributed.destroy_process_group() before the strategy"
+        )
+    return True
+
+
 def open_store(launch: Launch, timeout: timedelta, *, wait_for_workers: bool = True) -> Store:
-    """Open the key-value store that all workers of this launch share.
+    """Open the key-value store that all workers of this launch share, for the keys of the strategy that is open.
 
     Without `wait_for_workers`, rank 0 returns before the others have come, and can tell who has not.
 
@@ -60,20 +76,30 @@ def open_store(launch: Launch, timeout: timedelta, *, wait_for_workers: bool = T
     if launch.launcher == "torchrun":
         # torchrun's agent keeps the store already; only torch knows by which variables to find it.
         store, _, _ = next(rendezvous("env://", timeout=timeout))
-        return cast(Store, store)
-    address = launch.address or _address_from_horovodrun(launch, timeout)
-    if address is None:
-        raise LauncherError(
-            f"{launch.launcher} started {worker.world_size} workers but tells them no address to meet at: "
-            "set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them"
+        return _of_this_entry(store)
+    if launch.address not in _stores:
+        address = launch.address or _address_from_horovodrun(launch, timeout)
+        if address is None:
+            raise LauncherError(
+                f"{launch.launcher} started {worker.world_size} workers but tells them no address to meet at: "
+                "set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them"
+            )
+        # Multi-tenant, as torch's own: a group that the user's code makes at this address is served by the same server.
+        _stores[launch.address] = TCPStore(
+            *address,
+            world_size=worker.world_size,
+            is_master=worker.is_main,
+            timeout=timeout,
+            wait_for_workers=wait_for_workers,
+            multi_tenant=True,
         )
-    return TCPStore(
-        *address,
-        world_size=worker.world_size,
-        is_master=worker.is_main,
-        timeout=timeout,
-        wait_for_workers=wait_for_workers,
-    )
+    _stores[launch.address].set_timeout(timeout)
+    return _of_this_entry(_stores[launch.address])
+
+
+def _of_this_entry(store: Store) -> Store:
+    """A launcher's store outlives a strategy: the next one in this process must not find the addresses of the first."""
+    return PrefixStore(f"farandole/{entry.generation()}", store)
 
 
 def _address_from_horovodrun(launch: Launch, timeout: timedelta) -> tuple[str, int] | None:
@@ -115,9 +141,7 @@ def init_companion_group(strategy: Strategy) -> None:
         store = TCPStore(address[0], address[1], is_master=False)
     # The CPU's tensors on Gloo and, where there is CUDA, its tensors on NCCL: a collective takes what it is given.
     backend = "cpu:gloo,cuda:nccl" if strategy.device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, store=PrefixStore(f"farandole/{next(_groups)}", store), rank=worker.rank, world_size=worker.world_size
-    )
+    dist.init_process_group(backend, store=store, rank=worker.rank, world_size=worker.world_size)
 
 
 def _own_host(launch: Launch) -> str:

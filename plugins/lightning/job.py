@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from ...adapters import entry
 from ...adapters.torch.rendezvous import init_companion_group
 from ...adapters.torch.strategy import TorchStrategy
 
@@ -27,6 +28,7 @@ def join(key: Any, create: Callable[[], TorchStrategy]) -> TorchStrategy:
     _leave_companion_group()  # of one that was abandoned
     strategy = create()
     strategy.__enter__()
+    entry.leave_for_another(leave)
     _joined.append((key, strategy))
     if strategy.worker.world_size > 1 and not dist.is_initialized():
         init_companion_group(strategy)
@@ -53,9 +55,9 @@ def _leave_companion_group() -> None:
 
 def abandon(strategy: TorchStrategy, error: BaseException) -> None:
     """Leave after a failure, without waiting for other workers."""
-    for entry in list(_joined):
-        if entry[1] is strategy:
-            _joined.remove(entry)
+    for known in list(_joined):
+        if known[1] is strategy:
+            _joined.remove(known)
             strategy.__exit__(type(error), error, error.__traceback__)
 
 

@@ -15,8 +15,8 @@ import psutil
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
+from ... import entry
 from ...errors import EngineUnavailableError
-from ...launchers import Launch
 
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 _OPTIMIZER_OPS = ("cpu_adam", "cpu_adagrad", "cpu_lion", "fused_adam", "fused_lamb", "fused_lion")
@@ -31,11 +31,11 @@ def import_deepspeed(device: torch.device) -> Any:
         EngineUnavailableError: it trains on another kind in this process.
     """
     # DeepSpeed chooses a GPU where it sees one, whatever the strategy was asked for; this variable is its own switch.
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
+    with entry.environment(DS_ACCELERATOR=os.environ.get("DS_ACCELERATOR", device.type)):
+        import deepspeed
+        from deepspeed.accelerator import get_accelerator
 
-    chosen = get_accelerator().device_name()
+        chosen = get_accelerator().device_name()
     if chosen != device.type:
         raise EngineUnavailableError(
             f"DeepSpeed trains on {chosen!r} in this process, but the strategy's device is {device.type!r}: "
@@ -44,7 +44,7 @@ def import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def join_deepspeed(deepspeed: Any, launch: Launch) -> None:
+def join_deepspeed(deepspeed: Any) -> None:
     """Have DeepSpeed communicate through torch's process group, which is initialized.
 
     Raises:
@@ -53,7 +53,6 @@ def join_deepspeed(deepspeed: Any, launch: Launch) -> None:
     refuse_stale_locks()
     # DeepSpeed calls collectives by names that torch 2.13 renamed, and every call would print a line.
     warnings.filterwarnings("ignore", _RENAMED, FutureWarning)
-    os.environ.setdefault("LOCAL_RANK", str(launch.worker.local_rank))  # zero.Init reads it, whoever launched us
     with _without_shared_memory_op(deepspeed):
         deepspeed.init_distributed(
             dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False

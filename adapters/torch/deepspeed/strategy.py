@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ... import entry
 from ...capabilities import Capabilities, Shard
 from ...errors import OptionError
 from ...strategy import Training
@@ -72,6 +73,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         self._user_config = read_config(config)
         self._config = full_config(self._user_config, stage, offload, precision)
         self._building = contextlib.ExitStack()
+        self._variables = contextlib.ExitStack()
         self.capabilities = Capabilities(
             "torch",
             accelerators=frozenset({"cpu", "cuda"}),
@@ -107,11 +109,14 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     def _join(self) -> None:
         super()._join()
-        join_deepspeed(self._deepspeed, self.launch)
+        # zero.Init and DeepSpeed's engine read it, whoever launched us.
+        self._variables.enter_context(entry.environment(LOCAL_RANK=str(self.worker.local_rank)))
+        join_deepspeed(self._deepspeed)
 
     def _leave(self, failed: bool) -> None:
-        if not failed:
-            leave_deepspeed(self._deepspeed)
+        self._building.close()
+        self._variables.close()
+        leave_deepspeed(self._deepspeed)
         super()._leave(failed)
 
     @contextlib.contextmanager
