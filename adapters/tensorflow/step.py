@@ -113,7 +113,7 @@ class CompiledStep:
             tape.watch([variable.value for variable in self._variables])
             loss = self._loss_fn(self._model, micro_batch)
             _check_loss(loss)
-            scaled = self._optimizer.scale_loss(loss * tf.cast(share, loss.dtype))
+            scaled = self._optimizer.scale_loss(weigh(loss, share))
         gradients = tape.gradient(scaled, [variable.value for variable in self._variables])
         # A mean over nothing is NaN, and so is 0 times that: what stands in for an empty share must not count.
         there = [gradient for gradient in gradients if gradient is not None]
@@ -122,6 +122,13 @@ class CompiledStep:
         counted = iter(there)
         gradients = [None if gradient is None else next(counted) for gradient in gradients]
         return tf.where(counts, tf.cast(loss, tf.float64) * share, 0.0), gradients
+
+
+def weigh(value: Any, share: tf.Tensor) -> Any:
+    """Return a mean loss, or a gradient of one, as its `share` of the global batch: the workers' add up to the mean."""
+    if isinstance(value, tf.IndexedSlices):
+        return tf.IndexedSlices(weigh(value.values, share), value.indices, value.dense_shape)
+    return value * tf.cast(share, value.dtype)
 
 
 def agree(strategy: TensorFlowStrategy, look: str, kinds: Sequence[int]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
@@ -15,6 +14,7 @@ from ..checkpoint.save import Saver
 from ..errors import DataError, OptionError
 from ..pending import Pending
 from ..progress import Progress
+from ..shares import total_of, weight_of
 from ..strategy import Batch, Training
 from .checkpoint import TensorFlowSave, load, named_weights
 from .data import step_data
@@ -54,13 +54,9 @@ class TensorFlowTraining(Training):
     def step(self, batch: Batch) -> Pending:
         if len(batch.micro) != self._accumulate:
             raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={self._accumulate}")
-        weight = float(batch.global_weight)
-        if not weight > 0:
-            raise DataError(
-                f"the weights of the global batch before {batch.progress} add up to {weight}: it has no mean"
-            )
+        total = total_of(batch)
         spec = next((spec for spec in self._specs if fits(batch.micro, spec)), None) or spec_of(batch.micro[0])
-        shares = [own / weight for own in batch.weights]
+        shares = [own / total for own in batch.weights]
         with self._strategy.telling_who_failed():
             loss = self._step(batch.micro, spec, shares, batch.random_seed)
         return Pending(lambda: float(loss.numpy()))
@@ -100,7 +96,8 @@ class TensorFlowTraining(Training):
                 yield batch
                 continue
             weights = tuple(
-                _weigh(weight, part) if count else 0.0 for part, count in zip(batch.micro, batch.weights, strict=True)
+                weight_of(part, weight) if count else 0.0
+                for part, count in zip(batch.micro, batch.weights, strict=True)
             )
             total = self._strategy.reduce(float(sum(weights)), "sum")
             yield Batch(batch.micro, weights, total, batch.progress, batch.random_seed)
@@ -185,10 +182,3 @@ def _check(model: Any, optimizer: Any, scheduler: Any) -> None:
             "the optimizer accumulates gradients itself (gradient_accumulation_steps): leave that out, and pass "
             "accumulate to prepare(), which cuts the global batch up instead"
         )
-
-
-def _weigh(weight: Callable[[Any], SupportsFloat], micro_batch: Any) -> float:
-    value = float(weight(micro_batch))
-    if not 0 <= value < math.inf:
-        raise DataError(f"weight(micro_batch) returned {value}: a micro-batch counts 0 or more")
-    return value

@@ -12,12 +12,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..structure import map_structure
+from .earlier import GradientCounts
 from .engine import Engine, Shard, Slots
 from .fsdp_state import first_row, flat_slots, local_of, sharded_like
 from .graph import leaves_below, leaves_of
 
 if TYPE_CHECKING:
-    from .strategy import Finish, TorchStrategy
+    from .strategy import TorchStrategy
 
 
 class Root(torch.nn.Module):
@@ -53,8 +54,7 @@ class FSDPEngine(Engine):
         super().__init__(root, optimizer)
         self._model = cast(FSDPModule, model)
         self._strategy = strategy
-        self._counts_name = f"fsdp{strategy.next_training()}.workers_with_gradient"
-        self._unread: Finish | None = None
+        self._counts = GradientCounts(strategy, f"fsdp{strategy.next_training()}")
         self._scaler: torch.amp.GradScaler | None = None
         self._running = False  # from the start of a forward to the end of its backward
         self._keeping = False  # during a forward, not while backward repeats parts of it
@@ -106,15 +106,9 @@ class FSDPEngine(Engine):
         parameters = self.parameters
         present = [parameter in self._with_gradient or not parameter.requires_grad for parameter in parameters]
         self._with_gradient.clear()
-        self.settle()
-        counts = torch.ones(len(present), device=self._strategy.device)
+        self._counts.start(present)
         if not all(present):
-            counts.copy_(torch.tensor(present))
-        finish = self._strategy.start_all_reduce(counts, "sum", self._counts_name)
-        if all(present):
-            self._unread = finish  # only a worker that lacks a gradient needs to know now
-        else:
-            for parameter, count in zip(parameters, finish().tolist(), strict=True):
+            for parameter, count in zip(parameters, self._counts.read(), strict=True):
                 if count == 0:
                     parameter.grad = None
         if self._scaler is not None:
@@ -122,9 +116,7 @@ class FSDPEngine(Engine):
 
     def settle(self) -> None:
         """Wait for counts that this worker did not need to know."""
-        if self._unread is not None:
-            self._unread()
-            self._unread = None
+        self._counts.settle()
 
     def gradients(self) -> Iterator[torch.Tensor]:
         yield from map(local_of, super().gradients())

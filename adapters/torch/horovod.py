@@ -17,6 +17,7 @@ from ..capabilities import Capabilities
 from ..errors import EngineUnavailableError, OptionError
 from ..horovod_rendezvous import MEETING, described_job
 from ..strategy import ReduceOp
+from .earlier import GradientCounts
 from .engine import Engine
 from .rendezvous import open_store
 from .strategy import Finish, TorchStrategy
@@ -107,6 +108,7 @@ class HorovodStrategy(TorchStrategy):
             module,
             optimizer,
             names,
+            GradientCounts(self, names),
             compression=compression,
             backward_passes_per_step=accumulate,
             op=hvd.Adasum if self._adasum else hvd.Average,
@@ -192,7 +194,13 @@ class _HorovodEngine(Engine):
     """
 
     def __init__(
-        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, names: str, op: Any, **options: Any
+        self,
+        module: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        names: str,
+        counts: GradientCounts,
+        op: Any,
+        **options: Any,
     ) -> None:
         super().__init__(module, optimizer)
         updated = set(self.parameters)
@@ -201,8 +209,7 @@ class _HorovodEngine(Engine):
         self._parameter_names = [name.removeprefix(f"{names}.") for name, _ in named]
         self._grouped = options["groups"] is not None
         self._adasum = op == hvd.Adasum
-        self._counts_name = f"{names}.workers_with_gradient"
-        self._unread_counts: Any = None
+        self._counts = counts
         inner = optimizer if self._adasum else torch.optim.SGD(self._trained, lr=0.0)
         self._distributed = hvd.DistributedOptimizer(inner, named_parameters=named, op=op, **options)
         if self._adasum:
@@ -212,29 +219,20 @@ class _HorovodEngine(Engine):
     def reduce_gradients(self) -> None:
         if self._adasum or hvd.size() == 1:
             return
-        # Horovod reduces zeros for a parameter without a gradient, and the optimizer would decay it. One small tensor
-        # of counts, in the gradients' type so that Horovod fuses it with them, tells which have one nowhere. Only a
-        # worker that lacks a gradient needs to know: the others leave the answer for the next step.
+        # Horovod reduces zeros for a parameter without a gradient, and the optimizer would decay it.
         present = [parameter.grad is not None for parameter in self._trained]
-        self.settle()
-        counts = torch.tensor(present, dtype=torch.float32, device=self._trained[0].device)
-        handle = hvd.allreduce_async_(counts, name=self._counts_name, op=hvd.Sum)
+        self._counts.start(present)
         if self._grouped:
-            self._refuse_partial_groups(hvd.synchronize(handle))
+            self._refuse_partial_groups(self._counts.read())
         self._distributed.synchronize()
-        if all(present):
-            self._unread_counts = None if self._grouped else handle
-            return
-        found = counts if self._grouped else hvd.synchronize(handle)
-        for parameter, count in zip(self._trained, found.tolist(), strict=True):
-            if count == 0:
-                parameter.grad = None
+        if not all(present):
+            for parameter, count in zip(self._trained, self._counts.read(), strict=True):
+                if count == 0:
+                    parameter.grad = None
 
     def settle(self) -> None:
         """Wait for counts that this worker did not need to know."""
-        if self._unread_counts is not None:
-            hvd.synchronize(self._unread_counts)
-            self._unread_counts = None
+        self._counts.settle()
 
     def clip_grad_norm(self, max_norm: float) -> None:
         if self._adasum:
@@ -257,11 +255,9 @@ class _HorovodEngine(Engine):
         # Horovod keeps no handles of its hooks; one that never comes to its last backward pass reduces nothing.
         self._distributed.set_backward_passes_per_step(sys.maxsize)
 
-    def _refuse_partial_groups(self, counts: torch.Tensor) -> None:
+    def _refuse_partial_groups(self, counts: list[float]) -> None:
         """With groups, workers that lack different gradients would wait for each other for ever."""
-        partial = [
-            name for name, count in zip(self._parameter_names, counts.tolist(), strict=True) if 0 < count < hvd.size()
-        ]
+        partial = [name for name, count in zip(self._parameter_names, counts, strict=True) if 0 < count < hvd.size()]
         if partial:
             raise OptionError(
                 f"num_groups needs each parameter used by all workers or by none, but some workers did not use "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from typing import Any, SupportsFloat
@@ -11,18 +10,21 @@ from typing import Any, SupportsFloat
 import torch
 
 from ..checkpoint.save import Saver
-from ..errors import DataError, OptionError
+from ..errors import OptionError
 from ..order import GlobalOrder
 from ..pending import Pending
 from ..progress import Progress
 from ..random_seed import mix
+from ..shares import total_of, weight_of
 from ..strategy import Batch, Training
 from . import checkpoint
 from .batch_norm import warn_of_batch_norm
 from .data import StepLoader, order_of, to_device
+from .earlier import EarlierReduction
 from .engine import LossModule
 from .stand_in import refuse_gradients_of_nothing, without_side_effects
 from .strategy import TorchStrategy
+from .weighing import is_nothing, weigh
 
 
 class TorchTraining(Training):
@@ -51,9 +53,11 @@ class TorchTraining(Training):
         self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, accumulate)
         self.optimizer = self.engine.optimizer
         self._frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
-        self._last_loss: Pending | None = None
+        self._earlier_loss = EarlierReduction()
+        self._earlier_weight = EarlierReduction()
         self._saver = Saver(strategy, lambda storage, keep: checkpoint.TorchSave(storage, self, strategy, keep))
-        strategy.settle_before_leaving(self._settle)
+        strategy.settle_before_leaving(self._earlier_loss.settle)
+        strategy.settle_before_leaving(self._earlier_weight.settle)
         strategy.settle_before_leaving(self._saver.settle)
         if strategy.worker.world_size > 1:
             warn_of_batch_norm(model, stacklevel=4)
@@ -66,7 +70,7 @@ class TorchTraining(Training):
                 "a parameter requires a gradient that was frozen when the model was prepared, and engines do not "
                 "reduce it: unfreeze it before prepare(), and hold it back by a learning rate of 0 in its own group"
             )
-        self._settle()  # long reduced by now; a reduction is never left behind
+        self._earlier_loss.settle()
         if batch.random_seed is not None:
             _seed(batch.random_seed, self._strategy.device)
         engine = self.engine
@@ -83,14 +87,15 @@ class TorchTraining(Training):
                     stack.enter_context(without_side_effects(self.model))
                 loss = engine.forward(micro_batch)
                 _check_loss(loss)
-                share = weight / _positive(batch)
-                nothing_counted |= weight == 0 and not bool(torch.isfinite(loss))
+                weight_of_all = total_of(batch)
+                nothing_counted |= is_nothing(loss, weight)
                 if weight > 0:
-                    part = loss.detach().to(torch.float64) * share
+                    part = loss.detach().to(torch.float64) * (weight / weight_of_all)
                     total = part if total is None else total + part
                 if number == last:
-                    loss_sum = self._start_sum(torch.zeros((), dtype=torch.float64) if total is None else total, "loss")
-                engine.backward(loss * (share * self._strategy.worker.world_size))
+                    own = torch.zeros((), dtype=torch.float64) if total is None else total
+                    loss_sum = self._start_sum(own, "loss", self._earlier_loss)
+                engine.backward(weigh(loss, weight, weight_of_all, self._strategy.worker.world_size))
         engine.reduce_gradients()
         if nothing_counted:
             refuse_gradients_of_nothing(engine)
@@ -100,12 +105,7 @@ class TorchTraining(Training):
         if self.scheduler is not None:
             self.scheduler.step()
         assert loss_sum is not None
-        self._last_loss = loss_sum
         return loss_sum
-
-    def _settle(self) -> None:
-        if self._last_loss is not None:
-            self._last_loss.item()
 
     def batches(
         self,
@@ -129,18 +129,17 @@ class TorchTraining(Training):
     def _batches(
         self, loader: StepLoader, order: GlobalOrder, weight: Callable[[Any], SupportsFloat] | None
     ) -> Iterator[Batch]:
-        global_weight_before: SupportsFloat = 0.0
         for epoch, step, counts, data in loader:
             micro = tuple(to_device(micro_batch, self._strategy.device) for micro_batch in data)
             weights = tuple(float(count) for count in counts)
             global_weight: SupportsFloat = float(order.size(step))
             if weight is not None:
                 weights = tuple(
-                    _weigh(weight, part) if count else 0.0 for part, count in zip(micro, counts, strict=True)
+                    weight_of(part, weight) if count else 0.0 for part, count in zip(micro, counts, strict=True)
                 )
-                float(global_weight_before)
-                global_weight = self._start_sum(torch.tensor(sum(weights), dtype=torch.float64), "weight")
-                global_weight_before = global_weight
+                self._earlier_weight.settle()
+                own = torch.tensor(sum(weights), dtype=torch.float64)
+                global_weight = self._start_sum(own, "weight", self._earlier_weight)
             seed = mix(order.seed, epoch, step, self._strategy.worker.rank)
             yield Batch(micro, weights, global_weight, order.after(epoch, step), seed)
 
@@ -165,9 +164,10 @@ class TorchTraining(Training):
         self._saver.settle()
         return checkpoint.load(self._strategy, path, self)
 
-    def _start_sum(self, value: torch.Tensor, name: str) -> Pending:
+    def _start_sum(self, value: torch.Tensor, name: str, earlier: EarlierReduction) -> Pending:
         flat = value.to(self._strategy.device).reshape(1)
         finish = self._strategy.start_all_reduce(flat, "sum", f"training{self._number}.{name}")
+        earlier.replace(finish)
         return Pending(lambda: finish().item())
 
 
@@ -176,20 +176,6 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
-
-
-def _weigh(weight: Callable[[Any], SupportsFloat], micro_batch: Any) -> float:
-    value = float(weight(micro_batch))
-    if not 0 <= value < math.inf:
-        raise DataError(f"weight(micro_batch) returned {value}: a micro-batch counts 0 or more")
-    return value
-
-
-def _positive(batch: Batch) -> float:
-    weight = float(batch.global_weight)
-    if not weight > 0:
-        raise DataError(f"the weights of the global batch before {batch.progress} add up to {weight}: it has no mean")
-    return weight
 
 
 def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> None:

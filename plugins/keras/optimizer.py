@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from ...adapters.tensorflow.step import agreed_gradients
+from ...adapters.tensorflow.step import agreed_gradients, weigh
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
 
@@ -38,7 +38,7 @@ def _reducing(optimizer: Any, strategy: TensorFlowStrategy, share: tf.Tensor, na
     def scale_loss(loss: Any) -> Any:
         nonlocal scaled
         scaled = True
-        return stock_scale(loss) * tf.cast(share, loss.dtype)
+        return weigh(stock_scale(loss), share)
 
     def apply(gradients: Any, variables: Any = None) -> Any:
         nonlocal calls
@@ -48,7 +48,7 @@ def _reducing(optimizer: Any, strategy: TensorFlowStrategy, share: tf.Tensor, na
         clips = bool(optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue)
         own, used = agreed_gradients(strategy, f"{name}: {len(gradients)} gradients", variables, gradients, dense=clips)
         if not scaled:  # a train_step of the user's own that does not ask the optimizer to scale
-            own = [_times(gradient, share) for gradient in own]
+            own = [weigh(gradient, share) for gradient in own]
         reduced = strategy.sum_in_graph(own, f"{name}.{calls}")
         return stock_apply(reduced, used)
 
@@ -63,10 +63,3 @@ def _optimizers(model: Any) -> list[Any]:
     """Return the optimizer that a model was compiled with, and those that its own train_step may hold beside."""
     held = [value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)]
     return list({id(optimizer): optimizer for optimizer in [model.optimizer, *held]}.values())
-
-
-def _times(gradient: Any, share: tf.Tensor) -> Any:
-    if isinstance(gradient, tf.IndexedSlices):
-        values = gradient.values * tf.cast(share, gradient.values.dtype)
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return gradient * tf.cast(share, gradient.dtype)

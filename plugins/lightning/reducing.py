@@ -10,6 +10,7 @@ import torch
 
 from ...adapters.torch.engine import Engine
 from ...adapters.torch.stand_in import refuse_gradients_of_nothing
+from ...adapters.torch.weighing import is_nothing, weigh
 
 
 class Reducing:
@@ -28,9 +29,8 @@ class Reducing:
 
     def weigh(self, loss: torch.Tensor, weight: int, total: int) -> torch.Tensor:
         """Return the loss of `weight` of `total` samples so that a mean over workers is one over the samples."""
-        if weight == 0:
-            self._counts_nothing |= not bool(torch.isfinite(loss).all())
-        return loss if weight * self.world_size == total else loss * (weight * self.world_size / total)
+        self._counts_nothing |= is_nothing(loss, weight)
+        return weigh(loss, weight, total, self.world_size)
 
     def reduce_gradients(self, optimizer: Any) -> None:
         """Make this optimizer's gradients the mean over all workers, unless they are since the last backward pass."""

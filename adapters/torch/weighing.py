@@ -1,0 +1,18 @@
+"""Weigh a micro-batch's loss, so that the mean of the workers' gradients is the mean over the global batch."""
+
+from __future__ import annotations
+
+import torch
+
+from ..shares import mean_factor
+
+
+def weigh(loss: torch.Tensor, weight: float, total: float, world_size: int) -> torch.Tensor:
+    """Return the mean loss of `weight` of the global batch's `total` samples, as `mean_factor` says."""
+    factor = mean_factor(weight, total, world_size)
+    return loss if factor == 1 else loss * factor
+
+
+def is_nothing(loss: torch.Tensor, weight: float) -> bool:
+    """Whether the loss is of a stand-in and not finite; `refuse_gradients_of_nothing` then looks at its gradient."""
+    return weight == 0 and not bool(torch.isfinite(loss).all())
