@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -12,60 +11,56 @@ import torch.distributed as dist
 
 from ...errors import DataError
 from ...structure import map_structure
+from ..earlier import GradientCounts
 from ..engine import Engine, Shard, Slots
 from ..graph import leaves_of
 from .fragments import Fragment, StandInOptimizer
-
-
-class _Use:
-    """Which trained parameters a loss does not depend on, compared with the other workers' while this one goes on.
-
-    device: where to compare; `None` does not.
-    """
-
-    def __init__(self, unused: list[bool], device: torch.device | None) -> None:
-        self.unused = unused
-        self._work: Any = None
-        if device is not None:
-            digest = zlib.crc32(bytes(unused))
-            self._extremes = torch.tensor([digest, -digest], device=device)
-            self._work = dist.all_reduce(self._extremes, dist.ReduceOp.MAX, async_op=True)
-
-    def is_alike(self) -> bool:
-        """Whether it is the same on every worker."""
-        if self._work is None:
-            return True
-        self._work.wait()
-        largest, smallest = self._extremes.tolist()
-        return bool(largest == -smallest)
+from .use import Comparison, Gate
 
 
 class ZeroEngine(Engine):
     """Base of the stages. DeepSpeed reduces, clips, has the optimizer called and gathers; see `fragments`.
 
     Stages 2 and 3 reduce gradients while backward runs, in buckets that are filled as gradients come. Workers that use
-    different parameters would add up gradients of different ones, so they compare beforehand what they use; where it
-    differs, they hold this micro-batch's gradients whole, and reduce them afterwards in one order.
+    different parameters would add up gradients of different ones, so they compare what they use; where it differs, they
+    hold this micro-batch's gradients whole, and reduce them afterwards in one order.
+
+    Args:
+        deepspeed_engine: what `deepspeed.initialize` returned.
+        optimizer: the user's.
+        stand_in: what DeepSpeed took for the optimizer.
+        counts: for the counts of workers that have a gradient; `None` where all use the same parameters.
     """
 
     def __init__(
-        self, deepspeed_engine: Any, optimizer: torch.optim.Optimizer, stand_in: StandInOptimizer, compare: bool
+        self,
+        deepspeed_engine: Any,
+        optimizer: torch.optim.Optimizer,
+        stand_in: StandInOptimizer,
+        counts: GradientCounts | None,
     ) -> None:
         super().__init__(deepspeed_engine.module, optimizer)
         self._engine = deepspeed_engine
         self._zero = deepspeed_engine.optimizer
-        self._compare = compare and dist.get_world_size() > 1
+        self._counts = counts if dist.get_world_size() > 1 else None
+        self._all = list(self.module.parameters())
         self._trained = [parameter for parameter in self.parameters if parameter.requires_grad]
         self._partitioned = set(self._trained)
         self._dtype = self._trained[0].dtype
         self._used: set[torch.Tensor] = set()
         self._first_micro_batch = True
-        self._use: _Use | None = None
+        self._unused: list[bool] | None = None  # which trained parameters the last output does not depend on
+        self._comparison: Comparison | None = None
+        numels: dict[torch.Tensor, int] = {parameter: self.shape(parameter).numel() for parameter in self._trained}
+        self._gate = Gate(deepspeed_engine, numels, self._pass_on)
         self._fragments: dict[torch.nn.Parameter, Fragment] = {}
         self._hooks: list[Any] = []
         for parameter in self._trained:
             hook = parameter.register_post_accumulate_grad_hook(self._used.add)  # type: ignore[no-untyped-call]
             self._hooks.append(hook)
+            if self._counts is not None:  # after DeepSpeed's own hook
+                hook = parameter.register_post_accumulate_grad_hook(self._gate.hold)  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
             fragment = self._find_fragment(parameter)
             if fragment is not None:
                 self._fragments[parameter] = fragment
@@ -83,17 +78,19 @@ class ZeroEngine(Engine):
             inputs = tuple(map_structure(self._cast, value) for value in inputs)
         output = self._engine(*inputs)
         # Now, so that it is under way before other reductions of this step are.
-        self._use = self._look_at_use(output) if torch.is_grad_enabled() else None
+        self.settle()
+        self._unused = self._look_at_use(output) if torch.is_grad_enabled() else None
         return output
 
     def backward(self, loss: torch.Tensor) -> None:
-        use, self._use = self._use or self._look_at_use(loss), None
-        if use is None or use.is_alike():
+        unused, self._unused = self._unused or self._look_at_use(loss), None
+        comparison, self._comparison = self._comparison, None
+        if comparison is None:
             self._engine.backward(loss, scale_wrt_gas=False)
-        else:
-            self._backward_whole(loss)
+        elif not self._gate.backward(loss, comparison):
+            self._reduce_whole()
         if self._first_micro_batch:
-            for parameter in self._trained if use is not None and any(use.unused) else ():
+            for parameter in self._trained if unused is not None and any(unused) else ():
                 if parameter not in self._used:
                     self._forget_gradient(parameter)
         self._first_micro_batch = False
@@ -114,7 +111,7 @@ class ZeroEngine(Engine):
             )
 
     def zero_grad(self) -> None:
-        for parameter in self.module.parameters():
+        for parameter in self._all:
             parameter.grad = None
         self._used.clear()
         self._first_micro_batch = True
@@ -127,28 +124,21 @@ class ZeroEngine(Engine):
     def _cast(self, value: Any) -> Any:
         return value.to(self._dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
-    def _look_at_use(self, output: Any) -> _Use | None:
+    def _look_at_use(self, output: Any) -> list[bool] | None:
         """Find which parameters `output` does not depend on, and start to compare; `None` where it depends on none."""
         if not isinstance(output, torch.Tensor) or not output.requires_grad:
             return None
         leaves = leaves_of(output)
         unused = [parameter not in leaves for parameter in self._trained]
-        return _Use(unused, self._engine.device if self._compare else None)
+        if self._counts is not None:
+            self._comparison = Comparison(unused, self._engine.device)
+        return unused
 
-    def _backward_whole(self, loss: torch.Tensor) -> None:
-        """Run backward with whole gradients kept here, then reduce them; as `DeepSpeedEngine.coalesce_grad_reduction`.
-
-        That context manager refuses an accumulation that its caller counts, but nothing in it depends on who counts.
-        """
-        self._zero._coalesce_grad_reduction = self._engine.inside_no_sync_ctxt = True
-        try:
-            self._engine.backward(loss, scale_wrt_gas=False)
-        finally:
-            self._zero._coalesce_grad_reduction = self._engine.inside_no_sync_ctxt = False
-        present = [parameter.grad is not None for parameter in self._trained]
-        counts = torch.tensor(present, dtype=torch.int64, device=self._engine.device)
-        dist.all_reduce(counts)
-        for parameter, count in zip(self._trained, counts.tolist(), strict=True):
+    def _reduce_whole(self) -> None:
+        """Reduce gradients that were kept whole, in one order."""
+        assert self._counts is not None
+        self._counts.start([parameter.grad is not None for parameter in self._trained])
+        for parameter, count in zip(self._trained, self._counts.read(), strict=True):
             if count > 0:
                 self._used.add(parameter)
                 if count < dist.get_world_size():
@@ -191,129 +181,19 @@ class ZeroEngine(Engine):
 
     @abstractmethod
     def _flush(self) -> None:
-        """Reduce the gradients that `_backward_whole` held."""
+        """Reduce the gradients that workers kept whole."""
 
     def settle(self) -> None:
         """Wait for reductions that nobody needed to wait for."""
-        if self._use is not None:
-            self._use.is_alike()
+        if self._comparison is not None:
+            self._comparison.is_alike()
+            self._comparison = None
+        if self._counts is not None:
+            self._counts.settle()
+
+    @abstractmethod
+    def _pass_on(self, parameter: torch.Tensor) -> None:
+        """Have DeepSpeed collect a gradient that it was kept from."""
 
     def _forget_gradient(self, parameter: torch.nn.Parameter) -> None:
         """Clear what the last step left where this step's reduced gradient will be looked for."""
-
-
-class Stage12Engine(ZeroEngine):
-    """Stages 1 and 2: every worker computes with whole parameters, and updates its partition of them."""
-
-    def finish_loading(self) -> None:
-        self._zero.update_lp_params()
-
-    def _find_fragment(self, parameter: torch.nn.Parameter) -> Fragment | None:
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            return None
-        address = mapping.hp_fragment_address
-        partition = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
-        return Fragment.cut(mapping.lp_fragment_address.start, partition, address.start, address.numel)
-
-    def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
-        return super(ZeroEngine, self).shard(parameter)
-
-    def _fill_gradient(self, parameter: torch.nn.Parameter) -> None:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-
-    def _flush(self) -> None:
-        self._engine._flush_coalesced_reduction_zero12(self._zero)
-
-
-class Stage1Engine(Stage12Engine):
-    """Gradients stay whole and at home until the update, so workers need not compare what they use beforehand."""
-
-    _unread_counts: Any = None
-
-    def _look_at_use(self, output: Any) -> _Use | None:
-        return None
-
-    def reduce_gradients(self) -> None:
-        if not self._compare:
-            return
-        self.settle()
-        present = [parameter in self._used for parameter in self._trained]
-        counts = torch.tensor(present, dtype=torch.float32, device=self._engine.device)
-        work = dist.all_reduce(counts, async_op=True)
-        if all(present):
-            self._unread_counts = work, counts  # only workers that lack a gradient need to know
-            return
-        work.wait()
-        for parameter, count in zip(self._trained, counts.tolist(), strict=True):
-            self._fill_gradient(parameter)
-            if count > 0:
-                self._used.add(parameter)
-
-    def settle(self) -> None:
-        if self._unread_counts is not None:
-            self._unread_counts[0].wait()
-            self._unread_counts = None
-
-
-class Stage3Engine(ZeroEngine):
-    """Parameters are partitioned too, each by itself: rank r holds its elements from r * ceil(numel / N)."""
-
-    def shape(self, parameter: torch.nn.Parameter) -> torch.Size:
-        shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
-        return shape
-
-    def whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        with _gathered(parameter):
-            return parameter.detach().clone()
-
-    def finish_loading(self) -> None:
-        self._zero._partition_all_parameters()
-        for number in range(len(self._zero.fp16_groups)):
-            self._zero._reassign_or_swap_out_partitioned_parameters(number)
-        persistent = self._zero.persistent_parameters
-        if persistent:
-            persistent[0].all_gather(persistent)
-
-    def _find_fragment(self, parameter: torch.nn.Parameter) -> Fragment | None:
-        group, offset, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
-        start, numel = _range(parameter)
-        if numel == 0:
-            return None
-        return Fragment.cut(start, self._zero.fp32_partitioned_groups_flat[group], offset, numel)
-
-    def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
-        start, numel = _range(parameter)
-        held: torch.Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
-        return Shard(start, held.detach().reshape(-1).narrow(0, 0, numel), {}, replicated=False)
-
-    def _fill_gradient(self, parameter: torch.nn.Parameter) -> None:
-        with _gathered(parameter):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-
-    def _flush(self) -> None:
-        self._engine._flush_coalesced_reduction_zero3(self._zero)
-
-    def _forget_gradient(self, parameter: torch.nn.Parameter) -> None:
-        # DeepSpeed only writes there, and would take the last step's gradient for this one's.
-        partitions = self._zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
-        partitions[self._zero.get_param_id(parameter)].zero_()
-
-
-def _range(parameter: torch.nn.Parameter) -> tuple[int, int]:
-    """Return first element and number of elements of this worker's part, without the padding at its end."""
-    taken_apart: Any = parameter
-    size, numel = taken_apart.partition_numel(), taken_apart.ds_numel
-    start = min(size * dist.get_rank(), numel)
-    return start, min(size, numel - start)
-
-
-def _gathered(parameter: torch.nn.Parameter) -> Any:
-    from deepspeed.runtime.zero import GatheredParameters
-
-    return GatheredParameters([parameter])
-
-
-ENGINES: dict[int, type[ZeroEngine]] = {1: Stage1Engine, 2: Stage12Engine, 3: Stage3Engine}

@@ -14,14 +14,15 @@ from ... import entry
 from ...capabilities import Capabilities, Shard
 from ...errors import OptionError
 from ...strategy import Training
+from ..earlier import GradientCounts
 from ..elementwise import refuse_unless_elementwise
 from ..engine import Engine
 from ..process_group import ProcessGroupStrategy
 from .config import Precision, check_batch, check_prepared, full_config, read_config
-from .engine import ENGINES
 from .fragments import StandInOptimizer
 from .library import import_deepspeed, join_deepspeed, leave_deepspeed, quiet
 from .partitioned import partitioned_building
+from .stages import ENGINES
 
 _SHARDS: dict[int, tuple[Shard, ...]] = {
     1: ("optimizer",),
@@ -100,7 +101,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             engine, *_ = self._deepspeed.initialize(
                 model=module, optimizer=stand_in, config=self._config, dist_init_required=False
             )
-        wrapped = ENGINES[self._stage](engine, optimizer, stand_in, self._find_unused_parameters)
+        counts = GradientCounts(self, f"zero{self.next_training()}") if self._find_unused_parameters else None
+        wrapped = ENGINES[self._stage](engine, optimizer, stand_in, counts)
         self.settle_before_leaving(wrapped.settle, keep=False)
         return wrapped
 

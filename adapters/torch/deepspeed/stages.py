@@ -1,0 +1,128 @@
+"""The engines of ZeRO's stages: where each keeps this worker's part of a parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..engine import Shard
+from .engine import ZeroEngine
+from .fragments import Fragment
+
+
+class Stage12Engine(ZeroEngine):
+    """Stages 1 and 2: every worker computes with whole parameters, and updates its partition of them."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        groups = self._zero.bit16_groups
+        self._group_of = {parameter: number for number, group in enumerate(groups) for parameter in group}
+
+    def finish_loading(self) -> None:
+        self._zero.update_lp_params()
+
+    def _find_fragment(self, parameter: torch.nn.Parameter) -> Fragment | None:
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return None
+        address = mapping.hp_fragment_address
+        partition = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        return Fragment.cut(mapping.lp_fragment_address.start, partition, address.start, address.numel)
+
+    def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
+        return super(ZeroEngine, self).shard(parameter)
+
+    def _fill_gradient(self, parameter: torch.nn.Parameter) -> None:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+    def _flush(self) -> None:
+        self._engine._flush_coalesced_reduction_zero12(self._zero)
+
+    def _pass_on(self, parameter: torch.Tensor) -> None:
+        self._zero.process_gradients(parameter, self._group_of[parameter])
+
+
+class Stage1Engine(Stage12Engine):
+    """Gradients stay whole and at home until the update, so workers need not compare what they use beforehand."""
+
+    def _look_at_use(self, output: Any) -> list[bool] | None:
+        return None
+
+    def reduce_gradients(self) -> None:
+        if self._counts is None:
+            return
+        present = [parameter in self._used for parameter in self._trained]
+        self._counts.start(present)
+        if not all(present):
+            for parameter, count in zip(self._trained, self._counts.read(), strict=True):
+                self._fill_gradient(parameter)
+                if count > 0:
+                    self._used.add(parameter)
+
+
+class Stage3Engine(ZeroEngine):
+    """Parameters are partitioned too, each by itself: rank r holds its elements from r * ceil(numel / N)."""
+
+    def shape(self, parameter: torch.nn.Parameter) -> torch.Size:
+        shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
+        return shape
+
+    def whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        with _gathered(parameter):
+            return parameter.detach().clone()
+
+    def finish_loading(self) -> None:
+        self._zero._partition_all_parameters()
+        for number in range(len(self._zero.fp16_groups)):
+            self._zero._reassign_or_swap_out_partitioned_parameters(number)
+        persistent = self._zero.persistent_parameters
+        if persistent:
+            persistent[0].all_gather(persistent)
+
+    def _find_fragment(self, parameter: torch.nn.Parameter) -> Fragment | None:
+        group, offset, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        start, numel = _range(parameter)
+        if numel == 0:
+            return None
+        return Fragment.cut(start, self._zero.fp32_partitioned_groups_flat[group], offset, numel)
+
+    def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
+        start, numel = _range(parameter)
+        held: torch.Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        return Shard(start, held.detach().reshape(-1).narrow(0, 0, numel), {}, replicated=False)
+
+    def _fill_gradient(self, parameter: torch.nn.Parameter) -> None:
+        with _gathered(parameter):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _flush(self) -> None:
+        self._engine._flush_coalesced_reduction_zero3(self._zero)
+
+    def _pass_on(self, parameter: torch.Tensor) -> None:
+        self._zero.reduce_ready_partitions_and_remove_grads(parameter)
+
+    def _forget_gradient(self, parameter: torch.nn.Parameter) -> None:
+        # DeepSpeed only writes there, and would take the last step's gradient for this one's.
+        partitions = self._zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+        partitions[self._zero.get_param_id(parameter)].zero_()
+
+
+def _range(parameter: torch.nn.Parameter) -> tuple[int, int]:
+    """Return first element and number of elements of this worker's part, without the padding at its end."""
+    taken_apart: Any = parameter
+    size, numel = taken_apart.partition_numel(), taken_apart.ds_numel
+    start = min(size * dist.get_rank(), numel)
+    return start, min(size, numel - start)
+
+
+def _gathered(parameter: torch.nn.Parameter) -> Any:
+    from deepspeed.runtime.zero import GatheredParameters
+
+    return GatheredParameters([parameter])
+
+
+ENGINES: dict[int, type[ZeroEngine]] = {1: Stage1Engine, 2: Stage12Engine, 3: Stage3Engine}
