@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 from ...adapters.registry import strategy_row
 from ..launch.job import JobResult, run_job
 from .framework import faults_module
+from .servers import WorkerServers
 
-PACKAGE = __package__
+WORKER = f"{__package__}.worker"
+"""The module that each worker of a job runs, with the paths of specifications; see there."""
 
 
 @dataclass(frozen=True)
@@ -52,45 +54,63 @@ class Outcome:
         return path
 
 
-def run_conformance(
-    strategy: str,
-    workers: int,
+def write_specification(
     folder: Path,
+    strategy: str,
     *,
     options: Mapping[str, Any] | None = None,
     curves: Sequence[tuple[str, str]] = (),
     checks: Sequence[str] = (),
     resume: Sequence[Path] = (),
     save: Path | None = None,
-    timeout: float = 300,
-    env: Mapping[str, str] | None = None,
-    on_line: Callable[[str], None] | None = None,
-) -> Outcome:
-    """Run one job in `folder`, which its workers share.
+    program: Path | None = None,
+) -> Path:
+    """Write what the workers of a job do, into a folder that they share, and return where it is.
 
     Args:
         curves: (variant, dtype) pairs to train.
         checks: names of `framework.checks_of`.
         resume: checkpoints to load and train on from.
         save: where to leave a checkpoint for other jobs.
-        timeout: seconds; then the job is killed, and its workers' stacks are in the outcome.
+        program: a file whose `main(strategy, folder)` is called last.
     """
     folder.mkdir(parents=True, exist_ok=True)
     specification = folder / "spec.json"
-    specification.write_text(
-        json.dumps(
-            {
-                "strategy": strategy,
-                "options": dict(options or {}),
-                "curves": list(curves),
-                "checks": list(checks),
-                "resume": [str(path) for path in resume],
-                "save": None if save is None else str(save),
-            }
-        )
-    )
-    program = ["-m", f"{PACKAGE}.worker", str(specification)]
-    return Outcome(run_job(strategy, workers, program, timeout=timeout, env=env, on_line=on_line), folder, workers)
+    asked = {
+        "strategy": strategy,
+        "options": dict(options or {}),
+        "curves": list(curves),
+        "checks": list(checks),
+        "resume": [str(path) for path in resume],
+        "save": None if save is None else str(save),
+        "program": None if program is None else str(program),
+    }
+    specification.write_text(json.dumps(asked))
+    return specification
+
+
+def run_conformance(
+    strategy: str,
+    workers: int,
+    folder: Path,
+    *,
+    timeout: float = 300,
+    servers: WorkerServers | None = None,
+    **asked: Any,
+) -> Outcome:
+    """Run one job in `folder`, which its workers share.
+
+    Args:
+        timeout: seconds; then the job is killed, and its workers' stacks are in the outcome.
+        servers: have the workers do it that are up there, instead of a job of its own.
+        asked: see `write_specification`.
+    """
+    specification = write_specification(folder, strategy, **asked)
+    if servers is not None:
+        job = servers.run(strategy, workers, specification, timeout)
+    else:
+        job = run_job(strategy, workers, ["-m", WORKER, str(specification)], timeout=timeout)
+    return Outcome(job, folder, workers)
 
 
 def run_fault(

@@ -1,25 +1,66 @@
-"""One worker of a conformance job: `python -m farandole.plugins.conformance.worker SPEC.json`.
+"""One worker of a conformance job: `python -m farandole.plugins.conformance.worker SPEC.json...`.
 
-The specification names the strategy and what to run; results go to files beside it, each written whole when it is
-known, so that what a job did before it broke is not lost.
+A specification names the strategy and what to run; results go to files beside it, each written whole when it is known,
+so that what a job did before it broke is not lost.
+
+With `--serve FOLDER PROCESS` it stays up, and runs the specifications that `servers` names in the folder one after the
+other, until it is told to end or that process is gone.
 """
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import os
+import runpy
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ...adapters import Progress, Strategy, create_strategy
+from ...adapters.registry import STRATEGY_VARIABLE
 from ..launch.job import watch_stacks
 
 
-def main(specification: Path) -> None:
-    """Run the curves, the checks and the resumptions that the specification lists."""
+def main(*specifications: str) -> None:
+    """Run specifications, one after the other."""
     watch_stacks()
+    for specification in specifications:
+        _run(Path(specification))
+
+
+def serve(folder: Path, asker: int) -> None:
+    """Run specifications as they come."""
+    watch_stacks()
+    threading.Thread(target=_end_with, args=(asker,), daemon=True).start()
+    os.environ.pop(STRATEGY_VARIABLE, None)  # the strategy that the job was started for is the first one of several
+    for number in itertools.count():
+        request = folder / f"{number}.json"
+        while not request.exists():
+            time.sleep(0.02)
+        specification = json.loads(request.read_text())
+        if specification is None:
+            return
+        _run(Path(specification))
+        gc.collect()
+        (folder / f"{number}.finished-{os.getpid()}").touch()
+
+
+def _end_with(process: int) -> None:
+    """End this process, whatever it does, when that one is gone."""
+    while psutil.pid_exists(process):
+        time.sleep(1)
+    os._exit(1)
+
+
+def _run(specification: Path) -> None:
+    """Run what the specification lists."""
     spec = json.loads(specification.read_text())
     folder = specification.parent
     strategy = create_strategy(spec["strategy"], **spec["options"])
@@ -31,6 +72,8 @@ def main(specification: Path) -> None:
             _resume(strategy, folder, Path(saved))
         if spec["save"]:
             _save(strategy, Path(spec["save"]))
+        if spec["program"]:
+            runpy.run_path(spec["program"])["main"](strategy, folder)
 
 
 def _run_curve(strategy: Strategy, folder: Path, variant: str, dtype: str) -> None:
@@ -88,4 +131,7 @@ def _write(path: Path, result: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--serve":
+        serve(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main(*sys.argv[1:])

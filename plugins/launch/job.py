@@ -120,6 +120,13 @@ class Marked:
         self._mark = mark
         self.launcher = launcher
 
+    def running(self) -> bool:
+        """Whether the launcher has not ended."""
+        try:
+            return bool(psutil.Process(self.launcher).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
     def processes(self) -> list[psutil.Process]:
         """Return all live processes that carry the job's mark."""
         found = []
@@ -149,7 +156,8 @@ class Marked:
                     process.kill()
             if not processes:
                 return
-            psutil.wait_procs(processes, timeout=2)
+            # The launcher is waited for by who started it, who would else be told an exit code of 0.
+            psutil.wait_procs([process for process in processes if process.pid != self.launcher], timeout=2)
 
     def stacks(self, folder: Path) -> str:
         """Ask the workers that called `watch_stacks` for their stacks, and collect them."""

@@ -4,6 +4,8 @@ from farandole.plugins.pytest import Conformance
 
 class TestMine(Conformance):
     strategy = "mine"  # as registered under the entry-point group `farandole.strategies`
+
+It proves each promise once; `pytest -p farandole.plugins.pytest.exhaustive --exhaustive` does so in each combination.
 """
 
 from .suite import Conformance

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +16,10 @@ from ..conformance.curves import read_curve
 from ..conformance.faults import HOW, MESSAGE, WHERE
 from ..conformance.framework import checks_of, reference_curve
 from ..conformance.jobs import Outcome, run_conformance, run_fault
+from ..conformance.servers import WorkerServers
 from ..conformance.variants import DTYPES, LOSS_BOUND, VARIANTS, WEIGHT_BOUND
+from . import exhaustive
+from .sizes import OF_THE_STEP, asks_check, asks_curve
 
 FAULT_SECONDS = 15
 """How long a job may live after one of its workers broke; its start is granted on top."""
@@ -24,18 +29,29 @@ START_SECONDS = 12
 Run = Callable[[int], Outcome]
 
 
+_PARAMETERS = ("world_size", "variant", "dtype", "check", "where", "how")
+
+_SERVERS = pytest.StashKey[WorkerServers]()
+
+
 class Conformance:
     """Every promise of the contract, tested in real processes under the strategy's own launcher.
 
-    One job for each number of workers serves all tests but those that break a worker.
+    All tests but those that break a worker share workers that stay up, as do classes of the same launcher.
+
+    By default each promise is tested once, where it says most; `pytest -p farandole.plugins.pytest.exhaustive
+    --exhaustive` tests the product of variants, types, checks, faults and numbers of workers.
 
     strategy: a registered name.
     framework: whose models it trains; only to be given for a strategy of an entry point, for which it is "torch" else.
     options: engine options to create it with.
     workers: the numbers of workers to test at; only 1 for an engine that knows no other.
     dtypes: the types to compare curves in.
-    faults: whether to break workers too, a job for each way.
+    faults: where and how to break a worker by default, a job for each; none at all where it is empty. See
+        `conformance.faults`.
     excluded: checks that these options legally do not pass, each with the reason.
+    varies: whether another class tests the same engine with other options; by default only the curves, and the checks
+        of what options may change, are repeated then.
     """
 
     strategy: ClassVar[str]
@@ -43,8 +59,9 @@ class Conformance:
     options: ClassVar[Mapping[str, Any]] = {}
     workers: ClassVar[tuple[int, ...]] = (1, 2, 3)
     dtypes: ClassVar[tuple[str, ...]] = DTYPES
-    faults: ClassVar[bool] = True
+    faults: ClassVar[tuple[tuple[str, str], ...]] = (("forward", "raise"), ("save", "kill"))
     excluded: ClassVar[Mapping[str, str]] = {}
+    varies: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -64,32 +81,67 @@ class Conformance:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Parametrize over what the class says."""
-        values: dict[str, tuple[Any, ...]] = {
+        names = [name for name in _PARAMETERS if name in metafunc.fixturenames]
+        if not names:
+            return
+        chosen = []
+        for values in self._combinations(names):
+            if self._by_default(dict(zip(names, values, strict=True))):
+                chosen.append(pytest.param(*values))
+            elif metafunc.config.pluginmanager.has_plugin(exhaustive.__name__):
+                chosen.append(pytest.param(*values, marks=pytest.mark.exhaustive))
+        metafunc.parametrize(names, chosen)
+
+    def _combinations(self, names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
+        choices: dict[str, Sequence[Any]] = {
             "world_size": self.workers,
             "variant": tuple(VARIANTS),
             "dtype": self.dtypes,
-            "check": self.check_names() if "check" in metafunc.fixturenames else (),
+            "check": self.check_names() if "check" in names else (),
             "where": WHERE,
             "how": HOW,
         }
-        for name, choices in values.items():
-            if name in metafunc.fixturenames:
-                metafunc.parametrize(name, choices, scope="class")
+        return itertools.product(*(choices[name] for name in names))
+
+    def _by_default(self, values: Mapping[str, Any]) -> bool:
+        if "where" in values:
+            return (values["where"], values["how"]) in self.faults
+        if "variant" in values:
+            return asks_curve(self.workers, self.dtypes, **values)
+        if "check" in values:
+            return asks_check(self.workers, **values) and (not self.varies or values["check"] in OF_THE_STEP)
+        return True
+
+    @pytest.fixture(scope="session")
+    @classmethod
+    def worker_servers(cls, pytestconfig: pytest.Config) -> Iterator[WorkerServers]:
+        """Yield the workers that stay up, for all classes of the session."""
+        with servers_of(pytestconfig) as servers:
+            yield servers
 
     @pytest.fixture(scope="class")
     @classmethod
-    def run(cls, tmp_path_factory: pytest.TempPathFactory) -> Run:
-        """Return the outcome of the class's job with a number of workers, which runs once."""
+    def run(
+        cls,
+        request: pytest.FixtureRequest,
+        tmp_path_factory: pytest.TempPathFactory,
+        worker_servers: WorkerServers,
+    ) -> Run:
+        """Return the outcome of what the chosen tests ask of a number of workers, who do it once."""
+        asked = [item.callspec.params for item in _items_of(request.session, cls)]
 
         @cache
         def run(world_size: int) -> Outcome:
+            here = [params for params in asked if params.get("world_size") == world_size]
+            checks = {params["check"] for params in here if "check" in params} | {"samples_know_no_worker"}
             return run_conformance(
                 cls.strategy,
                 world_size,
                 tmp_path_factory.mktemp(f"{cls.strategy}-{world_size}"),
                 options=cls.options,
-                curves=[(variant, dtype) for variant in VARIANTS for dtype in cls.dtypes],
-                checks=cls.check_names(),
+                curves=[(params["variant"], params["dtype"]) for params in here if "variant" in params],
+                checks=[name for name in cls.check_names() if name in checks],
+                servers=worker_servers,
             )
 
         return run
@@ -111,7 +163,7 @@ class Conformance:
         assert all(other == drawn[0] for other in drawn)
 
     def test_job_ends_cleanly(self, run: Run, world_size: int) -> None:
-        """A job that did its work exits with 0 and leaves no process."""
+        """Workers that did their work leave the strategy; that their job ends well, `worker_servers` asserts."""
         job = run(world_size).job
         assert job.returncode == 0 and not job.survivors, job.describe()
 
@@ -126,3 +178,15 @@ class Conformance:
         if how == "raise":
             assert "Traceback" in job.output and MESSAGE in job.output, job.describe()
         assert (tmp_path / "before" / "manifest.json").exists(), "the checkpoint before the fault is gone"
+
+
+@contextlib.contextmanager
+def servers_of(config: pytest.Config) -> Iterator[WorkerServers]:
+    """Yield the session's workers that stay up; the first to leave ends them, and is told whose end was not clean."""
+    servers = config.stash.setdefault(_SERVERS, WorkerServers())
+    yield servers
+    servers.close()
+
+
+def _items_of(session: pytest.Session, cls: type) -> list[Any]:
+    return [item for item in session.items if getattr(item, "cls", None) is cls and hasattr(item, "callspec")]

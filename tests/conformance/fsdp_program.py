@@ -1,10 +1,9 @@
-"""What `fsdp` promises beyond the contract, a function each, run by every worker of one job: fsdp_program.py FOLDER."""
+"""What `fsdp` promises beyond the contract, a function each, run by every worker of one job."""
 
 from __future__ import annotations
 
 import copy
 import json
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from farandole.adapters import Strategy, create_strategy
+from farandole.adapters import Strategy
 
 PROMISES: dict[str, Callable[[Strategy], None]] = {}
 X = torch.randn(24, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -241,16 +240,11 @@ def a_worker_keeps_16_bytes_a_parameter_over_n(strategy: Strategy) -> None:
     assert sum(kept.values()) == 16 * numel / strategy.worker.world_size
 
 
-def main(folder: Path) -> None:
-    with create_strategy("fsdp", wrap=1) as strategy:
-        for name, function in PROMISES.items():
-            try:
-                function(strategy)
-                broken = None
-            except Exception:
-                broken = traceback.format_exc()
-            (folder / f"{name}-{strategy.worker.rank}.json").write_text(json.dumps(broken))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def main(strategy: Strategy, folder: Path) -> None:
+    for name, function in PROMISES.items():
+        try:
+            function(strategy)
+            broken = None
+        except Exception:
+            broken = traceback.format_exc()
+        (folder / f"{name}-{strategy.worker.rank}.json").write_text(json.dumps(broken))

@@ -40,7 +40,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("stage", "workers"), [(1, 3), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("stage", "workers"), [(1, 3), pytest.param(2, 2, marks=pytest.mark.exhaustive), (3, 2)])
 def test_plain_deepspeed_goes_on_and_so_does_ddp(
     saved: tuple[Path, list[float]], tmp_path: Path, stage: int, workers: int
 ) -> None:

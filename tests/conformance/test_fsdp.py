@@ -1,4 +1,4 @@
-"""What `fsdp` promises beyond the contract: a job of three workers, and one in half precision."""
+"""What `fsdp` promises beyond the contract: with three workers, and in half precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from farandole.plugins.launch.job import JobResult, run_job
+from farandole.plugins.conformance.jobs import Outcome, run_conformance
+from farandole.plugins.conformance.servers import WorkerServers
 
 WORKERS = 3
 PROGRAM = Path(__file__).with_name("fsdp_program.py")
@@ -18,8 +19,7 @@ PROGRAM = Path(__file__).with_name("fsdp_program.py")
 BF16 = """
 import torch
 from torch.nn import functional
-from farandole.adapters import create_strategy
-with create_strategy("fsdp", wrap=1, precision="bf16") as strategy:
+def main(strategy, folder):
     model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))
     seen = []
     model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
@@ -37,27 +37,28 @@ with create_strategy("fsdp", wrap=1, precision="bf16") as strategy:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[JobResult, Path]]:
+def run(tmp_path_factory: pytest.TempPathFactory, worker_servers: WorkerServers) -> Callable[[], Outcome]:
     @cache
-    def run() -> tuple[JobResult, Path]:
+    def run() -> Outcome:
         folder = tmp_path_factory.mktemp("fsdp")
-        return run_job("fsdp", WORKERS, [str(PROGRAM), str(folder)], timeout=180), folder
+        return run_conformance(
+            "fsdp", WORKERS, folder, options={"wrap": 1}, program=PROGRAM, timeout=180, servers=worker_servers
+        )
 
     return run
 
 
 @pytest.mark.parametrize("promise", runpy.run_path(str(PROGRAM))["PROMISES"])
-def test_promise(run: Callable[[], tuple[JobResult, Path]], promise: str) -> None:
-    job, folder = run()
+def test_promise(run: Callable[[], Outcome], promise: str) -> None:
+    outcome = run()
     for rank in range(WORKERS):
-        result = folder / f"{promise}-{rank}.json"
-        assert result.exists(), job.describe()
-        broken = json.loads(result.read_text())
+        broken = json.loads(outcome.path(f"{promise}-{rank}.json").read_text())
         assert broken is None, f"worker {rank}: {broken}"
 
 
-def test_bf16_computes_in_half_and_keeps_float32(tmp_path: Path) -> None:
+def test_bf16_computes_in_half_and_keeps_float32(tmp_path: Path, worker_servers: WorkerServers) -> None:
     script = tmp_path / "train.py"
     script.write_text(BF16)
-    job = run_job("fsdp", 2, [str(script)], timeout=120)
-    assert job.returncode == 0, job.describe()
+    options = {"wrap": 1, "precision": "bf16"}
+    outcome = run_conformance("fsdp", 2, tmp_path, options=options, program=script, timeout=120, servers=worker_servers)
+    assert outcome.job.returncode == 0, outcome.job.describe()

@@ -8,64 +8,60 @@ from typing import Any
 
 import pytest
 
-from farandole.plugins.conformance.jobs import Outcome
+from farandole.plugins.conformance.jobs import WORKER, Outcome, write_specification
 from farandole.plugins.conformance.variants import LOSS_BOUND
 from farandole.plugins.launch.command import find_launcher, launch_command
-from farandole.plugins.launch.job import run_marked
+from farandole.plugins.launch.job import JobResult, run_marked
 
 OF_LAUNCHER = {"torchrun": "ddp", "horovodrun": "horovod"}
 
 # What the deepspeed launcher puts before a script's own arguments need not be declared by the script.
 SCRIPT = """
 import sys
-from pathlib import Path
 from farandole.plugins.conformance.worker import main
-assert len(sys.argv) == 2, sys.argv
-main(Path(sys.argv[1]))
+assert len(sys.argv) == 3, sys.argv
+main(*sys.argv[1:])
 """
 
 
-def specify(folder: Path, strategy: str) -> list[str]:
-    """Write what `launch_command` cannot be asked for: the program of another strategy's job."""
-    specification = folder / "spec.json"
-    asked = {"curves": [("clip", "float32")], "checks": ["collectives_do_what_they_say"], "resume": [], "save": None}
-    specification.write_text(json.dumps({"strategy": strategy, "options": {}, **asked}))
-    return ["-m", "farandole.plugins.conformance.worker", str(specification)]
+def specify(folder: Path, *strategies: str) -> list[str]:
+    """Write what `launch_command` cannot be asked for: the work of other strategies than the one it starts."""
+    asked: dict[str, Any] = {"curves": [("clip", "float32")], "checks": ["collectives_do_what_they_say"]}
+    return [str(write_specification(folder / strategy, strategy, **asked)) for strategy in strategies]
 
 
-def judge(outcome: Outcome) -> None:
+def judge(job: JobResult, folder: Path, *strategies: str) -> None:
     from farandole.plugins.conformance.curves import read_curve
     from farandole.plugins.conformance.framework import reference_curve
 
-    curve = read_curve(outcome.path("curve-clip-float32.npz"))
-    assert reference_curve("torch", "clip", "float32").loss_diff(curve) <= LOSS_BOUND["float32"]
-    outcome.check("collectives_do_what_they_say")
-    assert outcome.job.returncode == 0, outcome.job.describe()
-    assert not outcome.job.survivors, outcome.job.describe()
+    for strategy in strategies:
+        outcome = Outcome(job, folder / strategy, 2)
+        curve = read_curve(outcome.path("curve-clip-float32.npz"))
+        assert reference_curve("torch", "clip", "float32").loss_diff(curve) <= LOSS_BOUND["float32"]
+        outcome.check("collectives_do_what_they_say")
+    assert job.returncode == 0, job.describe()
+    assert not job.survivors, job.describe()
 
 
-@pytest.mark.parametrize(("launcher", "strategy"), [("torchrun", "horovod"), ("horovodrun", "ddp")])
-def test_engine_under_anothers_launcher(launcher: str, strategy: str, tmp_path: Path) -> None:
-    command = launch_command(OF_LAUNCHER[launcher], 2, specify(tmp_path, strategy))
-    judge(Outcome(run_marked(command.argv, env=command.env, timeout=120), tmp_path, 2))
+@pytest.mark.parametrize(
+    ("launcher", "strategies"),
+    [("torchrun", ("deepspeed_zero_3", "horovod")), ("horovodrun", ("deepspeed_zero_3", "ddp"))],
+)
+def test_engines_under_anothers_launcher(launcher: str, strategies: tuple[str, ...], tmp_path: Path) -> None:
+    command = launch_command(OF_LAUNCHER[launcher], 2, ["-m", WORKER, *specify(tmp_path, *strategies)])
+    judge(run_marked(command.argv, env=command.env, timeout=120), tmp_path, *strategies)
 
 
-@pytest.mark.parametrize("strategy", ["deepspeed_zero_2", "ddp"])
-def test_engine_under_the_deepspeed_launcher(strategy: str, tmp_path: Path, free_ports: Any) -> None:
-    *_, specification = specify(tmp_path, strategy)
+def test_engines_under_the_deepspeed_launcher(tmp_path: Path, free_ports: Any) -> None:
+    strategies = ("deepspeed_zero_2", "ddp")
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     launcher = find_launcher("deepspeed")
     assert launcher is not None
     (port,) = free_ports(1)
-    argv = [launcher, "--num_accelerators", "2", "--master_port", str(port), str(script), specification]
-    judge(Outcome(run_marked(argv, env={"OMP_NUM_THREADS": "1"}, timeout=120), tmp_path, 2))
-
-
-@pytest.mark.parametrize("launcher", ["torchrun", "horovodrun"])
-def test_zero_3_under_anothers_launcher(launcher: str, tmp_path: Path) -> None:
-    command = launch_command(OF_LAUNCHER[launcher], 2, specify(tmp_path, "deepspeed_zero_3"))
-    judge(Outcome(run_marked(command.argv, env=command.env, timeout=120), tmp_path, 2))
+    argv = [launcher, "--num_accelerators", "2", "--master_port", str(port), str(script)]
+    job = run_marked([*argv, *specify(tmp_path, *strategies)], env={"OMP_NUM_THREADS": "1"}, timeout=120)
+    judge(job, tmp_path, *strategies)
 
 
 def environments(kind: str, port: int, other_port: int) -> list[dict[str, str]]:
@@ -101,14 +97,14 @@ sys.exit(max(job.wait() for job in jobs))
 def test_ddp_in_an_environment(kind: str, tmp_path: Path, free_ports: Any) -> None:
     """Slurm and Open MPI are not on this machine; what they tell their processes is."""
     told = json.dumps(environments(kind, *free_ports(2)))
-    program = [sys.executable, "-c", START_BY_HAND, told, sys.executable, *specify(tmp_path, "ddp")]
-    judge(Outcome(run_marked(program, timeout=120), tmp_path, 2))
+    worker = [sys.executable, "-m", WORKER, *specify(tmp_path, "ddp")]
+    judge(run_marked([sys.executable, "-c", START_BY_HAND, told, *worker], timeout=120), tmp_path, "ddp")
 
 
 def test_busy_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         told = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        job = run_marked([sys.executable, *specify(tmp_path, "ddp")], env=told, timeout=60)
+        job = run_marked([sys.executable, "-m", WORKER, *specify(tmp_path, "ddp")], env=told, timeout=60)
     assert job.returncode != 0, job.describe()
     assert f"MASTER_PORT={port}" in job.output.splitlines()[-1], job.describe()

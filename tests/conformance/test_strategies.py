@@ -5,39 +5,45 @@ from farandole.plugins.pytest import Conformance
 
 class TestLocal(Conformance):
     strategy = "local"
+    faults = (("forward", "raise"), ("save", "kill"))
     workers = (1,)
 
 
 class TestDDP(Conformance):
     strategy = "ddp"
+    faults = (("collective", "raise"), ("load", "kill"))
 
 
 class TestHorovod(Conformance):
     strategy = "horovod"
+    faults = (("save", "raise"), ("forward", "kill"))
 
 
 class TestFSDP(Conformance):
     strategy = "fsdp"
+    faults = (("forward", "raise"), ("collective", "kill"))
 
 
 class TestFSDPBlocks(Conformance):
     """Blocks are gathered by themselves, and stay so until backward has passed them."""
 
     strategy = "fsdp"
+    varies = True
     options = {"wrap": 1, "reshard_after_forward": False}
     workers = (2,)
     dtypes = ("float64",)
-    faults = False
+    faults = ()
 
 
 class TestDDPStaticGraph(Conformance):
     """A static graph forbids steps that use other parameters, and synchronizes once in the first step."""
 
     strategy = "ddp"
+    varies = True
     options = {"static_graph": True, "gradient_as_bucket_view": False, "bucket_cap_mb": 0.001}
     workers = (2,)
     dtypes = ("float64",)
-    faults = False
+    faults = ()
     excluded = {
         "parameter_used_by_some_workers_gets_the_mean": "a static graph promises that workers use the same",
         "parameters_of_some_steps_are_updated_in_those": "and that all steps do",
@@ -46,48 +52,54 @@ class TestDDPStaticGraph(Conformance):
 
 class TestDeepSpeedZero1(Conformance):
     strategy = "deepspeed_zero_1"
+    varies = True
     workers = (2, 3)
     dtypes = ("float32",)
-    faults = False
+    faults = ()
 
 
 class TestDeepSpeedZero2(Conformance):
     strategy = "deepspeed_zero_2"
     workers = (2, 3)
     dtypes = ("float32",)
-    faults = False
+    faults = ()
 
 
 class TestDeepSpeedZero3(Conformance):
     strategy = "deepspeed_zero_3"
+    faults = (("load", "raise"), ("save", "kill"))
     dtypes = ("float32",)
 
 
 class TestDeepSpeedZero2Offload(Conformance):
     strategy = "deepspeed_zero_2_offload"
+    varies = True
     workers = (2,)
     dtypes = ("float32",)
-    faults = False
+    faults = ()
 
 
 class TestDeepSpeedZero3Offload(Conformance):
     strategy = "deepspeed_zero_3_offload"
+    varies = True
     workers = (2,)
     dtypes = ("float32",)
-    faults = False
+    faults = ()
 
 
 class TestTensorFlowLocal(Conformance):
     strategy = "tf_local"
     workers = (1,)
-    faults = False
+    faults = ()
 
 
 class TestTensorFlowMultiWorker(Conformance):
     strategy = "tf_multiworker"
+    faults = (("collective", "raise"), ("forward", "kill"))
 
 
 class TestTensorFlowHorovod(Conformance):
     strategy = "tf_horovod"
+    faults = (("load", "raise"), ("collective", "kill"))
     workers = (2, 3)
     dtypes = ("float64",)

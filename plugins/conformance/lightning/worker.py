@@ -18,12 +18,11 @@ from .training import run_variant
 def main(specification: Path) -> None:
     """Train the curves that the specification lists."""
     watch_stacks()
-    spec = json.loads(specification.read_text())
     worker = detect_launch().worker
-    for variant, dtype in spec["curves"]:
-        curve = run_variant(spec["strategy"], worker.world_size, variant, dtype)
+    for strategy, variant, dtype in json.loads(specification.read_text()):
+        curve = run_variant(strategy, worker.world_size, variant, dtype)
         if worker.is_main:
-            write_curve(specification.parent / f"curve-{variant}-{dtype}.npz", curve)
+            write_curve(specification.parent / f"curve-{strategy}-{variant}-{dtype}.npz", curve)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def every_sample_comes_once(strategy: Strategy, folder: Path) -> None:
     for start in (Progress(), Progress(1, 2)):
         own: dict[int, list[int]] = {epoch: [] for epoch in range(3)}
         epoch = start.epoch
-        for batch in training.batches(torch.arange(length), size, epochs=3, seed=2, start=start, num_workers=1):
+        for batch in training.batches(torch.arange(length), size, epochs=3, seed=2, start=start):
             for micro, weight in zip(batch.micro, batch.weights, strict=True):
                 own[epoch] += micro.tolist() if weight else []
             epoch = batch.progress.epoch

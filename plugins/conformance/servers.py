@@ -1,0 +1,136 @@
+"""Workers that stay up, and run the specifications of many strategies one after the other.
+
+Starting a job and importing its framework takes longer than most of what is asked of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from ...adapters.registry import strategy_row
+from ..launch.command import Command, launch_command
+from ..launch.job import JobResult, Marked, run_marked
+
+_LOOK = 0.02  # seconds between looks at what the workers have finished
+_END = 60.0  # seconds that workers have to end when there is nothing more to do
+_LIMIT = 5  # jobs at a time: each of their workers holds a framework, some 300 MB
+
+Key = tuple[str | None, str, int]
+
+
+class WorkerServers:
+    """Jobs by launcher, framework and number of workers, started when they are first needed.
+
+    A specification that a worker fails, or that takes too long, ends its job; the next one gets a new job.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: dict[Key, _Server] = {}  # the one used last is last
+        self._faults: list[str] = []
+
+    def run(self, strategy: str, workers: int, specification: Path, timeout: float) -> JobResult:
+        """Run a specification; see `worker`.
+
+        Returns:
+            How the job ended; where its workers finished the specification and wait for more, exit code 0.
+        """
+        row = strategy_row(strategy)
+        key = (row.launcher, row.framework, workers)
+        server = self._jobs.pop(key, None)
+        if server is None:
+            while len(self._jobs) >= _LIMIT:
+                self._end(next(iter(self._jobs)))
+            server = _Server(strategy, workers)
+        result = server.run(specification, timeout)
+        if server.running:
+            self._jobs[key] = server
+        return result
+
+    def close(self) -> None:
+        """End all jobs.
+
+        Raises:
+            AssertionError: one, now or before, did not end with exit code 0, or left a process.
+        """
+        for key in list(self._jobs):
+            self._end(key)
+        faults, self._faults = self._faults, []
+        assert not faults, "\n".join(faults)
+
+    def _end(self, key: Key) -> None:
+        launcher, framework, workers = key
+        job = self._jobs.pop(key).end()
+        if job.returncode != 0 or job.survivors or job.timed_out:
+            started = f"{launcher or 'a process'} with {workers} of {framework}"
+            self._faults.append(f"{started} did not end well when it was told to: {job.describe()}")
+
+
+class _Server:
+    """One job, and the thread that talks with it."""
+
+    def __init__(self, strategy: str, workers: int) -> None:
+        self._workers = workers
+        self._folder = tempfile.TemporaryDirectory(prefix="farandole-")
+        self._asked: queue.SimpleQueue[tuple[Path | None, float]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[JobResult | BaseException] = queue.SimpleQueue()
+        self._lines: list[str] = []
+        self.running = True
+        program = ["-m", f"{__package__}.worker", "--serve", self._folder.name, str(os.getpid())]
+        command = launch_command(strategy, workers, program)
+        threading.Thread(target=self._run, args=(command,), daemon=True).start()
+
+    def run(self, specification: Path | None, timeout: float) -> JobResult:
+        """Have the workers run a specification, or end where it is `None`."""
+        self._asked.put((specification, timeout))
+        answer = self._answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def end(self) -> JobResult:
+        """Tell the workers to end, and return how the job did."""
+        return self.run(None, _END)
+
+    def _run(self, command: Command) -> None:
+        try:
+            result: JobResult | BaseException = run_marked(
+                command.argv, env=command.env, timeout=math.inf, on_line=self._lines.append, during=self._serve
+            )
+        except BaseException as error:
+            result = error
+        self.running = False
+        self._folder.cleanup()
+        self._answers.put(result)
+
+    def _serve(self, job: Marked) -> None:
+        """Hand specifications on until the job ends."""
+        for number in itertools.count():
+            specification, timeout = self._asked.get()
+            started, first_line = time.monotonic(), len(self._lines)
+            self._ask(number, specification)
+            while not self._finished(number):
+                if not job.running():
+                    return
+                if time.monotonic() > started + timeout:
+                    raise subprocess.TimeoutExpired("a specification", timeout)
+                time.sleep(_LOOK)
+            output = "\n".join(self._lines[first_line:])
+            self._answers.put(JobResult(0, output, time.monotonic() - started, False, (), ""))
+
+    def _ask(self, number: int, specification: Path | None) -> None:
+        folder = Path(self._folder.name)
+        partial = folder / "partial"
+        partial.write_text(json.dumps(specification and str(specification)))
+        partial.replace(folder / f"{number}.json")
+
+    def _finished(self, number: int) -> bool:
+        return len(list(Path(self._folder.name).glob(f"{number}.finished-*"))) == self._workers

@@ -1,0 +1,72 @@
+"""What the default size of the suite asks of a strategy, and what belongs to the whole product only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..conformance.variants import VARIANTS
+
+MIXED = "tokens"
+"""The variant that mixes most of what the others do alone: empty shares, samples that weigh differently, clipping."""
+
+_IN_FEW = frozenset({"sgd_momentum", "adamw", "schedule", "unused_parameter", "empty_share"})
+_IN_MANY = frozenset({"accumulate_4", "clip", "empty_share", MIXED})
+
+_EVERYWHERE = frozenset({"collectives_do_what_they_say", "samples_know_no_worker"})
+_WHERE_NOTHING_DIVIDES = frozenset(
+    {
+        "damaged_files_are_refused_by_all",
+        "data_resumes_where_it_stopped",
+        "every_sample_comes_once",
+        "full_disk_of_one_worker_fails_the_save_of_all",
+        "parameter_used_by_some_workers_gets_the_mean",
+        "replicas_stay_equal_to_the_bit",
+        "resumed_run_is_the_same_run",
+        "stand_in_leaves_no_trace",
+        "workers_start_from_rank_0",
+    }
+)
+"""Checks that say more with three workers than with two."""
+
+OF_THE_STEP = frozenset(
+    {
+        "accumulation_keeps_gradients_at_home",
+        "learning_rate_is_the_users",
+        "parameter_used_by_some_workers_gets_the_mean",
+        "parameters_of_some_steps_are_updated_in_those",
+        "replicas_stay_equal_to_the_bit",
+        "resumed_run_is_the_same_run",
+        "stand_in_leaves_no_trace",
+        "workers_start_from_rank_0",
+    }
+)
+"""Checks of what the options of an engine may change."""
+
+
+def asks_curve(workers: Sequence[int], dtypes: Sequence[str], world_size: int, variant: str, dtype: str) -> bool:
+    """Whether the default size trains a variant: each with as few workers as can differ, or with more of them.
+
+    The widest type says most: its bound is the narrowest. The other one is tried by one variant.
+    """
+    assert variant in VARIANTS
+    few, many = _few_and_many(workers)
+    if dtype != _widest(dtypes):
+        return world_size == few and variant == MIXED
+    if world_size not in (few, many):
+        return variant == MIXED
+    return few == many or variant in (_IN_FEW if world_size == few else _IN_MANY)
+
+
+def asks_check(workers: Sequence[int], world_size: int, check: str) -> bool:
+    """Whether the default size runs a check with so many workers: some with any number, each other one once."""
+    few, many = _few_and_many(workers)
+    return check in _EVERYWHERE or world_size == (many if check in _WHERE_NOTHING_DIVIDES else few)
+
+
+def _few_and_many(workers: Sequence[int]) -> tuple[int, int]:
+    several = [number for number in workers if number > 1] or list(workers)
+    return min(several), max(several)
+
+
+def _widest(dtypes: Sequence[str]) -> str:
+    return max(dtypes)  # "float64" after "float32"
