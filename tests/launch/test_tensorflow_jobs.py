@@ -26,6 +26,7 @@ FIT = ROOT / "experiments/examples/digits_keras_fit.py"
 BOUND = 15.0  # seconds from a fault until every worker has ended
 
 pytestmark = pytest.mark.timeout(150)
+exhaustive = pytest.mark.exhaustive
 
 
 class Worker:
@@ -103,7 +104,7 @@ def same(output: str, alone: str, count: int) -> None:
     ("strategy", "launcher"),
     [
         ("tf_multiworker", ["horovodrun", "-np", "2", "--gloo", sys.executable]),
-        ("tf_multiworker", ["torchrun", "--standalone", "--nproc-per-node", "2"]),
+        pytest.param("tf_multiworker", ["torchrun", "--standalone", "--nproc-per-node", "2"], marks=exhaustive),
         ("tf_horovod", ["torchrun", "--standalone", "--nproc-per-node", "2"]),
     ],
 )
@@ -122,8 +123,15 @@ def test_horovod_under_tf_config(tmp_path: Path, alone: str) -> None:
         same("".join(worker.output for worker in started), alone, 2)
 
 
-@pytest.mark.parametrize("where", ["step", "barrier"])
-@pytest.mark.parametrize("fault", ["kill", "stop"])
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [
+        ("stop", "step"),
+        ("kill", "barrier"),
+        pytest.param("kill", "step", marks=exhaustive),
+        pytest.param("stop", "barrier", marks=exhaustive),
+    ],
+)
 def test_a_worker_that_is_gone_ends_the_others(tmp_path: Path, fault: str, where: str) -> None:
     with workers(tmp_path, configs(2), str(PROGRAM), fault, where) as (first, last):
         until = time.monotonic() + 80
@@ -136,18 +144,18 @@ def test_a_worker_that_is_gone_ends_the_others(tmp_path: Path, fault: str, where
         assert ("lost another worker" if where == "step" else "worker 1 of 2 was killed, or stopped") in first.output
 
 
+# What the roll call says is tested with threads; here, that the strategy holds one, and for how long.
+
+
 def test_a_worker_that_never_comes_is_named(tmp_path: Path) -> None:
-    given = configs(3)
-    with workers(tmp_path, given[:2], str(PROGRAM), "none", FARANDOLE_START_DEADLINE="8") as started:
-        for worker in started:
-            assert worker.ends_within(80) != 0
-            missing = given[0]["cluster"]["worker"][2]
-            assert f"worker 2 ({missing}) did not join within 8 s" in worker.output
-    with workers(tmp_path, configs(2)[1:], str(PROGRAM), "none", FARANDOLE_START_DEADLINE="8") as (worker,):
+    given = configs(2)
+    with workers(tmp_path, given[:1], str(PROGRAM), "none", FARANDOLE_START_DEADLINE="3") as (worker,):
         assert worker.ends_within(80) != 0
-        assert re.search(r"worker 0 \(127.0.0.1:\d+\) did not join within 8 s", worker.output)
+        missing = given[0]["cluster"]["worker"][1]
+        assert f"worker 1 ({missing}) did not join within 3 s" in worker.output
 
 
+@exhaustive
 def test_workers_that_were_told_of_different_clusters(tmp_path: Path) -> None:
     first, other = configs(2)[0], configs(3)[1]
     other["cluster"]["worker"][0] = first["cluster"]["worker"][0]
@@ -157,17 +165,7 @@ def test_workers_that_were_told_of_different_clusters(tmp_path: Path) -> None:
             assert "they differ" in worker.output
 
 
-def test_two_workers_of_one_index(tmp_path: Path) -> None:
-    given = configs(3)
-    with workers(tmp_path, [given[0], given[1], given[1]], str(PROGRAM), "none") as started:
-        for worker in started:
-            assert worker.ends_within(80) != 0
-        assert "two processes say that they are worker 1" in started[0].output
-    with workers(tmp_path, [given[0], given[0]], str(PROGRAM), "none", FARANDOLE_START_DEADLINE="8") as started:
-        assert [worker.ends_within(80) for worker in started] == [1, 1]
-        assert any("Is another process worker 0 too" in worker.output for worker in started)
-
-
+@exhaustive
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -182,10 +180,9 @@ def test_bad_tf_config(tmp_path: Path, config: Any, said: str) -> None:
 
 
 def test_an_operation_before_the_strategy(tmp_path: Path) -> None:
-    with workers(tmp_path, configs(2), str(PROGRAM), "operation", FARANDOLE_START_DEADLINE="8") as started:
-        for worker in started:
-            assert worker.ends_within(80) != 0
-            assert "a TensorFlow operation ran before" in worker.output
+    with workers(tmp_path, configs(2)[:1], str(PROGRAM), "operation", FARANDOLE_START_DEADLINE="8") as (worker,):
+        assert worker.ends_within(80) != 0
+        assert "a TensorFlow operation ran before" in worker.output
 
 
 def test_keras_on_another_framework(tmp_path: Path) -> None:
@@ -194,9 +191,16 @@ def test_keras_on_another_framework(tmp_path: Path) -> None:
         assert "KERAS_BACKEND=tensorflow" in worker.output
 
 
-# The example for `fit`, as its head says to start it.
+# The example for `fit`: in one process, and as its head says to start it, which the README's shorter one is by default.
 
 
+def test_fit_in_one_process() -> None:
+    job = run_marked([sys.executable, str(FIT), "--strategy", "tf_local", "--epochs", "5"], timeout=120)
+    assert job.returncode == 0, job.describe()
+    assert len(re.findall(r"tf_local: (9[5-9]|100)\.\d% of 297", job.output)) == 1, job.describe()
+
+
+@exhaustive
 def test_fit_under_farandole_run() -> None:
     argv = [sys.executable, "-m", "farandole.plugins.cli.main", "run", "--strategy", "tf_multiworker", "-n", "2"]
     job = run_marked([*argv, str(FIT), "--epochs", "5"], timeout=120)
@@ -205,6 +209,7 @@ def test_fit_under_farandole_run() -> None:
     assert job.output.count("Epoch 5/5") == 1, "one worker shows the progress"
 
 
+@exhaustive
 def test_fit_under_horovodrun() -> None:
     path = find_launcher("horovodrun")
     assert path is not None
@@ -214,6 +219,7 @@ def test_fit_under_horovodrun() -> None:
     assert len(re.findall(r"tf_horovod: (9[5-9]|100)\.\d% of 297", job.output)) == 1, job.describe()
 
 
+@exhaustive
 def test_fit_under_tf_config(tmp_path: Path) -> None:
     with workers(tmp_path, configs(2), str(FIT), "--strategy", "tf_multiworker", "--epochs", "5") as started:
         assert [worker.ends_within(120) for worker in started] == [0, 0], started[0].output
