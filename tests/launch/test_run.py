@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,10 +26,18 @@ from farandole.plugins.launch.ports import free_port
 PROGRAM = Path(__file__).with_name("fault_program.py")
 FARANDOLE = [sys.executable, "-m", "farandole.plugins.cli.main"]
 BOUND = 15.0  # seconds from a failure to the end of the job
-ENGINES = [
-    pytest.param(name, marks=pytest.mark.skipif(package(engine) is None, reason=f"{engine} is not installed"))
-    for name, engine in (("ddp", "torch"), ("horovod", "horovod"), ("tf_multiworker", "tensorflow"))
-]
+ENGINES = {"ddp": "torch", "horovod": "horovod", "tf_multiworker": "tensorflow"}
+
+
+def on_engines(*default: tuple[str, ...], others: Iterable[tuple[str, ...]] = ()) -> list[Any]:
+    """Return parameters, of which the first is a strategy; `others` are for the exhaustive size."""
+    marked = [(values, []) for values in default]
+    marked += [(values, [pytest.mark.exhaustive]) for values in others if values not in default]
+    return [
+        pytest.param(*values, marks=[*marks, pytest.mark.skipif(package(engine) is None, reason=f"no {engine}")])
+        for values, marks in marked
+        for engine in [ENGINES[values[0]]]
+    ]
 
 
 class Run:
@@ -68,33 +78,48 @@ def nothing_is_left(run: Run) -> None:
     assert run.result.survivors == (), run.result.describe()
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("strategy", ENGINES)
-def test_a_script_that_succeeds(strategy: str) -> None:
-    arguments = ["a b", "--", "-n", "3", "--strategy", "x", "$HOME $$ ${local_rank}", "it's"]
-    run = Run(strategy, "none", *arguments)
-    assert run.result.returncode == 0, run.result.describe()
-    nothing_is_left(run)
+def all_are_told(run: Run, strategy: str, fault: str, arguments: list[str]) -> None:
+    """Look at what the command was, and what the workers say of themselves."""
     assert sorted((told["rank"], told["size"]) for told in run.ready) == [(0, 2), (1, 2)]
     assert all(told["arguments"] == arguments for told in run.ready)
-    assert f"{PROGRAM} {strategy} none 'a b' --" in run.result.output.splitlines()[0]  # the printed command
+    assert f"{PROGRAM} {strategy} {fault} 'a b' --" in run.result.output.splitlines()[0]  # the printed command
+
+
+ARGUMENTS = ["a b", "--", "-n", "3", "--strategy", "x", "$HOME $$ ${local_rank}", "it's"]
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("fault", ["raise", "exit", "kill"])
-@pytest.mark.parametrize("strategy", ENGINES)
+@pytest.mark.parametrize("strategy", on_engines(("horovod",), others=[(name,) for name in ENGINES]))
+def test_a_script_that_succeeds(strategy: str) -> None:
+    run = Run(strategy, "none", *ARGUMENTS)
+    assert run.result.returncode == 0, run.result.describe()
+    nothing_is_left(run)
+    all_are_told(run, strategy, "none", ARGUMENTS)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("strategy", "fault"),
+    on_engines(
+        ("ddp", "raise"),
+        ("horovod", "kill"),
+        ("tf_multiworker", "exit"),
+        others=itertools.product(ENGINES, ["raise", "exit", "kill"]),
+    ),
+)
 def test_a_worker_that_fails_ends_the_job(strategy: str, fault: str) -> None:
-    run = Run(strategy, fault)
+    run = Run(strategy, fault, *ARGUMENTS)
     assert run.result.returncode > 0, run.result.describe()
     assert run.seconds_after < BOUND
     nothing_is_left(run)
+    all_are_told(run, strategy, fault, ARGUMENTS)
     if fault == "raise":
         assert "ValueError: the mistake in the script" in run.result.output
         assert f'File "{PROGRAM}", line ' in run.result.output
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("strategy", ENGINES)
+@pytest.mark.parametrize("strategy", on_engines(("ddp",), ("horovod",), others=[("tf_multiworker",)]))
 def test_control_c_ends_the_job_even_where_workers_do_not_listen(strategy: str) -> None:
     run = Run(strategy, "deaf", disturb=interrupt)
     assert run.result.returncode != 0, run.result.describe()
