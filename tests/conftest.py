@@ -1,9 +1,10 @@
-"""Distributions made up for a test: a module and its entry points, found as an installed one is."""
+"""What tests of several folders need: distributions made up for a test, free ports, what else is selected."""
 
 import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,13 @@ def make_distribution(tmp_path: Path) -> MakeDistribution:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def selected(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The parameters of each test of this module that this run of pytest selects: a job need do no more."""
+    items: Any = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    return [item.callspec.params for item in items]
 
 
 @pytest.fixture

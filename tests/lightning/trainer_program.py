@@ -1,15 +1,14 @@
-"""Runs scenarios of `scenarios`: in one process of stock Lightning, or as a worker of a strategy.
+"""Runs scenarios of `scenarios`: in one process of stock Lightning, or as a worker of strategies, one after the other.
 
-python trainer_program.py FOLDER [OTHER] [SCENARIO ...]
+python trainer_program.py FOLDER OTHER STRATEGY:SCENARIO ...
 
-The stock process writes what it found; workers compare with that, and write the relative difference of each number.
-OTHER names the folder of another job, with whose checkpoints these workers go on.
+The stock process, whose strategy is `auto`, writes what it found; workers compare with that, and write the relative
+difference of each number. OTHER names the folder of another job, with whose checkpoints these workers go on.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -23,16 +22,16 @@ from farandole.adapters import detect_launch
 from farandole.plugins.launch.job import watch_stacks
 
 
-def main(folder: Path, other: str, names: list[str], strategy: str | None) -> None:
+def main(folder: Path, other: str, names: list[str]) -> None:
     watch_stacks()
     torch.set_num_threads(1)
     worker = detect_launch().worker
-    job = f"{strategy}-{worker.world_size}" if strategy else "stock"
-    for name in names:
-        place, stock = folder / job / name, folder / "stock" / name
+    for strategy, name in (each.split(":") for each in names):
+        stock = folder / "stock" / name
+        place = stock if strategy == "auto" else folder / f"{strategy}-{worker.world_size}" / name
         place.mkdir(parents=True, exist_ok=True)
-        setting = Setting(strategy or "auto", worker.world_size, place, stock, folder / other / name)
-        if strategy is None:
+        setting = Setting(strategy, worker.world_size, place, stock, folder / other / name)
+        if setting.is_stock:
             np.savez(place / "numbers.npz", **SCENARIOS[name](setting))
             continue
         import farandole.plugins.lightning  # noqa: F401
@@ -57,4 +56,4 @@ def _difference(expected: Any, found: Any) -> float:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:] or list(SCENARIOS), os.environ.get("FARANDOLE_STRATEGY"))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
