@@ -1,16 +1,20 @@
-"""A training with Lightning in which one worker breaks as it is told.
+"""Trainings with Lightning, one after the other, in which one worker breaks as it is told.
 
-python fault_program.py raise | kill | term --rank 1 --strategy horovod --devices 2 --where validate
+python fault_program.py raise | kill | term --strategy horovod --devices 2 1:train 0:validate
+
+A training is named by the rank that breaks in it, and where. Who is asked to end while it trains goes on with the next.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, TensorDataset
 
 import farandole.plugins.lightning  # noqa: F401
@@ -51,35 +55,47 @@ class Module(pl.LightningModule):
 
 
 class End(pl.Callback):
-    """Says after which step a worker was ended, and why."""
+    """Says after which step of which training a worker was ended, and why."""
+
+    def __init__(self, training: str) -> None:
+        self.training = training
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        print(
-            f"rank {trainer.global_rank} {type(exception).__name__} after {trainer.global_step}\n", end="", flush=True
-        )
+        name = type(exception).__name__
+        said = f"{self.training}: rank {trainer.global_rank} {name} after {trainer.global_step}\n"
+        print(said, end="", flush=True)
 
 
 def main() -> None:
     watch_stacks()
     arguments = argparse.ArgumentParser()
     arguments.add_argument("fault", choices=["raise", "kill", "term"])
-    arguments.add_argument("--rank", type=int, default=1)
-    arguments.add_argument("--where", choices=["train", "validate", "test"], default="train")
+    arguments.add_argument("trainings", nargs="*", default=["1:train"])
     arguments.add_argument("--strategy", default="horovod")
     arguments.add_argument("--devices", default="auto")
     arguments.add_argument("--num-nodes", type=int, default=1)
     options = arguments.parse_args()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     workers = {"strategy": options.strategy, "devices": options.devices, "num_nodes": options.num_nodes}
-    epochs = 50 if options.where == "train" else 1
-    trainer = pl.Trainer(
-        **workers, accelerator="cpu", max_epochs=epochs, num_sanity_val_steps=0, callbacks=[End()], **quiet
-    )
-    module, loader = Module(options.fault, options.rank, options.where), DataLoader(TensorDataset(torch.ones(64, 4)), 2)
-    trainer.fit(module, loader, loader)
-    if options.where == "test":
-        trainer.test(module, loader)
-    print("TRAINED", flush=True)
+    for training in options.trainings:
+        rank, where = training.split(":")
+        trainer = pl.Trainer(
+            **workers,
+            accelerator="cpu",
+            max_epochs=50 if where == "train" else 1,
+            num_sanity_val_steps=0,
+            callbacks=[End(training)],
+            **quiet,
+        )
+        module = Module(options.fault, int(rank), where)
+        loader = DataLoader(TensorDataset(torch.ones(64, 4)), 2)
+        with contextlib.suppress(SIGTERMException):
+            trainer.fit(module, loader, loader)
+            if where != "test":
+                print("TRAINED", flush=True)
+        if where == "test":
+            trainer.test(module, loader)
+            print("TRAINED", flush=True)
 
 
 if __name__ == "__main__":

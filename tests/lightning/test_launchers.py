@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import cross_entropy
 
-from farandole.adapters import StrategyStateError
+from farandole.adapters import LauncherError, StrategyStateError
 from farandole.adapters.order import GlobalOrder
 from farandole.plugins.launch.command import find_launcher
 from farandole.plugins.launch.job import JobResult, Marked, run_marked
@@ -26,12 +26,12 @@ EXAMPLES = Path(__file__).parents[2] / "experiments/examples"
 DIGITS = EXAMPLES / "digits_lightning.py"
 BYTES = EXAMPLES / "bytes_lightning.py"
 FAULTS = Path(__file__).with_name("fault_program.py")
-LAUNCHERS = ("python", "horovodrun", "deepspeed", "torchrun", "farandole")
 EPOCHS = 2
 WORKERS = 2
 BOUND = 20.0  # seconds from a fault until every process has ended
 
 pytestmark = pytest.mark.timeout(150)
+exhaustive = pytest.mark.exhaustive
 
 
 def command(launcher: str, strategy: str, program: Path, *arguments: str) -> list[str]:
@@ -90,8 +90,23 @@ def _batches(length: int, size: int) -> Iterator[torch.Tensor]:
         yield from torch.tensor(order.global_batch(epoch, 0)).split(size)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("strategy", ["horovod", "deepspeed_zero_2"])
+@pytest.mark.parametrize(
+    ("strategy", "launcher"),
+    [
+        ("horovod", "horovodrun"),
+        ("horovod", "torchrun"),
+        ("deepspeed_zero_2", "deepspeed"),
+        ("deepspeed_zero_2", "python"),
+        # These are in the README, whose programs are run too.
+        pytest.param("horovod", "python", marks=exhaustive),
+        pytest.param("horovod", "farandole", marks=exhaustive),
+        pytest.param("deepspeed_zero_2", "farandole", marks=exhaustive),
+        # And these are the rest.
+        pytest.param("horovod", "deepspeed", marks=exhaustive),
+        pytest.param("deepspeed_zero_2", "horovodrun", marks=exhaustive),
+        pytest.param("deepspeed_zero_2", "torchrun", marks=exhaustive),
+    ],
+)
 def test_one_file_under_every_launcher(strategy: str, launcher: str, alone: float) -> None:
     argv = command(launcher, strategy, DIGITS, "--max-epochs", str(EPOCHS))
     job = run_marked(argv, timeout=100)
@@ -99,7 +114,7 @@ def test_one_file_under_every_launcher(strategy: str, launcher: str, alone: floa
     assert f"{strategy}: 9" in job.output, "the strategy that was asked for, and at least 90 %"
 
 
-@pytest.mark.parametrize("strategy", ["horovod", "deepspeed_zero_2"])
+@pytest.mark.parametrize("strategy", ["horovod", pytest.param("deepspeed_zero_2", marks=exhaustive)])
 def test_one_file_on_one_worker(strategy: str, alone: float) -> None:
     options = ["--strategy", strategy, "--devices", "1", "--batch-size", str(32 * WORKERS)]
     job = run_marked([sys.executable, str(DIGITS), "--max-epochs", str(EPOCHS), *options], timeout=100)
@@ -144,7 +159,12 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "strategy"), [("python", "horovod"), ("horovodrun", "horovod"), ("torchrun", "deepspeed_zero_2")]
+    ("launcher", "strategy"),
+    [
+        ("python", "horovod"),
+        pytest.param("horovodrun", "horovod", marks=exhaustive),
+        ("torchrun", "deepspeed_zero_2"),
+    ],
 )
 def test_a_module_that_raises_on_one_worker(launcher: str, strategy: str) -> None:
     broken = Broken(command(launcher, strategy, FAULTS, "raise"))
@@ -155,10 +175,12 @@ def test_a_module_that_raises_on_one_worker(launcher: str, strategy: str) -> Non
     assert "TRAINED" not in broken.job.output
 
 
-@pytest.mark.parametrize(("rank", "strategy"), [("0", "deepspeed_zero_2"), ("1", "horovod")])
+@pytest.mark.parametrize(
+    ("rank", "strategy"), [("0", "deepspeed_zero_2"), pytest.param("1", "horovod", marks=exhaustive)]
+)
 def test_a_worker_of_the_trainers_that_is_killed(rank: str, strategy: str) -> None:
     """Rank 0 is the process that the user started: with it goes the one that watches the others."""
-    broken = Broken(command("python", strategy, FAULTS, "kill", "--rank", rank))
+    broken = Broken(command("python", strategy, FAULTS, "kill", f"{rank}:train"))
     assert broken.job.returncode != 0, broken.job.describe()
     assert broken.seconds < BOUND, broken.job.describe()
     assert "Traceback" in broken.job.output, "what the other one met with"
@@ -166,24 +188,25 @@ def test_a_worker_of_the_trainers_that_is_killed(rank: str, strategy: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("rank", "strategy", "where"),
-    [("0", "horovod", "train"), ("1", "deepspeed_zero_2", "train"), ("1", "horovod", "validate")],
+    ("strategy", "trainings"),
+    [("horovod", ["0:train", "1:validate", "1:test"]), ("deepspeed_zero_2", ["1:train", "0:validate"])],
 )
-def test_all_workers_stop_after_the_same_batch_when_one_is_to_end(rank: str, strategy: str, where: str) -> None:
-    """As a scheduler asks that takes a machine away; so that all can save. Also when all but validation is done."""
-    broken = Broken(command("horovodrun", strategy, FAULTS, "term", "--rank", rank, "--where", where))
-    assert broken.seconds < BOUND, broken.job.describe()
-    ended = re.findall(r"rank (\d) (\w+) after (\d+)", broken.job.output)
-    assert sorted(rank for rank, _, _ in ended) == ["0", "1"], broken.job.describe()
-    assert {reason for _, reason, _ in ended} == {"SIGTERMException"}, broken.job.describe()
-    assert len({step for _, _, step in ended}) == 1, broken.job.describe()
-    assert "TRAINED" not in broken.job.output
+def test_all_workers_stop_after_the_same_batch_when_one_is_to_end(strategy: str, trainings: list[str]) -> None:
+    """As a scheduler asks that takes a machine away; so that all can save. Also when all but validation is done.
 
-
-def test_a_worker_that_is_to_end_ends_while_it_tests() -> None:
-    broken = Broken(command("horovodrun", "horovod", FAULTS, "term", "--rank", "1", "--where", "test"))
+    Where it tests, nothing is lost: only the one that was asked ends, and the launcher ends the other.
+    """
+    broken = Broken(command("torchrun", strategy, FAULTS, "term", *trainings))
     assert broken.seconds < BOUND, broken.job.describe()
-    assert "rank 1 SIGTERMException" in broken.job.output, broken.job.describe()
+    ended = re.findall(r"(\d:\w+): rank (\d) (\w+) after (\d+)", broken.job.output)
+    for training in trainings:
+        found = [(rank, reason, step) for named, rank, reason, step in ended if named == training]
+        if training == "1:test":
+            assert ("1", "SIGTERMException") in [(rank, reason) for rank, reason, _ in found], broken.job.describe()
+            continue
+        assert sorted(rank for rank, _, _ in found) == ["0", "1"], broken.job.describe()
+        assert {reason for _, reason, _ in found} == {"SIGTERMException"}, broken.job.describe()
+        assert len({step for _, _, step in found}) == 1, broken.job.describe()
     assert "TRAINED" not in broken.job.output
 
 
@@ -193,15 +216,22 @@ def test_a_worker_that_is_to_end_ends_while_it_tests() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("--devices", "3"), r"Trainer\(devices=3\), but horovodrun started 2 worker"),
-        (("--num-nodes", "2"), r"Trainer\(num_nodes=2\), but horovodrun started 2 worker\(s\) on 1 machine"),
+        ({"devices": 3}, r"Trainer\(devices=3\), but horovodrun started 2 worker"),
+        ({"devices": 2, "num_nodes": 2}, r"Trainer\(num_nodes=2\), but horovodrun started 2 worker\(s\) on 1 machine"),
     ],
 )
-def test_other_numbers_than_the_launchers(given: tuple[str, str], said: str) -> None:
-    job = run_marked(command("horovodrun", "horovod", FAULTS, "raise", *given), timeout=60)
-    assert job.returncode > 0, job.describe()
-    assert not job.timed_out and not job.survivors, job.describe()
-    assert re.search(f"LauncherError: {said}", job.output), job.describe()
+def test_other_numbers_than_the_launchers(given: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RANK": 0,
+        "SIZE": 2,
+        "LOCAL_RANK": 0,
+        "LOCAL_SIZE": 2,
+        "CROSS_RANK": 0,
+        "CROSS_SIZE": 1,
+    }.items():
+        monkeypatch.setenv(f"HOROVOD_{name}", str(value))
+    with pytest.raises(LauncherError, match=said):
+        pl.Trainer(strategy="horovod", accelerator="cpu", logger=False, **given)
 
 
 def test_a_strategy_object_for_two_trainers() -> None:

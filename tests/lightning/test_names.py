@@ -97,7 +97,10 @@ def test_an_old_lightning_is_refused(tmp_path: Path) -> None:
 @pytest.mark.timeout(100)
 @pytest.mark.parametrize(
     ("kind", "options", "told"),
-    [("HorovodStrategy", "{compression: fp16}", "exact=False"), ("DeepSpeedStrategy", "{stage: 3}", "'parameters'")],
+    [
+        ("HorovodStrategy", "{compression: fp16}", "exact=False"),
+        pytest.param("DeepSpeedStrategy", "{stage: 3}", "'parameters'", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_configuration_file(tmp_path: Path, kind: str, options: str, told: str) -> None:
     path = tmp_path / "config.yaml"
