@@ -152,41 +152,62 @@ def test_a_state_that_no_load_would_give_back_is_not_saved(strategy: Strategy, p
     assert content(path) == before
 
 
+# Saves for ever in a fork of itself, for each line that it reads: torch is imported once.
 KILLED = """
-import sys
-from pathlib import Path
+import os, sys
 import torch
 from torch import nn
 from farandole.adapters import Progress, create_strategy
 
+def save():
+    print(os.getpid(), flush=True)
+    with create_strategy("local", device="cpu") as strategy:
+        model = nn.Linear(1000, 8000)
+        training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda m, x: m(x).mean())
+        for step in range(10_000):
+            nn.init.constant_(model.weight, float(step))
+            training.save(sys.argv[1], Progress(0, step))
+            print(step, flush=True)
+
 torch.set_num_threads(1)
-with create_strategy("local", device="cpu") as strategy:
-    torch.manual_seed(0)
-    model = nn.Linear(1000, 8000)
-    training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda m, x: m(x).mean())
-    for step in range(10_000):
-        nn.init.constant_(model.weight, float(step))
-        training.save(sys.argv[1], Progress(0, step))
-        print(step, flush=True)
+import farandole.adapters.torch.local, torch._dynamo
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        save()
+    os.waitpid(child, 0)
+    print("killed", flush=True)
 """
 
 
-def test_a_save_that_is_killed_leaves_the_previous_checkpoint(strategy: Strategy, path: Path) -> None:
+@pytest.fixture
+def saving(path: Path) -> Iterator[subprocess.Popen[str]]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    argv = [sys.executable, "-c", KILLED, str(path)]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environ
+    ) as program:
+        yield program
+        program.kill()
+
+
+def test_a_save_that_is_killed_leaves_the_previous_checkpoint(
+    strategy: Strategy, path: Path, saving: subprocess.Popen[str]
+) -> None:
     """Killed while a data file grows, at another moment each time."""
+    assert saving.stdin is not None and saving.stdout is not None
     torn: list[Path] = []
-    for attempt in range(4):
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-        program = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True, env=environ
-        )
-        assert program.stdout is not None
-        committed = [int(program.stdout.readline()) for _ in range(2 + attempt)][-1]
+    for attempt in range(3):
+        saving.stdin.write("again\n")
+        process = int(saving.stdout.readline())
+        committed = [int(saving.stdout.readline()) for _ in range(1 + attempt)][-1]
         name = data_folder(path).name
         deadline = time.monotonic() + 30
         while not any(file.parent.name > name for file in path.glob("data-*/*.distcp")):
             assert time.monotonic() < deadline
-        program.send_signal(signal.SIGKILL)
-        program.wait()
+        os.kill(process, signal.SIGKILL)
+        while saving.stdout.readline() != "killed\n":
+            pass
         torn += [folder for folder in path.glob("data-*") if folder != data_folder(path)]
         training = prepare(strategy, nn.Linear(1000, 8000), sgd)
         progress = training.load(path)
