@@ -36,7 +36,7 @@ def begin(strategy: Strategy) -> None:
         raise StrategyStateError(f"strategy {strategy.name!r} was entered while {_open.name!r} is open: {whose}")
     _generation += 1
     while _unclosed:
-        _unclosed.pop()()
+        _unclosed.pop(0)()
     _open = strategy
 
 
@@ -64,11 +64,6 @@ def close_later(close: Callable[[], None]) -> None:
     A strategy that failed waits for nobody, and closing may have to wait until the other workers have failed too.
     """
     _unclosed.append(close)
-
-
-def failed() -> bool:
-    """Whether the last strategy failed, and no other was entered since."""
-    return bool(_unclosed)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -33,11 +32,6 @@ if not hasattr(hvd, "init"):  # a Horovod without its part for TensorFlow import
 
 _COMPRESSIONS = ("none", "fp16")
 _START_DEADLINE = 60.0  # seconds, where another launcher than horovodrun started the workers
-
-
-@atexit.register
-def _shut_down_at_exit() -> None:
-    hvd.shutdown()
 
 
 class TensorFlowHorovodStrategy(TensorFlowStrategy):
@@ -87,7 +81,6 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
         super()._join()
         with described_job(self.launch, self._share, hvd.gloo_built()):
             hvd.init()
-            atexit.unregister(hvd.shutdown)  # `init` adds it, to run before older handlers that still need Horovod
             self._joined = True
             found, said = (hvd.rank(), hvd.size()), (self.worker.rank, self.worker.world_size)
             if found != said:

@@ -95,6 +95,7 @@ class FSDPStrategy(ProcessGroupStrategy):
         if self._precision == "fp16":
             engine.scale_loss(torch.amp.GradScaler(self.device.type))
         self.settle_before_leaving(engine.settle, keep=False)
+        self.release_after_leaving(engine)
         return engine
 
     def _shard_all(

@@ -63,10 +63,11 @@ class FSDPEngine(Engine):
         self._found: set[torch.nn.Parameter] = set()  # gathered parameters with a gradient, of this backward
         self._with_gradient: set[torch.nn.Parameter] = set()  # shards with one, of this step
         self._shard_of: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+        self._hooks: list[Any] = []
         for module in (*units, model):
             self._learn_gathered(module)
-            module.register_forward_hook(self._keep_outputs)
-        model.register_forward_hook(self._shard_again, always_call=True)
+            self._hooks.append(module.register_forward_hook(self._keep_outputs))
+        self._hooks.append(model.register_forward_hook(self._shard_again, always_call=True))
 
     def scale_loss(self, scaler: torch.amp.GradScaler) -> None:
         """Scale losses, so that small gradients survive in float16, and skip updates where some are not finite."""
@@ -161,6 +162,10 @@ class FSDPEngine(Engine):
         self._unused.clear()
         self.module.reset_iter_state()
 
+    def release(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
     def _learn_gathered(self, module: torch.nn.Module) -> None:
         """Meet the gathered parameters of a block, which FSDP keeps for good, and hear of their gradients.
 
@@ -175,7 +180,8 @@ class FSDPEngine(Engine):
                 if gathered.is_floating_point():
                     trained = gathered.requires_grad
                     gathered.requires_grad_()  # a hook needs it, and a frozen one may be trained later
-                    gathered.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+                    hook = gathered.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+                    self._hooks.append(hook)
                     gathered.requires_grad_(trained)
         block.reshard()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import sys
 from collections.abc import Iterable
@@ -39,11 +38,6 @@ if not hasattr(hvd, "init"):  # a Horovod without its part for PyTorch imports a
 
 _COMPRESSIONS = ("none", "fp16")
 _OPS = ("average", "adasum")
-
-
-@atexit.register
-def _shut_down_at_exit() -> None:
-    hvd.shutdown()
 
 
 class HorovodStrategy(TorchStrategy):
@@ -145,7 +139,6 @@ class HorovodStrategy(TorchStrategy):
             )
         with described_job(self.launch, self._share, hvd.gloo_built()):
             hvd.init()
-            atexit.unregister(hvd.shutdown)  # `init` adds it, to run before older handlers that still need Horovod
             self._joined = True
             found = (hvd.rank(), hvd.size())
             said = (self.worker.rank, self.worker.world_size)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import entry
 from ..errors import LauncherError, OptionError
 from ..strategy import ReduceOp, Strategy, Training
 from ..structure import map_structure
@@ -31,6 +32,7 @@ class TorchStrategy(Strategy):
         super().__init__()
         self._trainings = itertools.count()
         self._settlers: list[Callable[[], Callable[[], object] | None]] = []
+        self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._device = _choose_device(device, self.worker.local_rank, self.worker.local_world_size)
 
     @property
@@ -68,10 +70,22 @@ class TorchStrategy(Strategy):
         self._settlers = [known for known in self._settlers if known() is not None]
         self._settlers.append((lambda: settle) if keep else weakref.WeakMethod(settle))
 
+    def release_after_leaving(self, engine: Engine) -> None:
+        """Have the engine let go of its module when the job is left: its hooks would keep both from being freed."""
+        self._engines.add(engine)
+
+    def _release_engines(self) -> None:
+        while self._engines:
+            self._engines.pop().release()
+
     def _leave(self, failed: bool) -> None:
-        if not failed:
+        if failed:
+            entry.close_later(self._release_engines)
+        else:
             for settle in filter(None, [known() for known in self._settlers]):
                 settle()
+            self._release_engines()
+        self._settlers.clear()
 
     def _join(self) -> None:
         if self._device.type == "cuda":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +32,9 @@ def join(key: Any, create: Callable[[], TorchStrategy]) -> TorchStrategy:
     if strategy.worker.world_size > 1 and not dist.is_initialized():
         init_companion_group(strategy)
         _companions.append(dist.group.WORLD)
-    _leave_at_exit()
+    # Anew each time, so that it comes before the handler that Horovod has just added: the last one runs first.
+    atexit.unregister(_leave_or_abandon)
+    atexit.register(_leave_or_abandon)
     return strategy
 
 
@@ -59,11 +60,6 @@ def abandon(strategy: TorchStrategy, error: BaseException) -> None:
         if known[1] is strategy:
             _joined.remove(known)
             strategy.__exit__(type(error), error, error.__traceback__)
-
-
-@functools.cache
-def _leave_at_exit() -> None:
-    atexit.register(_leave_or_abandon)
 
 
 def _leave_or_abandon() -> None:

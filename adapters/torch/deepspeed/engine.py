@@ -117,9 +117,11 @@ class ZeroEngine(Engine):
         self._first_micro_batch = True
 
     def release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._engine.destroy()
+        if self._hooks:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks.clear()
+            self._engine.destroy()
 
     def _cast(self, value: Any) -> Any:
         return value.to(self._dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -104,6 +104,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         counts = GradientCounts(self, f"zero{self.next_training()}") if self._find_unused_parameters else None
         wrapped = ENGINES[self._stage](engine, optimizer, stand_in, counts)
         self.settle_before_leaving(wrapped.settle, keep=False)
+        self.release_after_leaving(wrapped)
         return wrapped
 
     def check_batch(self, global_batch_size: int, accumulate: int) -> None:
@@ -118,8 +119,11 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def _leave(self, failed: bool) -> None:
         self._building.close()
         self._variables.close()
-        leave_deepspeed(self._deepspeed)
         super()._leave(failed)
+
+    def _release_engines(self) -> None:
+        super()._release_engines()  # DeepSpeed's engines ask for their rank while they are destroyed
+        leave_deepspeed(self._deepspeed)
 
     @contextlib.contextmanager
     def _scope(self) -> Iterator[None]:
