@@ -172,7 +172,7 @@ def _interpreter_exists(script: Path) -> bool:
 
 def check_build_tools() -> Check:
     """Whether Horovod could be built here."""
-    from .horovod import toolchain
+    from .horovod import toolchain, tried
     from .horovod.failure import HorovodBuildError
 
     try:
@@ -180,8 +180,10 @@ def check_build_tools() -> Check:
     except HorovodBuildError as error:
         missing = [line.strip(" -") for line in str(error).splitlines()[1:]]
         return Check("to build Horovod", "absent", detail="; ".join(missing) or str(error))
-    tools = [toolchain.find("c++", "g++", "clang++"), toolchain.find("cmake"), toolchain.find("ninja", "make")]
-    detail = ", ".join([*filter(None, tools), toolchain.mpi_version() or "no MPI"])
+    tools = [toolchain.compiler(), toolchain.find("cmake"), toolchain.find("ninja", "make")]
+    bare = toolchain.mpi_without_headers()
+    no_mpi = f"no MPI ({bare} has no headers: apt-get install libopenmpi-dev)" if bare else "no MPI"
+    detail = ", ".join([*filter(None, tools), toolchain.mpi_version() or no_mpi]) + f"; tried with {tried.table()}"
     return Check("to build Horovod", "ok", detail=detail)
 
 

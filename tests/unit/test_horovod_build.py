@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from farandole.adapters.errors import FarandoleError, OptionError
-from farandole.plugins.cli.horovod import edits, frameworks, gpu, process, source, toolchain
+from farandole.plugins.cli.horovod import edits, frameworks, gpu, process, source, standard, target, toolchain, tried
 from farandole.plugins.cli.horovod.builder import Follower, explain
 from farandole.plugins.cli.horovod.cache import Slot, is_sound
 from farandole.plugins.cli.horovod.commands import horovod
@@ -33,11 +33,18 @@ TARGET = Target(python="3.11", abi="cpython-311", platform="linux-x86_64", torch
 
 def source_tree(root: Path, *, line_end: str = "\n") -> Path:
     """A tree whose files hold the lines to edit between two others."""
-    for edit in EDITS:
-        path = root / edit.file
+    for file in {edit.file for edit in EDITS}:
+        path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(line_end.join(["before", edit.old, "after", ""]).encode())
+        old = [edit.old for edit in EDITS if edit.file == file]
+        path.write_bytes(line_end.join(["before", *old, "after", ""]).encode())
     return root
+
+
+def program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
 
 
 def wheel(path: Path, *, library: str = "horovod/torch/mpi_lib_v2.cpython-311.so", metadata: str = "") -> Path:
@@ -57,14 +64,16 @@ class TestEdits:
     @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
     def test_each_line_becomes_what_it_should(self, tmp_path: Path, line_end: str) -> None:
         edits.apply(source_tree(tmp_path, line_end=line_end))
-        for edit in EDITS:
-            lines = (tmp_path / edit.file).read_bytes().decode().split(line_end)
-            assert lines == ["before", *([edit.new] if edit.new is not None else []), "after", ""]
+        for file in {edit.file for edit in EDITS}:
+            lines = (tmp_path / file).read_bytes().decode().split(line_end)
+            new = [line for edit in EDITS if edit.file == file and edit.new for line in edit.new.split("\n")]
+            assert lines == ["before", *new, "after", ""]
 
-    @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.file)
+    @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: f"{edit.file}:{edit.old.strip()[:30]}")
     def test_a_line_that_differs_is_refused(self, tmp_path: Path, edit: Edit) -> None:
         path = source_tree(tmp_path) / edit.file
-        path.write_text(path.read_text().replace(edit.old, edit.old + " "))
+        lines = [line + " " if line == edit.old else line for line in path.read_text().splitlines()]
+        path.write_text("\n".join(lines))
         with pytest.raises(HorovodBuildError) as caught:
             edits.apply(tmp_path)
         assert edit.file in str(caught.value)
@@ -160,6 +169,74 @@ class TestMissing:
         monkeypatch.setenv("HOROVOD_WITHOUT_TENSORFLOW", "1")
         with pytest.raises(FarandoleError):
             frameworks.select()
+
+    def test_an_mpi_compiler_without_headers_is_no_mpi_and_what_to_install_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Debian's openmpi-bin alone: mpicxx is there, and answers for its version, but mpi.h is not."""
+        version = 'case "$1" in --showme*) echo "mpicxx: Open MPI 4.1.4"; exit;; esac'
+        mpicxx = program(tmp_path / "mpicxx", f"{version}\nexit 1")
+        monkeypatch.setattr(toolchain, "search_path", lambda: str(tmp_path))
+        monkeypatch.setattr(target, "select", lambda wanted: (frameworks.Framework("torch", "2.13.0+cpu"),))
+        for name in ("HOROVOD_WITH_MPI", "HOROVOD_WITHOUT_MPI"):
+            monkeypatch.delenv(name, raising=False)
+        chosen = target.plan(nccl=False)
+        assert chosen.target.mpi is None
+        (said,) = chosen.notes
+        assert str(mpicxx) in said
+        assert "apt-get install libopenmpi-dev" in said
+        with pytest.raises(HorovodBuildError, match=r"has no headers \(mpi.h\): apt-get install libopenmpi-dev"):
+            target.plan(mpi=True, nccl=False)
+        program(mpicxx, version)
+        assert target.plan(nccl=False).target.mpi == "Open MPI 4.1.4"
+
+    def test_a_version_newer_than_any_tried_is_said_and_built(self) -> None:
+        assert tried.note([frameworks.Framework("torch", f"{tried.TRIED['torch'][-1]}+cu130")]) is None
+        said = tried.note([frameworks.Framework("torch", "99.1+cpu"), frameworks.Framework("tensorflow", "unknown")])
+        assert said is not None
+        assert f"torch 99.1+cpu (tried up to {tried.TRIED['torch'][-1]})" in said
+
+
+@pytest.mark.skipif(toolchain.compiler() is None, reason="needs a C++ compiler")
+class TestStandard:
+    """A real compiler reads headers that demand what PyTorch's do."""
+
+    @pytest.fixture(autouse=True)
+    def _headers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CXXFLAGS", raising=False)
+        for name, (_, header) in standard._HEADERS.items():
+            path = tmp_path / name / "include" / header
+            path.parent.mkdir(parents=True)
+            path.touch()
+        monkeypatch.setattr(standard, "_folder", lambda name: tmp_path / name)
+        self._torch = tmp_path / "torch" / "include" / standard._HEADERS["torch"][1]
+        self._both = [frameworks.Framework("torch", "2.14.1"), frameworks.Framework("tensorflow", "2.21.0")]
+
+    def _demand(self, year: int) -> None:
+        self._torch.write_text(f"#if __cplusplus < {year}02L\n#error C++{year % 100} or later is required\n#endif\n")
+
+    def test_it_is_the_first_that_all_headers_take(self) -> None:
+        assert standard.choose(self._both) == 17
+        self._demand(2020)
+        assert standard.choose(self._both) == 20
+        assert standard.choose(self._both[1:]) == 17
+
+    def test_a_compiler_that_is_too_old_is_named_with_what_to_install(self, tmp_path: Path) -> None:
+        """A script that refuses -std=c++20 and above as GCC 7 does, and is the real compiler otherwise."""
+        refuse = 'for a; do case "$a" in -std=c++2*) echo "error: unrecognized option \'$a\'" >&2; exit 1;; esac; done'
+        old = program(tmp_path / "g++-7", f'{refuse}\nexec {toolchain.compiler()} "$@"')
+        assert standard.choose(self._both, path=str(old)) == 17
+        self._demand(2020)
+        with pytest.raises(HorovodBuildError) as caught:
+            standard.choose(self._both, path=str(old))
+        message = str(caught.value)
+        assert f"torch 2.14.1 demand C++20, which {old} (" in message
+        assert "CXX=g++-11 farandole horovod install" in message
+
+    def test_headers_that_are_broken_are_not_taken_for_a_standard(self) -> None:
+        self._torch.write_text("#include <no/such/header.h>\n")
+        with pytest.raises(HorovodBuildError, match=r"do not compile with .*no/such/header\.h"):
+            standard.choose(self._both)
 
 
 class TestTools:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import edits, source, toolchain
+from . import edits, source, standard, toolchain
 from .cache import Slot, root
 from .failure import HorovodBuildError
 from .process import stop_on_signals, watch
@@ -48,9 +48,12 @@ def build(plan: Plan, report: Reporter, *, sdist: Path | None = None, force: boo
             return kept
         toolchain.check(torch=plan.target.torch is not None)
         _check_disk()
-        report.note(f"Building {plan.target}.")
+        if plan.trial:
+            report.note(plan.trial)
+        cxx = standard.choose(plan.frameworks)
+        report.note(f"Building {plan.target}, in C++{cxx}.")
         with slot.scratch() as scratch:
-            return slot.publish(_compile(plan, report, slot, sdist, scratch))
+            return slot.publish(_compile(plan, report, slot, sdist, scratch, cxx))
 
 
 def _check_disk() -> None:
@@ -63,7 +66,7 @@ def _check_disk() -> None:
         )
 
 
-def _compile(plan: Plan, report: Reporter, slot: Slot, sdist: Path | None, scratch: Path) -> Path:
+def _compile(plan: Plan, report: Reporter, slot: Slot, sdist: Path | None, scratch: Path, cxx: int) -> Path:
     report.step("fetch the source" if sdist is None else f"read {sdist.name}")
     archive = sdist or source.fetch(root())
     report.step("apply the edits")
@@ -83,7 +86,7 @@ def _compile(plan: Plan, report: Reporter, slot: Slot, sdist: Path | None, scrat
             report.output(text)
             follower.read(text.strip())
 
-        env = plan.variables(slot.folder / "links") | {"TMPDIR": str(temporary)}
+        env = plan.variables(slot.folder / "links", cxx) | {"TMPDIR": str(temporary)}
         code = watch(command, env=env, cwd=scratch, line=line)
     if code != 0:
         raise HorovodBuildError(explain(slot.log))

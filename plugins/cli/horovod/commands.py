@@ -25,7 +25,9 @@ def _options(command: Callable[..., None]) -> Callable[..., Any]:
                 metavar="NAMES",
                 help="Serve these only: torch, tensorflow, or torch,tensorflow.  [default: all that are installed]",
             ),
-            click.option("--mpi/--no-mpi", default=None, help="With MPI.  [default: where mpicxx is on PATH]"),
+            click.option(
+                "--mpi/--no-mpi", default=None, help="With MPI.  [default: where mpicxx and its headers are installed]"
+            ),
             click.option(
                 "--nccl/--no-nccl", default=None, help="With NCCL.  [default: where the framework is a CUDA build]"
             ),

@@ -19,13 +19,15 @@ from .frameworks import Framework, select, switch
 from .frameworks import variables as framework_variables
 from .gpu import Gpu, decide
 from .source import VERSION
-from .toolchain import mpi_version
+from .toolchain import mpi_version, mpi_without_headers
 from .toolchain import variables as tool_variables
+from .tried import note as untried_note
 
 # The user's own settings that change what is compiled, beside those that this module decides about.
 _SETTINGS = re.compile(
     r"CXX|CXXFLAGS|CUDACXX|CUDAFLAGS|LDFLAGS|HOROVOD_(WITH(OUT)?_NVTX|(GPU|CUDA|NCCL|BUILD|ALLOW|DEBUG|LOCAL|CPU_OP).*)"
 )
+_GET_MPI = "apt-get install libopenmpi-dev | dnf install openmpi-devel | module load openmpi"
 _DECISIONS = re.compile(r"HOROVOD_WITH(OUT)?_(PYTORCH|TENSORFLOW|MXNET|MPI|GLOO)")
 
 
@@ -84,21 +86,23 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """A target, and how to reach it here; `notes` are for the user."""
+    """A target, and how to reach it here; `notes` are for the user, `trial` too, where it is really built."""
 
     target: Target
     frameworks: tuple[Framework, ...]
     gpu: Gpu | None
     notes: tuple[str, ...]
+    trial: str | None = None
 
-    def variables(self, links: Path) -> dict[str, str]:
-        """Return the environment of the build; `links` is a folder of the user's for links to libraries."""
+    def variables(self, links: Path, standard: int) -> dict[str, str]:
+        """Return the environment of the build in C++`standard`; `links` is a folder for links to libraries."""
         mpi = {"HOROVOD_WITH_MPI": "1"} if self.target.mpi else {"HOROVOD_WITHOUT_MPI": "1"}
         if not self.target.mpi:
             mpi["HOROVOD_CPU_OPERATIONS"] = os.environ.get("HOROVOD_CPU_OPERATIONS", "GLOO")
         kept = {name: value for name, value in os.environ.items() if not _DECISIONS.fullmatch(name)}
         gpu = self.gpu.variables(links) if self.gpu else {}
-        return kept | framework_variables(self.frameworks) | {"HOROVOD_WITH_GLOO": "1"} | mpi | gpu | tool_variables()
+        ours = {"HOROVOD_WITH_GLOO": "1", "HOROVOD_CXX_STANDARD": str(standard)}
+        return kept | framework_variables(self.frameworks) | ours | mpi | gpu | tool_variables()
 
 
 def plan(*, frameworks: Sequence[str] = (), mpi: bool | None = None, nccl: bool | None = None) -> Plan:
@@ -114,11 +118,12 @@ def plan(*, frameworks: Sequence[str] = (), mpi: bool | None = None, nccl: bool 
     if mpi is None:
         mpi = switch("MPI")
     mpi_found = None if mpi is False else mpi_version()
+    bare = mpi_without_headers() if mpi is not False and mpi_found is None else None
     if mpi and mpi_found is None:
-        raise HorovodBuildError(
-            "MPI is asked for, but its C++ compiler (mpicxx) is not on PATH: apt-get install libopenmpi-dev | "
-            "dnf install openmpi-devel | module load openmpi"
-        )
+        problem = f"{bare} has no headers (mpi.h)" if bare else "its C++ compiler (mpicxx) is not on PATH"
+        raise HorovodBuildError(f"MPI is asked for, but {problem}: {_GET_MPI}")
+    no_mpi = f"Built without MPI, since {bare} has no headers (mpi.h). For mpirun and Adasum: {_GET_MPI}"
+    notes = (note, no_mpi if bare else None)
     versions = {framework.name: framework.version for framework in chosen}
     target = Target(
         python=sysconfig.get_python_version(),
@@ -131,7 +136,7 @@ def plan(*, frameworks: Sequence[str] = (), mpi: bool | None = None, nccl: bool 
         mpi=mpi_found,
         settings=tuple(sorted((name, value) for name, value in os.environ.items() if _SETTINGS.fullmatch(name))),
     )
-    return Plan(target, chosen, gpu, (note,) if note else ())
+    return Plan(target, chosen, gpu, tuple(filter(None, notes)), untried_note(chosen))
 
 
 def _cuda(framework: Framework, gpu: Gpu | None) -> str | None:

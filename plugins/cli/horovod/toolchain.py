@@ -58,10 +58,10 @@ def check(*, torch: bool) -> None:
         packages += ["wheel"] if importlib.util.find_spec("wheel") is None else []
     if importlib.util.find_spec("pip") is None:
         missing.append("pip in this environment: python -m ensurepip (or: uv pip install pip)")
-    chosen = os.environ.get("CXX", "").split()[:1]  # CMake takes it first, and may find options behind it
-    if not find(*(chosen or ["c++", "g++", "clang++"])):
-        compiler = f"the C++ compiler that CXX names, {chosen[0]}" if chosen else "a C++ compiler"
-        missing.append(f"{compiler}: apt-get install g++ | dnf install gcc-c++ | conda install cxx-compiler")
+    if compiler() is None:
+        chosen = os.environ.get("CXX", "").split()[:1]
+        wanted = f"the C++ compiler that CXX names, {chosen[0]}" if chosen else "a C++ compiler"
+        missing.append(f"{wanted}: apt-get install g++ | dnf install gcc-c++ | conda install cxx-compiler")
     cmake = _cmake_problem()
     if cmake:
         missing.append(f"{cmake}: pip install cmake")
@@ -73,6 +73,12 @@ def check(*, torch: bool) -> None:
         missing.append("Python's headers (Python.h): apt-get install python3-dev | dnf install python3-devel")
     if missing:
         raise HorovodBuildError("Cannot build Horovod. Missing:\n" + "\n".join(f"  - {line}" for line in missing))
+
+
+def compiler() -> str | None:
+    """Return the path of the C++ compiler that CMake will take, `None` without one."""
+    # CMake takes CXX first, where options may stand behind the name.
+    return find(*(os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]))
 
 
 def _cmake_problem() -> str | None:
@@ -87,15 +93,25 @@ def _cmake_problem() -> str | None:
 
 
 def mpi_version() -> str | None:
-    """Return the name and version of the MPI whose C++ compiler is on `PATH`; `None` without one."""
-    compiler = find("mpicxx", "mpic++")
-    if compiler is None:
+    """Return the name and version of the MPI that can be compiled with here; `None` without one."""
+    wrapper = find("mpicxx", "mpic++")
+    if wrapper is None or not _compiles_mpi(wrapper):
         return None
     for option in ("--showme:version", "-v"):  # Open MPI's and MPICH's ways to ask
-        version = re.search(r"(Open MPI|MPICH|MVAPICH|Intel\S* MPI)\D*(\d[\w.]*)", output(compiler, option) or "")
+        version = re.search(r"(Open MPI|MPICH|MVAPICH|Intel\S* MPI)\D*(\d[\w.]*)", output(wrapper, option) or "")
         if version:
             return f"{version[1]} {version[2]}"
-    return f"MPI at {compiler}"
+    return f"MPI at {wrapper}"
+
+
+def mpi_without_headers() -> str | None:
+    """Return the path of an MPI C++ compiler that has no headers (Debian's openmpi-bin alone), `None` otherwise."""
+    wrapper = find("mpicxx", "mpic++")
+    return None if wrapper is None or _compiles_mpi(wrapper) else wrapper
+
+
+def _compiles_mpi(wrapper: str) -> bool:
+    return output(wrapper, "-E", "-x", "c++", "-include", "mpi.h", os.devnull, "-o", os.devnull) is not None
 
 
 def variables() -> dict[str, str]:
