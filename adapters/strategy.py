@@ -17,8 +17,10 @@ from typing import Any, Literal, Self, SupportsFloat
 
 from . import entry
 from .capabilities import Capabilities
+from .checkpoint import under_way
 from .errors import OptionError, StrategyStateError
 from .launchers import Launch, detect_launch
+from .leaving import leaves_in_order
 from .progress import Progress
 from .worker import Worker
 
@@ -110,7 +112,8 @@ class Training(ABC):
             path: a folder, or any folder that fsspec reaches ("s3://bucket/run/7"); all workers see the same one.
             extras: any JSON object of the user's own.
             wait: whether it is committed on return. Otherwise each worker copies its share, and writes while training
-                goes on; a failure is raised at the next save or load, or when the strategy is left.
+                goes on; a failure is raised at the next save or load. A worker that leaves waits for it, up to 15 s and
+                without the others; a failure is then raised where it leaves in order, and otherwise a line on stderr.
             keep: how many whole checkpoints to leave in the folder that `path` is in, this one included; older ones are
                 removed. `None` leaves all.
 
@@ -184,9 +187,16 @@ class Strategy(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._abandon()
-            return
+        in_order = leaves_in_order(error)
+        try:
+            under_way.finish(in_order)
+        finally:
+            if in_order:
+                self._leave_in_order()
+            else:
+                self._abandon()
+
+    def _leave_in_order(self) -> None:
         try:
             self._leave(failed=False)
         except BaseException:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 
 from ..errors import CheckpointError
+from . import under_way
 from .manifest import (
     DATA,
     MANIFEST,
@@ -23,14 +25,20 @@ from .manifest import (
 )
 from .storage import Storage
 
+_log = logging.getLogger("farandole")
+
 
 @dataclass(frozen=True)
 class Saved:
-    """A folder with a checkpoint of ours. `manifest` is `None` where it is torn; `begun` sorts by age."""
+    """A folder with a checkpoint of ours. `manifest` is `None` where it is torn; `begun` sorts by age.
+
+    torn: the name of the newest data folder, where its save was never finished; "" where it was.
+    """
 
     storage: Storage
     manifest: Manifest | None
     begun: str
+    torn: str
 
 
 def commit(storage: Storage, manifest: Manifest) -> None:
@@ -72,19 +80,45 @@ def latest(folder: str | PathLike[str]) -> str | None:
     """Return the newest whole checkpoint in a folder, or the folder itself if it is one; `None` where there is none.
 
     Torn ones are passed over: those without a manifest, or with files that are missing or of other sizes. (`load` also
-    compares checksums.) The folder may be any that fsspec reaches.
+    compares checksums.) A warning names those that are newer than the one returned. The folder may be any that fsspec
+    reaches.
 
     Raises:
         CheckpointError: one of them has a newer or an older format than this version's.
     """
     storage = Storage(folder)
-    found = (_inspect(place) for place in (storage, *map(storage.folder, storage.folders())))
-    whole = [
-        (saved.manifest.saved_at, saved.storage.location)
-        for saved in found
-        if saved is not None and saved.manifest is not None
-    ]
-    return max(whole)[1] if whole else None
+    inspected = (_inspect(place) for place in (storage, *map(storage.folder, storage.folders())))
+    found = [saved for saved in inspected if saved is not None]
+    whole = [(saved.manifest.saved_at, saved) for saved in found if saved.manifest is not None]
+    newest = max(whole, key=lambda pair: pair[0])[1] if whole else None
+    for saved in found:
+        if newest is None or saved.torn > newest.begun:
+            _say_torn(saved, newest)
+    return None if newest is None else newest.storage.location
+
+
+def manifest_to_load(storage: Storage) -> Manifest:
+    """Return the manifest in a folder; a warning says where a later save to it was never finished.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or of another format.
+    """
+    manifest = read_manifest(storage)
+    torn = _newest_data(storage)
+    if torn is not None and torn > manifest.data:
+        own = Saved(storage, manifest, manifest.data, torn)
+        _say_torn(own, own)
+    return manifest
+
+
+def _say_torn(saved: Saved, taken: Saved | None) -> None:
+    if under_way.is_under_way(saved.torn):
+        return
+    place = saved.storage.place(saved.torn) if saved is taken else saved.storage.location
+    what = "there is no whole checkpoint before it"
+    if taken is not None and taken.manifest is not None:
+        what = f"the one before it is taken: {taken.storage.location}, {taken.manifest.progress}"
+    _log.warning("%s is torn, its save was not finished; %s", place, what)
 
 
 def prune(storage: Storage, keep: int) -> None:
@@ -112,16 +146,21 @@ def _beside(parent: Storage, name: str) -> Iterator[Saved]:
 
 def _inspect(storage: Storage) -> Saved | None:
     """Return what is in a folder; `None` where nothing in it is ours."""
-    begun = max((name for name in storage.folders() if DATA.fullmatch(name)), default=None)
+    newest = _newest_data(storage)
     try:
         manifest = read_manifest(storage)
     except OtherFormat:
         raise
     except CheckpointError:
-        return None if begun is None else Saved(storage, None, begun)
+        return None if newest is None else Saved(storage, None, newest, newest)
     sizes = storage.folder(manifest.data).sizes()
     whole = all(sizes.get(name) == info.bytes for name, info in manifest.files.items())
-    return Saved(storage, manifest if whole else None, manifest.data)
+    torn = newest if newest is not None and newest > manifest.data else "" if whole else manifest.data
+    return Saved(storage, manifest if whole else None, manifest.data, torn)
+
+
+def _newest_data(storage: Storage) -> str | None:
+    return max((name for name in storage.folders() if DATA.fullmatch(name)), default=None)
 
 
 def _remove(parent: Storage, storage: Storage) -> None:

@@ -4,6 +4,7 @@
     PATH/data-<16 hex>/part-<rank>.json     ranges of tensors that a worker wrote, and the files they are in
     PATH/data-<16 hex>/objects.pt           what is no range of a tensor, written by worker 0
     PATH/data-<16 hex>/__<number>_0.distcp  the ranges themselves
+    PATH/data-<16 hex>/failed-<rank>.txt    why a worker could not write its part; never in a whole checkpoint
 
 A tensor is a line of elements, whatever its shape: `model/<name>`, or `optimizer/<parameter>/<slot>`. Its ranges may
 lie in any files. Everything here is JSON: reading it runs no code.
@@ -121,6 +122,11 @@ def new_data() -> str:
 def part_name(rank: int) -> str:
     """Return the name of a worker's part."""
     return f"part-{rank}.json"
+
+
+def failure_name(rank: int) -> str:
+    """Return the name of the note of a worker that could not write its part."""
+    return f"failed-{rank}.txt"
 
 
 def write_part(storage: Storage, data: str, rank: int, part: Part) -> None:

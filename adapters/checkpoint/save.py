@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any, Literal, cast
+from types import TracebackType
+from typing import Any, cast
 
 from ..errors import CheckpointError, OptionError
 from ..progress import Progress
 from ..strategy import Strategy
+from . import under_way
+from .background import Background
 from .folder import clean, commit, discard
-from .manifest import Manifest, new_data, part_name
+from .manifest import Manifest, failure_name, new_data, part_name
 from .storage import Storage
 from .together import together
-
-_Phase = Literal["written", "committed", "cleaned"]
-_PHASES: tuple[_Phase, ...] = ("written", "committed", "cleaned")
-_FIRST_POLL, _LAST_POLL = 0.02, 1.0  # seconds
 
 
 class Saver:
@@ -32,7 +33,7 @@ class Saver:
     def __init__(self, strategy: Strategy, new_save: Callable[[Storage, int | None], Save]) -> None:
         self._strategy = strategy
         self._new_save = new_save
-        self._background: _Background | None = None
+        self._background: Background | None = None
 
     def save(
         self,
@@ -51,18 +52,20 @@ class Saver:
         save = self._new_save(Storage(path), keep)
         begun = together(strategy, lambda: save.begin(progress, extras), failure)
         save.manifest = cast(Manifest, begun[0][0])
-        try:
-            together(strategy, lambda: save.stage([own for _, own in begun], copy=not wait), failure)
+        with _Foreground(os.fspath(path), save.manifest.data):
+            try:
+                together(strategy, lambda: save.stage([own for _, own in begun], copy=not wait), failure)
+                if wait:
+                    together(strategy, save.write, failure)
+                    together(strategy, save.commit, failure)
+            except BaseException:
+                save.discard()
+                raise
             if wait:
-                together(strategy, save.write, failure)
-                together(strategy, save.commit, failure)
-        except BaseException:
-            save.discard()
-            raise
-        if wait:
-            together(strategy, save.clean, f"saved {path}, but cannot remove older ones")
-        else:
-            self._background = _Background(save, path)
+                together(strategy, save.clean, f"saved {path}, but cannot remove older ones")
+            else:
+                self._background = Background(save, os.fspath(path), save.manifest.data)
+                under_way.add(self._background)
 
     def settle(self) -> None:
         """Return once no save is under way; all workers call it.
@@ -75,14 +78,18 @@ class Saver:
             return
         failure = f"cannot save to {background.path}"
         try:
-            together(self._strategy, lambda: background.wait("written"), failure)
-        except BaseException:
-            background.abandon()
+            try:
+                together(self._strategy, lambda: background.wait("written"), failure)
+            except CheckpointError:
+                background.abandon()
+                raise
+            together(self._strategy, lambda: background.wait("committed"), failure)
+            cleaning = f"saved {background.path}, but cannot remove older ones"
+            together(self._strategy, lambda: background.wait("cleaned"), cleaning)
+        except CheckpointError:
+            under_way.remove(background)
             raise
-        together(self._strategy, lambda: background.wait("committed"), failure)
-        together(
-            self._strategy, lambda: background.wait("cleaned"), f"saved {background.path}, but cannot remove older ones"
-        )
+        under_way.remove(background)
 
 
 class Save(ABC):
@@ -136,10 +143,35 @@ class Save(ABC):
             tensors={},
         )
 
-    def all_written(self) -> bool:
-        """Whether every worker has finished its part."""
+    @property
+    def rank(self) -> int:
+        """Of this worker."""
+        return self._worker.rank
+
+    def tell_failure(self, reason: str) -> None:
+        """Leave a note in storage that this worker's part will not come."""
+        self._storage.folder(self.manifest.data).put(failure_name(self.rank), reason.encode())
+
+    def unwritten(self) -> list[int]:
+        """Return the workers whose parts are not finished.
+
+        Raises:
+            CheckpointError: one of them has left a note that it failed.
+        """
+        folder = self._storage.folder(self.manifest.data)
+        there = folder.sizes()
+        missing = [rank for rank in range(self._worker.world_size) if part_name(rank) not in there]
+        for rank in missing:
+            if failure_name(rank) in there:
+                reason = folder.read(failure_name(rank)).decode(errors="replace")
+                raise CheckpointError(f"worker {rank} could not write its part: {reason}")
+        return missing
+
+    def others_write(self) -> bool:
+        """Whether another worker may still be writing its part."""
         there = self._storage.folder(self.manifest.data).sizes()
-        return all(part_name(rank) in there for rank in range(self._worker.world_size))
+        others = (rank for rank in range(self._worker.world_size) if rank != self.rank)
+        return any(part_name(rank) not in there and failure_name(rank) not in there for rank in others)
 
     def commit(self) -> None:
         """Worker 0 makes it the checkpoint of its folder."""
@@ -158,55 +190,25 @@ class Save(ABC):
                 discard(self._storage, self.manifest.data)
 
 
-class _Background:
-    """A save in a thread, which takes no part in collectives: worker 0's looks for the others' parts in storage.
+class _Foreground:
+    """A save that its caller waits for, as SIGTERM sees it. A context manager."""
 
-    The thread ends with the process: what is not committed then is torn, and never loaded.
-    """
-
-    def __init__(self, save: Save, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str, data: str) -> None:
         self.path = path
-        self._save = save
-        self._abandoned = threading.Event()
-        self._done: dict[_Phase, threading.Event] = {phase: threading.Event() for phase in _PHASES}
-        self._errors: dict[_Phase, Exception] = {}
-        self._thread = threading.Thread(target=self._run, name="farandole-save", daemon=True)
-        self._thread.start()
+        self.data = data
+        self._ended = threading.Event()
 
-    def wait(self, phase: _Phase) -> None:
-        """Return once this worker has come so far, or raise what prevented it."""
-        self._done[phase].wait()
-        if phase in self._errors:
-            raise self._errors[phase]
+    def finish(self, deadline: float) -> str | None:
+        """Wait for the main thread to save it; see `under_way`."""
+        if self._ended.wait(max(0.0, deadline - time.monotonic())):
+            return None
+        return f"cannot save to {self.path}: it was not written in time"
 
-    def abandon(self) -> None:
-        """Stop waiting for parts that will not come, and remove what was written."""
-        self._abandoned.set()
-        self._thread.join()
-        self._save.discard()
+    def __enter__(self) -> None:
+        under_way.add(self)
 
-    def _run(self) -> None:
-        acts: tuple[Callable[[], None], ...] = (self._save.write, self._commit, self._save.clean)
-        try:
-            for phase, act in zip(_PHASES, acts, strict=True):
-                try:
-                    act()
-                except Exception as error:
-                    self._errors[phase] = error
-                    return
-                self._done[phase].set()
-        finally:
-            for event in self._done.values():
-                event.set()
-
-    def _commit(self) -> None:
-        delay = _FIRST_POLL
-        while not self._save.all_written():
-            if self._abandoned.wait(delay):
-                raise CheckpointError("another worker could not write its part")
-            delay = min(2 * delay, _LAST_POLL)
-        try:
-            self._save.commit()
-        except Exception:
-            self._save.discard()
-            raise
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        under_way.remove(self)

@@ -23,12 +23,13 @@ def together(strategy: Strategy, act: Callable[[], T], failure: str) -> list[T]:
         result = act()
     except Exception as error:
         caught = error
-    outcomes = strategy.gather((None if caught is None else _reason(caught), result))
+    outcomes = strategy.gather((None if caught is None else reason_of(caught), result))
     for rank, (reason, _) in enumerate(outcomes):
         if reason is not None:
             raise CheckpointError(f"{failure} (worker {rank}): {reason}") from caught
     return [result for _, result in outcomes]
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return an error in a few words."""
     return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"

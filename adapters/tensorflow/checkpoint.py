@@ -16,7 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from ..checkpoint.contents import Contents
-from ..checkpoint.manifest import Manifest, Part, Range, Ranges, TensorInfo, read_manifest, write_part
+from ..checkpoint.folder import manifest_to_load
+from ..checkpoint.manifest import Manifest, Part, Range, Ranges, TensorInfo, write_part
 from ..checkpoint.ranges import cut
 from ..checkpoint.save import Save
 from ..checkpoint.storage import FileInfo, Storage
@@ -151,7 +152,7 @@ class TensorFlowContents(Contents):
 def load(strategy: Strategy, path: str | PathLike[str], training: TensorFlowTraining) -> Progress:
     """Read a checkpoint, on all workers together; see `Training.load`."""
     failure, worker = f"cannot load {path}", strategy.worker
-    manifest = together(strategy, lambda: read_manifest(Storage(path)) if worker.is_main else None, failure)[0]
+    manifest = together(strategy, lambda: manifest_to_load(Storage(path)) if worker.is_main else None, failure)[0]
     state = state_of(training.model, training.optimizer)
     found: list[TensorFlowContents] = []
 

@@ -38,7 +38,6 @@ class TensorFlowStrategy(Strategy):
         self._device = "/CPU:0"
         self._trainings = itertools.count()
         self._compiled_sum = tf.function(self._sum, autograph=False)
-        self._settlers: list[Callable[[], object]] = []
 
     @property
     def device(self) -> str:
@@ -134,10 +133,6 @@ class TensorFlowStrategy(Strategy):
             "TensorFlow's"
         )
 
-    def settle_before_leaving(self, settle: Callable[[], object]) -> None:
-        """Have `settle()` called before the job is left: it waits for what is still under way."""
-        self._settlers.append(settle)
-
     @contextlib.contextmanager
     def telling_who_failed(self) -> Iterator[None]:
         """Add to an engine's error what it means, where it speaks of sockets."""
@@ -153,9 +148,6 @@ class TensorFlowStrategy(Strategy):
 
     def _leave(self, failed: bool) -> None:
         TensorFlowStrategy._followed = self.name
-        if not failed:
-            for settle in self._settlers:
-                settle()
 
     @contextlib.contextmanager
     def _scope(self) -> Iterator[None]:

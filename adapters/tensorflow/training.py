@@ -47,7 +47,6 @@ class TensorFlowTraining(Training):
         name = f"training{strategy.next_training()}"
         self._step = CompiledStep(strategy, model, optimizer, loss_fn, clip_norm, name)
         self._saver = Saver(strategy, lambda storage, keep: TensorFlowSave(storage, self, strategy, keep))
-        strategy.settle_before_leaving(self._saver.settle)
         if strategy.worker.world_size > 1:
             warn_of_batch_norm(model, stacklevel=5)
 

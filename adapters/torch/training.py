@@ -58,7 +58,6 @@ class TorchTraining(Training):
         self._saver = Saver(strategy, lambda storage, keep: checkpoint.TorchSave(storage, self, strategy, keep))
         strategy.settle_before_leaving(self._earlier_loss.settle)
         strategy.settle_before_leaving(self._earlier_weight.settle)
-        strategy.settle_before_leaving(self._saver.settle)
         if strategy.worker.world_size > 1:
             warn_of_batch_norm(model, stacklevel=4)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...checkpoint.manifest import Manifest, read_manifest, slots_by_parameter
+from ...checkpoint.folder import manifest_to_load
+from ...checkpoint.manifest import Manifest, slots_by_parameter
 from ...checkpoint.storage import Storage
 from ...checkpoint.together import together
 from ...errors import CheckpointError
@@ -29,7 +30,7 @@ def load(strategy: TorchStrategy, path: str | PathLike[str], training: TorchTrai
     """Read a checkpoint; see `Training.load`."""
     failure, worker = f"cannot load {path}", strategy.worker
     # One worker's reading decides which checkpoint it is, should another be committed meanwhile.
-    manifest = together(strategy, lambda: read_manifest(Storage(path)) if worker.is_main else None, failure)[0]
+    manifest = together(strategy, lambda: manifest_to_load(Storage(path)) if worker.is_main else None, failure)[0]
     found: list[tuple[CheckpointReader, Names]] = []
 
     def read_and_check() -> None:

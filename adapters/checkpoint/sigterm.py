@@ -1,0 +1,107 @@
+"""What SIGTERM does while a checkpoint is being written: it ends the process a little later.
+
+By default it ends a process at once, and the checkpoint is torn without a word. Python's own handlers run in the main
+thread, which may be waiting for another worker inside an engine; so a thread is told through the wakeup file descriptor
+(https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd). A handler of the user's is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+_installed: SigtermWatch | None = None
+
+
+def watch(end: Callable[[], None]) -> None:
+    """Have SIGTERM call `end()` in a thread and then end the process, where nobody else handles it."""
+    global _installed
+    if _installed is None and _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        with contextlib.suppress(_Taken):
+            _installed = SigtermWatch(end)
+
+
+def unwatch() -> None:
+    """Have SIGTERM do again what it did before."""
+    global _installed
+    if _installed is not None and _in_main_thread():
+        _installed.stop()
+        _installed = None
+
+
+class SigtermWatch:
+    """The handler, and the thread that it tells. Made and stopped in the main thread."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        if before != -1:  # an event loop's
+            signal.set_wakeup_fd(before)
+            self._close()
+            raise _Taken
+        signal.signal(signal.SIGTERM, _note)
+        self._thread = threading.Thread(target=self._run, name="farandole-sigterm", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Put the default back; where the signal has come, wait for the end of the process."""
+        if signal.getsignal(signal.SIGTERM) is _note:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ours = signal.set_wakeup_fd(-1)
+        if ours != self._writing:  # somebody else's, put there since
+            signal.set_wakeup_fd(ours)
+        os.close(self._writing)
+        self._thread.join()
+        os.close(self._reading)
+
+    def _run(self) -> None:
+        while signals := os.read(self._reading, 4096):
+            if signal.SIGTERM in signals:
+                self._end()
+                os._exit(128 + signal.SIGTERM)
+
+    def _close(self) -> None:
+        os.close(self._reading)
+        os.close(self._writing)
+
+
+class _Taken(Exception):
+    """Somebody else listens to the wakeup file descriptor."""
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """Do nothing here: the thread has been told."""
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _hold() -> None:
+    """Let no signal come between a fork and what the child does first."""
+    if _installed is not None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _release() -> None:
+    if _installed is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _forget_in_child() -> None:
+    """A forked process has the handler and the pipe, but not the thread: it would end its parent instead of itself."""
+    global _installed
+    if _installed is not None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _release()
+        _installed = None
+
+
+os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget_in_child)
