@@ -6,11 +6,13 @@ import atexit
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 from ...adapters import entry
+from ...adapters.leaving import leave_timeout
 from ...adapters.torch.rendezvous import init_companion_group
 from ...adapters.torch.strategy import TorchStrategy
 
@@ -63,9 +65,20 @@ def abandon(strategy: TorchStrategy, error: BaseException) -> None:
 
 
 def _leave_or_abandon() -> None:
-    error = getattr(sys, "last_value", None)  # the interpreter's note of what ended the program
-    if error is None:
-        leave()
-        return
+    error = getattr(sys, "last_value", None)  # the interpreter's note of what ended the program; none of `sys.exit`
     for _, strategy in list(_joined):
-        abandon(strategy, error)
+        if error is None and meet(leave_timeout() / 3):
+            leave()
+        else:
+            # Who needs this worker loses it now, and says so; where nobody does, all is well.
+            abandon(strategy, error or SystemExit(1))
+
+
+def meet(seconds: float) -> bool:
+    """Return whether all workers come here within some seconds."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return True
+    try:
+        return bool(dist.barrier(async_op=True).wait(timedelta(seconds=seconds)))
+    except RuntimeError:  # they did not, or are gone
+        return False
