@@ -14,6 +14,7 @@ from .errors import (
     OptionError,
     StrategyStateError,
     UnknownStrategyError,
+    WorkerLostError,
 )
 from .launchers import Launch, detect_launch, drop_local_rank_argument, launched_as
 from .progress import Progress
@@ -38,6 +39,7 @@ __all__ = [
     "Training",
     "UnknownStrategyError",
     "Worker",
+    "WorkerLostError",
     "create_strategy",
     "detect_launch",
     "latest",

@@ -42,6 +42,13 @@ class CheckpointError(FarandoleError, RuntimeError):
     """A checkpoint is missing, torn, or does not fit the model."""
 
 
+class WorkerLostError(FarandoleError, RuntimeError):
+    """Another worker of the job failed, was killed or stopped; its own output says why.
+
+    The engine's own error is the `__context__`.
+    """
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest known name, or an empty string where none is near."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

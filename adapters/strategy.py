@@ -18,9 +18,11 @@ from typing import Any, Literal, Self, SupportsFloat
 from . import entry
 from .capabilities import Capabilities
 from .checkpoint import under_way
-from .errors import OptionError, StrategyStateError
+from .errors import OptionError, StrategyStateError, WorkerLostError
+from .failure_report import report_failure
 from .launchers import Launch, detect_launch
 from .leaving import leaves_in_order
+from .lost_worker import NoticesLostWorkers, shorten_traceback
 from .progress import Progress
 from .worker import Worker
 
@@ -134,7 +136,7 @@ class Training(ABC):
         """
 
 
-class Strategy(ABC):
+class Strategy(NoticesLostWorkers):
     """One engine under the launcher that started this process. Used once, as a context manager.
 
     One strategy is open at a time in a process; another may follow it.
@@ -187,18 +189,36 @@ class Strategy(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        in_order = leaves_in_order(error)
+        lost = self._as_lost_worker(error)
+        failure = lost or error
+        if leaves_in_order(failure):
+            self._leave_in_order()
+            return
+        assert failure is not None
+        if isinstance(failure, WorkerLostError):
+            shorten_traceback(failure)
+        report_failure(failure, self.worker)
         try:
-            under_way.finish(in_order)
+            under_way.finish(in_order=False)
         finally:
-            if in_order:
-                self._leave_in_order()
-            else:
-                self._abandon()
+            self._abandon()
+        if lost is not None:
+            raise lost from None
 
     def _leave_in_order(self) -> None:
         try:
-            self._leave(failed=False)
+            try:
+                under_way.finish(in_order=True)
+            finally:  # where it failed too: the others, whose saves may be whole, wait for this worker
+                self._leave_with_others()
+        except BaseException as error:
+            report_failure(error, self.worker)
+            raise
+
+    def _leave_with_others(self) -> None:
+        try:
+            with self.noticing_lost_workers():
+                self._leave(failed=False)
         except BaseException:
             self._abandon()
             raise
@@ -245,7 +265,8 @@ class Strategy(ABC):
             raise OptionError(f"accumulate={accumulate} must be at least 1")
         if clip_norm is not None and not clip_norm > 0:
             raise OptionError(f"clip_norm={clip_norm} must be positive; None does not clip")
-        return self._prepare(model, optimizer, loss_fn, scheduler, accumulate, clip_norm)
+        with self.noticing_lost_workers():
+            return self._prepare(model, optimizer, loss_fn, scheduler, accumulate, clip_norm)
 
     def reduce(self, value: Any, op: ReduceOp = "mean") -> Any:
         """Combine `value` over all workers; each leaf of a nested structure of tensors, arrays and numbers by itself.
@@ -255,24 +276,28 @@ class Strategy(ABC):
         self._require_joined("reduce")
         if op not in REDUCE_OPS:
             raise OptionError(f"cannot reduce with {op!r}: use one of {', '.join(REDUCE_OPS)}")
-        return self._reduce(value, op)
+        with self.noticing_lost_workers():
+            return self._reduce(value, op)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every worker's `value` (anything that pickles; shapes may differ), in rank order, on every worker."""
         self._require_joined("gather")
-        return self._gather(value)
+        with self.noticing_lost_workers():
+            return self._gather(value)
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """Return the `value` of worker `root` (anything that pickles) on every worker; the others' are ignored."""
         self._require_joined("broadcast")
         if not 0 <= root < self.worker.world_size:
             raise OptionError(f"there is no worker {root} among {self.worker.world_size} to broadcast from")
-        return self._broadcast(value, root)
+        with self.noticing_lost_workers():
+            return self._broadcast(value, root)
 
     def barrier(self) -> None:
         """Return once every worker has called it."""
         self._require_joined("barrier")
-        self._barrier()
+        with self.noticing_lost_workers():
+            self._barrier()
 
     def _require_joined(self, method: str) -> None:
         if self._state != "joined":

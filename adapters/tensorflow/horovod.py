@@ -11,6 +11,7 @@ from .. import entry
 from ..capabilities import Capabilities
 from ..errors import EngineUnavailableError, OptionError
 from ..horovod_rendezvous import described_job
+from ..lost_worker import horovod_lost_a_peer
 from ..roll_call import roll_call
 from .cluster import cluster_addresses
 from .multiworker import cluster_store
@@ -18,6 +19,7 @@ from .strategy import TensorFlowStrategy
 
 try:
     import horovod.tensorflow as hvd
+    from horovod.common.exceptions import HorovodInternalError
 except ModuleNotFoundError:
     raise
 except ImportError as error:
@@ -91,6 +93,11 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
                 )
             self._barrier()
         self._zero = tf.Variable(0.0, trainable=False)
+
+    def _lost_a_worker(self, error: BaseException) -> bool:
+        # Its operations fail with what is unknown to TensorFlow.
+        kinds = (HorovodInternalError, tf.errors.UnknownError, tf.errors.AbortedError)
+        return isinstance(error, kinds) and horovod_lost_a_peer(str(error))
 
     def _computed(self, tensor: Any) -> Any:
         """Return the tensor as one that is computed in each step.

@@ -132,6 +132,13 @@ class MultiWorkerStrategy(TensorFlowStrategy):
                     "optimizer.finalize_variable_values(model.trainable_variables) after training"
                 )
 
+    def _lost_a_worker(self, error: BaseException) -> bool:
+        if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError)):
+            return True
+        words = ("Collective ops is aborted", "Connection reset by peer", "Socket closed")
+        kinds = (tf.errors.InternalError, tf.errors.UnknownError, tf.errors.CancelledError)
+        return isinstance(error, kinds) and any(text in str(error) for text in words)
+
     def _refuse_late(self) -> None:
         if self._addresses and self._cluster is None:
             raise self._too_late()

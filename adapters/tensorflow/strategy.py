@@ -94,7 +94,7 @@ class TensorFlowStrategy(Strategy):
 
     def sum_eagerly(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Add up tensors over all workers, outside of a step."""
-        with self.telling_who_failed():
+        with self.noticing_lost_workers():
             return list(self._compiled_sum(*tensors))
 
     def _sum(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
@@ -133,19 +133,6 @@ class TensorFlowStrategy(Strategy):
             "TensorFlow's"
         )
 
-    @contextlib.contextmanager
-    def telling_who_failed(self) -> Iterator[None]:
-        """Add to an engine's error what it means, where it speaks of sockets."""
-        try:
-            yield
-        except _LOST as error:
-            if self.worker.world_size > 1:
-                error.add_note(
-                    f"worker {self.worker.rank} of {self.worker.world_size} lost another worker of the job, which "
-                    "failed, was killed or stopped: its own output says why"
-                )
-            raise
-
     def _leave(self, failed: bool) -> None:
         TensorFlowStrategy._followed = self.name
 
@@ -180,10 +167,6 @@ class TensorFlowStrategy(Strategy):
             reduced = [tensor.numpy() if divisor is None else tensor.numpy() / divisor for tensor in summed]
         finished = iter(_like(leaf, np.asarray(array)) for leaf, array in zip(leaves, reduced, strict=True))
         return map_structure(lambda _: next(finished), value)
-
-
-# As TensorFlow's collectives fail; Horovod's operations fail with what is unknown to it.
-_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError, tf.errors.UnknownError)
 
 
 def _wide(leaf: Any) -> np.ndarray[Any, Any]:

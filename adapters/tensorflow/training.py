@@ -56,9 +56,14 @@ class TensorFlowTraining(Training):
         total = total_of(batch)
         spec = next((spec for spec in self._specs if fits(batch.micro, spec)), None) or spec_of(batch.micro[0])
         shares = [own / total for own in batch.weights]
-        with self._strategy.telling_who_failed():
+        with self._strategy.noticing_lost_workers():
             loss = self._step(batch.micro, spec, shares, batch.random_seed)
-        return Pending(lambda: float(loss.numpy()))
+
+        def read() -> float:
+            with self._strategy.noticing_lost_workers():
+                return float(loss.numpy())
+
+        return Pending(read)
 
     def batches(
         self,
@@ -115,11 +120,13 @@ class TensorFlowTraining(Training):
         wait: bool = True,
         keep: int | None = None,
     ) -> None:
-        self._saver.save(path, progress, extras, wait, keep)
+        with self._strategy.noticing_lost_workers():
+            self._saver.save(path, progress, extras, wait, keep)
 
     def load(self, path: str | PathLike[str]) -> Progress:
-        self._saver.settle()
-        return load(self._strategy, path, self)
+        with self._strategy.noticing_lost_workers():
+            self._saver.settle()
+            return load(self._strategy, path, self)
 
 
 def prepare_variables(strategy: TensorFlowStrategy, model: Any, optimizer: Any) -> None:

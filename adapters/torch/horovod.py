@@ -15,6 +15,7 @@ from .. import entry
 from ..capabilities import Capabilities
 from ..errors import EngineUnavailableError, OptionError
 from ..horovod_rendezvous import MEETING, described_job
+from ..lost_worker import horovod_lost_a_peer
 from ..strategy import ReduceOp
 from .earlier import GradientCounts
 from .engine import Engine
@@ -24,6 +25,7 @@ from .strategy import Finish, TorchStrategy
 try:
     import horovod
     import horovod.torch as hvd
+    from horovod.common.exceptions import HorovodInternalError
 except ModuleNotFoundError:
     raise
 except ImportError as error:
@@ -149,6 +151,10 @@ class HorovodStrategy(TorchStrategy):
                     f"{found[1]}: this Horovod cannot be started by it. Start with: farandole run --strategy horovod"
                 )
             hvd.barrier()
+
+    def _lost_a_worker(self, error: BaseException) -> bool:
+        lost = isinstance(error, HorovodInternalError) and horovod_lost_a_peer(str(error))
+        return lost or super()._lost_a_worker(error)
 
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)

@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from .. import entry
 from ..errors import LauncherError, OptionError
+from ..lost_worker import gloo_lost_a_peer
 from ..strategy import ReduceOp, Strategy, Training
 from ..structure import map_structure
 from .engine import Engine
 
 Finish = Callable[[], torch.Tensor]
+
+# Of NCCL, and of the watchdog that torch sets on it.
+_NCCL = ("remote process exited", "NCCL communicator was aborted", "Watchdog caught collective operation timeout")
 
 
 class TorchStrategy(Strategy):
@@ -77,6 +82,15 @@ class TorchStrategy(Strategy):
     def _release_engines(self) -> None:
         while self._engines:
             self._engines.pop().release()
+
+    def _lost_a_worker(self, error: BaseException) -> bool:
+        """Whether torch.distributed lost one; every engine here may use it, and Horovod has a group of it beside."""
+        text = str(error)
+        if isinstance(error, dist.DistBackendError) and any(words in text for words in _NCCL):
+            return True
+        return isinstance(error, (dist.DistNetworkError, dist.DistStoreError)) or (
+            isinstance(error, RuntimeError) and gloo_lost_a_peer(text)
+        )
 
     def _leave(self, failed: bool) -> None:
         if failed:

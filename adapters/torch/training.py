@@ -62,6 +62,10 @@ class TorchTraining(Training):
             warn_of_batch_norm(model, stacklevel=4)
 
     def step(self, batch: Batch) -> Pending:
+        with self._strategy.noticing_lost_workers():
+            return self._step(batch)
+
+    def _step(self, batch: Batch) -> Pending:
         if len(batch.micro) != self._accumulate:
             raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={self._accumulate}")
         if any(parameter.requires_grad for parameter in self._frozen):
@@ -136,7 +140,8 @@ class TorchTraining(Training):
                 weights = tuple(
                     weight_of(part, weight) if count else 0.0 for part, count in zip(micro, counts, strict=True)
                 )
-                self._earlier_weight.settle()
+                with self._strategy.noticing_lost_workers():
+                    self._earlier_weight.settle()
                 own = torch.tensor(sum(weights), dtype=torch.float64)
                 global_weight = self._start_sum(own, "weight", self._earlier_weight)
             seed = mix(order.seed, epoch, step, self._strategy.worker.rank)
@@ -145,7 +150,8 @@ class TorchTraining(Training):
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, value in self.model.state_dict(keep_vars=True).items():
             if isinstance(value, torch.Tensor):
-                whole = self.engine.whole(value) if isinstance(value, torch.nn.Parameter) else value.detach()
+                with self._strategy.noticing_lost_workers():
+                    whole = self.engine.whole(value) if isinstance(value, torch.nn.Parameter) else value.detach()
                 yield name, whole.cpu()
 
     def save(
@@ -157,17 +163,24 @@ class TorchTraining(Training):
         wait: bool = True,
         keep: int | None = None,
     ) -> None:
-        self._saver.save(path, progress, extras, wait, keep)
+        with self._strategy.noticing_lost_workers():
+            self._saver.save(path, progress, extras, wait, keep)
 
     def load(self, path: str | PathLike[str]) -> Progress:
-        self._saver.settle()
-        return checkpoint.load(self._strategy, path, self)
+        with self._strategy.noticing_lost_workers():
+            self._saver.settle()
+            return checkpoint.load(self._strategy, path, self)
 
     def _start_sum(self, value: torch.Tensor, name: str, earlier: EarlierReduction) -> Pending:
         flat = value.to(self._strategy.device).reshape(1)
         finish = self._strategy.start_all_reduce(flat, "sum", f"training{self._number}.{name}")
         earlier.replace(finish)
-        return Pending(lambda: finish().item())
+
+        def read() -> float:
+            with self._strategy.noticing_lost_workers():
+                return finish().item()
+
+        return Pending(read)
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -81,7 +81,7 @@ def _fit(model: Any, strategy: TensorFlowStrategy, distribution: Distribution) -
         bound["callbacks"] = [*callbacks_of(own, strategy), Agreement(strategy)]
         if not strategy.worker.is_main:
             bound["verbose"] = 0
-        with strategy.telling_who_failed(), shared_seed(strategy), _explaining():
+        with strategy.noticing_lost_workers(), shared_seed(strategy), _explaining():
             history = stock(**bound)
         strategy.barrier()  # what rank 0 wrote is there for all
         return history
@@ -101,7 +101,7 @@ def _quiet(stock: Callable[..., Any], strategy: TensorFlowStrategy, distribution
             bound["verbose"] = 0
         if not isinstance(bound.get("callbacks"), keras.callbacks.CallbackList):  # fit's own, when it validates
             bound["callbacks"] = callbacks_of(bound.get("callbacks"), strategy)
-        with strategy.telling_who_failed(), _explaining():
+        with strategy.noticing_lost_workers(), _explaining():
             return stock(**bound)
 
     return method
