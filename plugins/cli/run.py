@@ -1,4 +1,4 @@
-"""`farandole run`: print the engine's launch command, then become it."""
+"""`farandole run`: print the engine's launch command, and run it to its end."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from ...adapters.errors import LauncherError, OptionError, did_you_mean
-from ..launch.command import Command, launch_command
+from ...adapters.errors import OptionError, did_you_mean
+from ..launch.command import launch_command
 from ..launch.hosts import parse_hosts
+from ..launch.parent import run_launcher
 
 
 # What follows the script belongs to the script.
@@ -45,8 +46,9 @@ def run(
     """Run SCRIPT on several workers, by the engine's launcher.
 
     It prints the command that you could type yourself (torchrun, horovodrun, deepspeed or plain python; for
-    tf_multiworker a launcher that comes with Farandole), then becomes it: output, exit code and Ctrl-C are the
-    launcher's. Options before SCRIPT are those below; what follows it is SCRIPT's.
+    tf_multiworker a launcher that comes with Farandole), and runs it: output and exit code are the launcher's, and it
+    gets the signals that come here. Where a worker fails, its own traceback comes last, and a line that names it.
+    Options before SCRIPT are those below; what follows it is SCRIPT's.
 
     \b
     Examples:
@@ -80,17 +82,7 @@ def run(
         click.echo(str(command))
     else:
         click.echo(str(command), err=True)
-        _become(command)
-
-
-def _become(command: Command) -> None:
-    """Replace this process, so that signals reach the launcher and its exit code is ours."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    try:
-        os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})
-    except OSError as error:
-        raise LauncherError(f"cannot start {command.argv[0]}: {error.strerror}. See: farandole doctor") from None
+        sys.exit(run_launcher(command, workers))
 
 
 def _check_program(module: bool, name: str) -> None:

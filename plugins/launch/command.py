@@ -39,10 +39,14 @@ _IDENTITY = (
 
 @dataclass(frozen=True)
 class Command:
-    """What to execute: the arguments, and the variables to add to the environment."""
+    """What to execute: the arguments, and the variables to add to the environment.
+
+    is_worker: whether it is the one worker itself, without a launcher.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    is_worker: bool = False
 
     def __str__(self) -> str:
         """The command as a line for a POSIX shell."""
@@ -121,7 +125,7 @@ def launch_command(
             env["TF_NUM_INTRAOP_THREADS"] = env["TF_NUM_INTEROP_THREADS"] = threads  # its pools ask OpenMP nothing
             env["TF_CPP_MIN_LOG_LEVEL"] = "1"  # each worker's 15 lines on how it started hide what went wrong
     added = {name: value for name, value in env.items() if not os.environ.get(name)}
-    return Command(tuple(argv), {STRATEGY_VARIABLE: strategy, **added})
+    return Command(tuple(argv), {STRATEGY_VARIABLE: strategy, **added}, is_worker=row.launcher is None)
 
 
 def _plain(job: _Job) -> tuple[list[str], dict[str, str]]:

@@ -9,7 +9,6 @@ there; it is passed on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -23,6 +22,7 @@ import click
 import psutil
 
 from ...adapters.errors import FarandoleError, LauncherError
+from .parent_death import tied_to_this_process
 from .ports import worker_ports
 
 START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"  # read by the strategy
@@ -31,7 +31,6 @@ _GRACE = 3.0  # seconds that workers have to end when they are told to
 _LOOK = 0.5  # seconds between looks at whether a worker is stopped
 _STOPPED = 5.0  # seconds that a worker may be stopped
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def tf_config(addresses: Sequence[str], index: int) -> str:
@@ -76,7 +75,7 @@ def main(workers: int, port: int | None, start_deadline: float, module: bool, pr
 def run_workers(argv: Sequence[str], envs: Sequence[Mapping[str, str]]) -> int:
     """Run a worker in each environment to the end of all, and return the exit code of the job."""
     signals = _Signals()
-    before_exec = _tie_to_launcher()
+    before_exec = tied_to_this_process(signal.SIGKILL)
     started: list[_Worker] = []
     try:
         for index, env in enumerate(envs):
@@ -110,7 +109,7 @@ class _Worker:
     """The process of a worker, and all that it starts."""
 
     def __init__(
-        self, index: int, argv: Sequence[str], env: Mapping[str, str], before_exec: Callable[[], None] | None
+        self, index: int, argv: Sequence[str], env: Mapping[str, str], before_exec: Callable[[], None]
     ) -> None:
         self._index = index
         self._looks = 0
@@ -211,21 +210,6 @@ def _end(workers: Sequence[_Worker], number: signal.Signals, signals: _Signals) 
             for worker in running:
                 worker.kill()
             return
-
-
-def _tie_to_launcher() -> Callable[[], None] | None:
-    """Return what a worker does before its program, so that the kernel kills it should this process be killed."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    launcher = os.getpid()
-
-    def tie() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:  # it was killed before the line above
-            os._exit(1)
-
-    return tie
 
 
 def _name(number: int) -> str:
