@@ -16,6 +16,7 @@ from ...adapters.torch.whole_state import (
     whole_optimizer_state,
     whole_weights,
 )
+from .lost_workers import TRAINERS, noticing_lost_workers
 from .package import trainer_part
 from .strategy import AdapterStrategy
 from .zero import computes_in, name_of
@@ -25,6 +26,7 @@ _DeepSpeedPrecision: Any = trainer_part("plugins.precision.deepspeed").DeepSpeed
 _ForwardRedirection: Any = trainer_part("strategies.strategy")._ForwardRedirection
 
 
+@noticing_lost_workers(TRAINERS)
 class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type: ignore[misc]
     """Workers share out optimizer states (stage 1), gradients too (2), parameters too (3).
 

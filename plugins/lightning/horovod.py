@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from ...adapters import OptionError
 from .held import release
+from .lost_workers import TRAINERS, noticing_lost_workers
 from .strategy import AdapterStrategy
 
 
+@noticing_lost_workers(TRAINERS)
 class HorovodStrategy(AdapterStrategy):
     """A replica on every worker; Horovod all-reduces the gradients while backward runs.
 

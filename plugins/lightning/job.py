@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ...adapters import entry
+from ...adapters import WorkerLostError, entry
 from ...adapters.leaving import leave_timeout
 from ...adapters.torch.rendezvous import init_companion_group
 from ...adapters.torch.strategy import TorchStrategy
@@ -61,7 +61,10 @@ def abandon(strategy: TorchStrategy, error: BaseException) -> None:
     for known in list(_joined):
         if known[1] is strategy:
             _joined.remove(known)
-            strategy.__exit__(type(error), error, error.__traceback__)
+            try:
+                strategy.__exit__(type(error), error, error.__traceback__)
+            except WorkerLostError as lost:
+                error.add_note(str(lost))  # who calls goes on with the engine's own error
 
 
 def _leave_or_abandon() -> None:

@@ -18,6 +18,7 @@ from ....adapters.torch.whole_state import (
     whole_weights,
 )
 from ..held import hand_over, release
+from ..lost_workers import FABRICS, noticing_lost_workers
 from ..package import fabric_part
 from ..zero import computes_in, name_of
 from .module import Called, SetUpModule, ZeroModule
@@ -28,6 +29,7 @@ _strategies: Any = fabric_part("strategies")
 _DDPStrategy: Any = _strategies.DDPStrategy
 
 
+@noticing_lost_workers(FABRICS)
 class FabricDeepSpeedStrategy(FabricAdapterStrategy, _strategies.DeepSpeedStrategy):  # type: ignore[misc]
     """Workers share out optimizer states (stage 1), gradients too (2), parameters too (3).
 

@@ -10,11 +10,13 @@ from ....adapters import OptionError
 from ....adapters.torch.batch_norm import warn_of_batch_norm
 from ..held import hand_over
 from ..joining import ON_DEMAND
+from ..lost_workers import FABRICS, noticing_lost_workers
 from .strategy import FabricAdapterStrategy, check_owned
 
 _NOT_REDUCED = ("bf16-true", "transformer-engine")
 
 
+@noticing_lost_workers(FABRICS)
 class FabricHorovodStrategy(FabricAdapterStrategy):
     """A replica on every worker; Horovod all-reduces the gradients when the optimizer steps or is clipped.
 
