@@ -23,4 +23,4 @@ def test_ruff() -> None:
 def test_mypy(tmp_path: Path) -> None:
     (tmp_path / "farandole").symlink_to(ROOT, target_is_directory=True)
     packages = [f"-pfarandole.{folder}" for folder in ("adapters", "plugins", "experiments")]
-    run("mypy", "--num-workers", "2", *packages, env={"MYPYPATH": str(tmp_path)})
+    run("mypy", *packages, env={"MYPYPATH": str(tmp_path)})
