@@ -60,9 +60,31 @@ def join_deepspeed(deepspeed: Any) -> None:
 
 
 def leave_deepspeed(deepspeed: Any) -> None:
-    """Forget the process group that is about to be destroyed."""
+    """Forget the process group, which is about to be destroyed unless the program made it."""
+    copy = getattr(deepspeed.utils.groups, "_WORLD_GROUP", None)  # stage 3 makes one, for itself
+    if copy is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group(copy)
     deepspeed.utils.groups._release_process_group_references()
     deepspeed.comm.comm.cdb = None
+
+
+def forget_module(module: torch.nn.Module) -> None:
+    """Let go of a module that stage 3 trained, which holds its engine and the process group.
+
+    DeepSpeed keeps modules in two places of the process for good: in its list of those whose forward pass is under way,
+    which begins with each model it was given, and as keys of a cache of which parameters to release after which module.
+    """
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+
+    under_way = getattr(parameter_offload, "FWD_MODULE_STACK", [])
+    under_way[:] = [other for other in under_way if other is not module]
+    coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
+    method = getattr(coordinator, f"_{coordinator.__name__}__params_to_release", None)
+    # A decorator of DeepSpeed's is around the cache, and does not tell what it is around of.
+    decorated = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
+    for cached in (method, *decorated):
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()
 
 
 @contextlib.contextmanager

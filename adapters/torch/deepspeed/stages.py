@@ -10,6 +10,7 @@ import torch.distributed as dist
 from ..engine import Shard
 from .engine import ZeroEngine
 from .fragments import Fragment
+from .library import forget_module
 
 
 class Stage12Engine(ZeroEngine):
@@ -98,6 +99,10 @@ class Stage3Engine(ZeroEngine):
         with _gathered(parameter):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+
+    def release(self) -> None:
+        super().release()
+        forget_module(self.module)
 
     def _flush(self) -> None:
         self._engine._flush_coalesced_reduction_zero3(self._zero)
