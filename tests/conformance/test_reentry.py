@@ -101,4 +101,4 @@ def test_each_after_one_that_failed_and_a_late_worker(failed: str) -> None:
 
 @pytest.mark.exhaustive
 def test_horovod_on_tensorflow_again() -> None:
-    launch("tf_horovod", 5, ["tf_horovod", "tf_local"])
+    launch("tf_horovod", 5, ["tf_horovod"])
