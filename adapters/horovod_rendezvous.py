@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from . import entry
 from .addresses import host_towards
 from .errors import LauncherError
+from .horovod_mpi import keep_mpi
 from .horovodrun_store import HorovodrunStore, find_horovodrun_store
 from .launchers import Launch
 from .worker import Worker
@@ -35,8 +36,12 @@ def described_job(launch: Launch, share: Share, gloo: bool) -> Iterator[None]:
         gloo: whether this Horovod was built with Gloo.
     """
     worker = launch.worker
-    # MPI knows the job by itself, and elastic horovodrun gives each round a new description.
-    if launch.launcher == "openmpi" or os.environ.get("HOROVOD_ELASTIC") == "1" or not gloo:
+    if launch.launcher == "openmpi":
+        keep_mpi()  # it knows the job by itself
+        yield
+        return
+    # Elastic horovodrun gives each round a new description.
+    if os.environ.get("HOROVOD_ELASTIC") == "1" or not gloo:
         yield
         return
     # Said to a single worker too: a Horovod that was built with MPI would take that.

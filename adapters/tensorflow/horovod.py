@@ -10,6 +10,7 @@ import tensorflow as tf
 from .. import entry
 from ..capabilities import Capabilities
 from ..errors import EngineUnavailableError, OptionError
+from ..horovod_mpi import do_not_wait_at_exit
 from ..horovod_rendezvous import described_job
 from ..lost_worker import horovod_lost_a_peer
 from ..roll_call import roll_call
@@ -122,6 +123,7 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
         if self._joined and failed:
             # Other workers may be inside a collective, which this would end for them.
             entry.close_later(hvd.shutdown)
+            do_not_wait_at_exit()
         elif self._joined:
             hvd.shutdown()
         self._joined = False

@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import PrefixStore
 from .. import entry
 from ..capabilities import Capabilities
 from ..errors import EngineUnavailableError, OptionError
+from ..horovod_mpi import do_not_wait_at_exit
 from ..horovod_rendezvous import MEETING, described_job
 from ..lost_worker import horovod_lost_a_peer
 from ..strategy import ReduceOp
@@ -161,6 +162,7 @@ class HorovodStrategy(TorchStrategy):
         if self._joined and failed:
             # Other workers may be inside a collective, which this would end for them.
             entry.close_later(hvd.shutdown)
+            do_not_wait_at_exit()
         elif self._joined:
             hvd.shutdown()
         self._joined = False
