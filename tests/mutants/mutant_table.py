@@ -1,0 +1,259 @@
+"""Faults to put into a copy of the tree: each must turn the default size of the suite red."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STRATEGIES = "tests/conformance/test_strategies.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    file: relative to the root.
+    old: text that stands in it once; `new` comes in its place.
+    tests: pytest's arguments for the tests of the default size that are run first.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _conformance(name: str, tests: str) -> tuple[str, ...]:
+    return (STRATEGIES, "-k", f"{name} and ({tests})")
+
+
+MUTANTS = (
+    # Data: which samples, in which order.
+    Mutant(
+        "epochs_in_one_order",
+        "adapters/order.py",
+        "SeedSequence([seed, epoch])",
+        "SeedSequence([seed, 0])",
+        ("tests/unit/test_order.py",),
+    ),
+    Mutant(
+        "shares_leave_out_the_rest",
+        "adapters/order.py",
+        "return slice(start, start + size + (number < extra))",
+        "return slice(start, start + size)",
+        ("tests/unit/test_order.py",),
+    ),
+    Mutant(
+        "stand_in_counts",
+        "adapters/order.py",
+        "MicroBatch(indices or stand_in, len(indices))",
+        "MicroBatch(indices or stand_in, len(indices or stand_in))",
+        ("tests/unit/test_order.py",),
+    ),
+    Mutant(
+        "epoch_begins_late",
+        "adapters/order.py",
+        "else Progress(epoch + 1, 0)",
+        "else Progress(epoch + 1, 1)",
+        ("tests/unit/test_order.py",),
+    ),
+    Mutant(
+        "samples_are_seeded_by_place",
+        "adapters/torch/data.py",
+        "seed = mix(self._seed, epoch, index)",
+        "seed = mix(self._seed, epoch, len(samples))",
+        _conformance("TestDDP", "samples"),
+    ),
+    # The step.
+    Mutant(
+        "uneven_shares_count_alike",
+        "adapters/shares.py",
+        "return weight * world_size / total",
+        "return 1.0 if weight else 0.0",
+        _conformance("TestDDP", "test_curve"),
+    ),
+    Mutant(
+        "loss_of_the_last_micro_batch",
+        "adapters/torch/training.py",
+        "total = part if total is None else total + part",
+        "total = part",
+        _conformance("TestLocal", "test_curve"),
+    ),
+    Mutant(
+        "clips_before_reducing",
+        "adapters/torch/training.py",
+        """\
+        engine.reduce_gradients()
+        if nothing_counted:
+            refuse_gradients_of_nothing(engine)
+        if self._clip_norm is not None:
+            engine.clip_grad_norm(self._clip_norm)
+""",
+        """\
+        if self._clip_norm is not None:
+            engine.clip_grad_norm(self._clip_norm)
+        engine.reduce_gradients()
+        if nothing_counted:
+            refuse_gradients_of_nothing(engine)
+""",
+        _conformance("TestHorovod", "clip or tokens"),
+    ),
+    Mutant(
+        "steps_are_not_seeded",
+        "adapters/torch/training.py",
+        "    torch.default_generator.manual_seed(seed)\n",
+        "",
+        _conformance("TestLocal", "dropout"),
+    ),
+    Mutant(
+        "integers_of_32_bits",
+        "adapters/torch/strategy.py",
+        "    return torch.int64\n",
+        "    return torch.int32\n",
+        _conformance("TestDDP", "collectives"),
+    ),
+    # One path of each engine.
+    Mutant(
+        "ddp_reduces_each_micro_batch",
+        "adapters/torch/ddp.py",
+        "return self.module.no_sync()",
+        "return contextlib.nullcontext()",
+        _conformance("TestDDP", "accumulation"),
+    ),
+    Mutant(
+        "broadcast_is_from_rank_0",
+        "adapters/torch/process_group.py",
+        "src=root",
+        "src=0",
+        _conformance("TestDDP", "collectives"),
+    ),
+    Mutant(
+        "horovod_updates_what_nobody_used",
+        "adapters/torch/horovod.py",
+        "                if count == 0:\n",
+        "                if count < 0:\n",
+        _conformance("TestHorovod", "parameter"),
+    ),
+    Mutant(
+        "horovod_does_not_wait",
+        "adapters/torch/horovod.py",
+        "def _barrier(self) -> None:\n        hvd.barrier()",
+        "def _barrier(self) -> None:\n        return",
+        _conformance("TestHorovod", "barrier"),
+    ),
+    Mutant(
+        "fsdp_updates_what_nobody_used",
+        "adapters/torch/fsdp_engine.py",
+        "                if count == 0:\n",
+        "                if count < 0:\n",
+        _conformance("TestFSDP", "parameter"),
+    ),
+    Mutant(
+        "fsdp_shards_begin_at_0",
+        "adapters/torch/fsdp_engine.py",
+        "start = first_row(parameter) * parameter.shape[1:].numel()",
+        "start = 0",
+        _conformance("TestFSDP", "resumed or damaged"),
+    ),
+    Mutant(
+        "zero_1_uses_all",
+        "adapters/torch/deepspeed/stages.py",
+        "                if count > 0:\n                    self._used.add(parameter)",
+        "                self._used.add(parameter)",
+        _conformance("TestDeepSpeedZero1", "parameter"),
+    ),
+    Mutant(
+        "zero_2_shards_begin_at_0",
+        "adapters/torch/deepspeed/stages.py",
+        "Fragment.cut(mapping.lp_fragment_address.start, partition,",
+        "Fragment.cut(0, partition,",
+        _conformance("TestDeepSpeedZero2", "resumed or damaged"),
+    ),
+    Mutant(
+        "zero_3_keeps_old_gradients",
+        "adapters/torch/deepspeed/stages.py",
+        "partitions[self._zero.get_param_id(parameter)].zero_()",
+        "pass",
+        _conformance("TestDeepSpeedZero3", "parameter"),
+    ),
+    Mutant(
+        "tf_losses_are_not_weighed",
+        "adapters/tensorflow/step.py",
+        "scaled = self._optimizer.scale_loss(weigh(loss, share))",
+        "scaled = self._optimizer.scale_loss(loss)",
+        _conformance("TestTensorFlowMultiWorker", "test_curve"),
+    ),
+    Mutant(
+        "tf_does_not_clip",
+        "adapters/tensorflow/step.py",
+        "reduced, _ = tf.clip_by_global_norm(reduced, self._clip_norm * scale)",
+        "del scale",
+        _conformance("TestTensorFlowHorovod", "test_curve"),
+    ),
+    # Checkpoints.
+    Mutant(
+        "checksums_are_not_compared",
+        "adapters/checkpoint/contents.py",
+        "            if taker == share:\n",
+        "            if taker < 0:\n",
+        _conformance("TestLocal", "damaged"),
+    ),
+    Mutant(
+        "ranges_are_read_from_the_start",
+        "adapters/torch/checkpoint/reader.py",
+        "self.offset = piece.offset",
+        "self.offset = 0",
+        ("tests/unit/test_checkpoint_ranges.py", "tests/unit/test_checkpoint_resume.py"),
+    ),
+    # Frontends.
+    Mutant(
+        "lightning_losses_are_not_weighed",
+        "plugins/lightning/reducing.py",
+        "return weigh(loss, weight, total, self.world_size)",
+        "return loss",
+        ("tests/conformance/test_lightning.py", "-k", "horovod"),
+    ),
+    Mutant(
+        "lightning_trains_on_rank_0s_share",
+        "plugins/lightning/plans.py",
+        "yield [batch[part(len(batch), rank, self._world_size)] for rank",
+        "yield [batch[part(len(batch), 0, self._world_size)] for rank",
+        ("tests/lightning/test_shares.py",),
+    ),
+    Mutant(
+        "fabric_losses_count_whole",
+        "plugins/lightning/fabric/data.py",
+        "        return weight, total\n",
+        "        return total, total\n",
+        ("tests/lightning/test_fabric.py", "-k", "trains_as_one_device and horovod"),
+    ),
+    Mutant(
+        "keras_losses_are_not_weighed",
+        "plugins/keras/optimizer.py",
+        "return weigh(stock_scale(loss), share)",
+        "return stock_scale(loss)",
+        ("tests/plugins/test_keras.py", "-k", "fit_is_that and tf_horovod"),
+    ),
+    Mutant(
+        "keras_metrics_forget",
+        "plugins/keras/metrics.py",
+        "variable.assign(before + tf.cast(more, before.dtype))",
+        "variable.assign(tf.cast(more, before.dtype))",
+        ("tests/plugins/test_keras.py", "-k", "fit_is_that and tf_horovod"),
+    ),
+    # Launchers.
+    Mutant(
+        "one_worker_too_few",
+        "plugins/launch/command.py",
+        '"--nproc-per-node", str(job.workers), ',
+        '"--nproc-per-node", str(max(1, job.workers - 1)), ',
+        ("tests/unit/test_launch_command.py",),
+    ),
+    Mutant(
+        "nodes_are_counted_by_local_rank",
+        "adapters/launchers.py",
+        "node_rank = rank // max(1, local_world_size)",
+        "node_rank = local_rank",
+        ("tests/unit/test_launchers.py",),
+    ),
+)
