@@ -137,10 +137,19 @@ def stage(request: pytest.FixtureRequest) -> int:
     return number
 
 
+def process_group() -> Strategy:
+    """Return a strategy whose process group plain DeepSpeed uses while it is entered; it does nothing else."""
+    return create_strategy("deepspeed_zero_1", device="cpu")
+
+
 @pytest.fixture
-def joined(no_launcher: None, one_thread: None) -> Iterator[Strategy]:
-    """A process group for plain DeepSpeed; the strategy does nothing else."""
-    with create_strategy("deepspeed_zero_1", device="cpu") as strategy:
+def alone(no_launcher: None, one_thread: None) -> None:
+    """One process, without a launcher."""
+
+
+@pytest.fixture
+def joined(alone: None) -> Iterator[Strategy]:
+    with process_group() as strategy:
         yield strategy
 
 
@@ -167,27 +176,29 @@ def largest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> flo
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_plain_deepspeed_goes_on_from_ours(tmp_path: Path, stage: int, optimizer: str, joined: Strategy) -> None:
+def test_plain_deepspeed_goes_on_from_ours(tmp_path: Path, stage: int, optimizer: str, alone: None) -> None:
     make = OPTIMIZERS[optimizer]
     losses, weights = save_ours(tmp_path / "ours", make)
     convert(tmp_path / "ours", tmp_path / "theirs", "--to", "deepspeed", "--stage", stage, "--workers", 1)
-    engine = plain(stage, make)
-    path, client = engine.load_checkpoint(str(tmp_path / "theirs"))
-    assert path is not None
-    assert client["farandole"] == {"progress": {"epoch": SAVED, "step": 0}, "extras": {"best": 0.5}}
-    assert engine.module.note == "kept"
-    assert train_plain(engine, MORE) == pytest.approx(losses, abs=1e-6)
-    assert largest(weights_of(engine), weights) <= 1e-6
+    with process_group():
+        engine = plain(stage, make)
+        path, client = engine.load_checkpoint(str(tmp_path / "theirs"))
+        assert path is not None
+        assert client["farandole"] == {"progress": {"epoch": SAVED, "step": 0}, "extras": {"best": 0.5}}
+        assert engine.module.note == "kept"
+        assert train_plain(engine, MORE) == pytest.approx(losses, abs=1e-6)
+        assert largest(weights_of(engine), weights) <= 1e-6
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_ours_goes_on_from_plain_deepspeed(tmp_path: Path, stage: int, optimizer: str, joined: Strategy) -> None:
+def test_ours_goes_on_from_plain_deepspeed(tmp_path: Path, stage: int, optimizer: str, alone: None) -> None:
     make = OPTIMIZERS[optimizer]
-    engine = plain(stage, make)
-    engine.module.note = "kept"
-    train_plain(engine, SAVED)
-    engine.save_checkpoint(str(tmp_path / "theirs"))
-    losses, weights = train_plain(engine, MORE), weights_of(engine)
+    with process_group():
+        engine = plain(stage, make)
+        engine.module.note = "kept"
+        train_plain(engine, SAVED)
+        engine.save_checkpoint(str(tmp_path / "theirs"))
+        losses, weights = train_plain(engine, MORE), weights_of(engine)
     words = ("--to", "farandole", "--trust", "--scheduler", "StepLR", "--progress", SAVED, 0)
     said = convert(tmp_path / "theirs", tmp_path / "ours", *words)
     assert f"after {SAVED} steps" in said
@@ -229,24 +240,25 @@ def test_a_model_without_frozen_parameters(tmp_path: Path, stage: int, strategy:
     assert snapshot(again) == snapshot(training)
 
 
-def test_a_large_group_in_parts(tmp_path: Path, joined: Strategy) -> None:
+def test_a_large_group_in_parts(tmp_path: Path, alone: None) -> None:
     """Stage 3 cuts groups into parts, by default of a billion elements: here of 12."""
-    engine = plain(3, OPTIMIZERS["momentum"], schedule=False, sub_group_size=12)
-    train_plain(engine, SAVED)
-    engine.save_checkpoint(str(tmp_path / "theirs"))
-    names = {parameter: name for name, parameter in engine.module.named_parameters()}
-    cut = [[names[parameter] for parameter in part] for part in engine.optimizer.fp16_groups]
-    convert(tmp_path / "theirs", tmp_path / "ours", "--to", "farandole", "--trust")
-    objects = CheckpointReader(tmp_path / "ours").objects
-    sizes = {name: parameter.ds_numel for parameter, name in names.items()}
-    ours_cut = [
-        list(part)
-        for group in objects["groups"]
-        for part in sub_groups({name: sizes[name] for name in group["params"]}, 1, 12)
-    ]
-    assert ours_cut == cut
-    assert len(cut) > len(objects["groups"]) == 2
-    losses, weights = train_plain(engine, MORE), weights_of(engine)
+    with process_group():
+        engine = plain(3, OPTIMIZERS["momentum"], schedule=False, sub_group_size=12)
+        train_plain(engine, SAVED)
+        engine.save_checkpoint(str(tmp_path / "theirs"))
+        names = {parameter: name for name, parameter in engine.module.named_parameters()}
+        cut = [[names[parameter] for parameter in part] for part in engine.optimizer.fp16_groups]
+        convert(tmp_path / "theirs", tmp_path / "ours", "--to", "farandole", "--trust")
+        objects = CheckpointReader(tmp_path / "ours").objects
+        sizes = {name: parameter.ds_numel for parameter, name in names.items()}
+        ours_cut = [
+            list(part)
+            for group in objects["groups"]
+            for part in sub_groups({name: sizes[name] for name in group["params"]}, 1, 12)
+        ]
+        assert ours_cut == cut
+        assert len(cut) > len(objects["groups"]) == 2
+        losses, weights = train_plain(engine, MORE), weights_of(engine)
     with create_strategy("local", device="cpu") as strategy:
         training = ours(strategy, OPTIMIZERS["momentum"], schedule=False)
         training.load(tmp_path / "ours")
@@ -287,19 +299,20 @@ def test_bf16_there_and_back_keeps_the_float32_of_the_update(tmp_path: Path, sta
     assert torch.equal(update(engine), after)
 
 
-def test_a_training_that_has_not_begun(tmp_path: Path, stage: int, joined: Strategy) -> None:
+def test_a_training_that_has_not_begun(tmp_path: Path, stage: int, alone: None) -> None:
     with create_strategy("local", device="cpu") as strategy:
         training = ours(strategy, OPTIMIZERS["adamw"])
         training.save(tmp_path / "ours", Progress())
         losses = train(training, Progress(), MORE)
         weights = {name: value.clone() for name, value in training.weights()}
     convert(tmp_path / "ours", tmp_path / "theirs", "--to", "deepspeed", "--stage", stage, "--workers", 1)
-    engine = plain(stage, OPTIMIZERS["adamw"])
-    with torch.no_grad():
-        engine.module.norm.running_mean.fill_(9.0)
-    engine.load_checkpoint(str(tmp_path / "theirs"))
-    assert train_plain(engine, MORE) == pytest.approx(losses, abs=1e-6)
-    assert largest(weights_of(engine), weights) <= 1e-6
+    with process_group():
+        engine = plain(stage, OPTIMIZERS["adamw"])
+        with torch.no_grad():
+            engine.module.norm.running_mean.fill_(9.0)
+        engine.load_checkpoint(str(tmp_path / "theirs"))
+        assert train_plain(engine, MORE) == pytest.approx(losses, abs=1e-6)
+        assert largest(weights_of(engine), weights) <= 1e-6
 
 
 def test_deepspeeds_own_tool_reads_it(tmp_path: Path, stage: int, no_launcher: None, one_thread: None) -> None:
