@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -185,6 +187,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
                 f"worker {worker.rank} cannot join TensorFlow's cluster of {len(addresses)} workers at "
                 f"{', '.join(f'{host}:{port}' for host, port in addresses)}: {error.message.splitlines()[0]}"
             ) from error
+        _take_sigterm_back()
         found = strategy.num_replicas_in_sync
         if found != worker.world_size:
             raise LauncherError(
@@ -201,6 +204,16 @@ class MultiWorkerStrategy(TensorFlowStrategy):
 
     def _barrier(self) -> None:
         self._store.gather(None)
+
+
+def _take_sigterm_back() -> None:
+    """Have SIGTERM do what it did before: TensorFlow's preemption notifier takes it, and the process goes on.
+
+    Source: tsl/distributed_runtime/preemption/preemption_notifier.cc.
+    """
+    before = signal.getsignal(signal.SIGTERM)  # Python's own record, which TensorFlow does not change
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Mirrored(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]

@@ -1,6 +1,6 @@
 """A small training under the strategy of FARANDOLE_STRATEGY that says its losses, or breaks as it is told.
 
-python tensorflow_program.py none | kill | stop | operation
+python tensorflow_program.py none | kill | terminate | stop | operation
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 
 from farandole.adapters import create_strategy
 from farandole.plugins.launch.job import watch_stacks
+
+SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "stop": signal.SIGSTOP}
 
 
 def main(fault: str, where: str) -> None:
@@ -30,10 +32,10 @@ def main(fault: str, where: str) -> None:
         losses = []
         for number, batch in enumerate(training.batches(features, 6, epochs=2, seed=3)):
             losses.append(float(training.step(batch)))
-            if number == 2 and fault in ("kill", "stop"):
+            if number == 2 and fault in SIGNALS:
                 print("READY", flush=True)
                 if strategy.worker.rank == strategy.worker.world_size - 1:
-                    os.kill(os.getpid(), signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
+                    os.kill(os.getpid(), SIGNALS[fault])
                 if where == "barrier":
                     strategy.barrier()
         said = " ".join(f"{loss:.6f}" for loss in losses)

@@ -127,7 +127,8 @@ def test_horovod_under_tf_config(tmp_path: Path, alone: str) -> None:
     ("fault", "where"),
     [
         ("stop", "step"),
-        ("kill", "barrier"),
+        ("terminate", "barrier"),
+        pytest.param("kill", "barrier", marks=exhaustive),
         pytest.param("kill", "step", marks=exhaustive),
         pytest.param("stop", "barrier", marks=exhaustive),
     ],
