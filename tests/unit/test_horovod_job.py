@@ -1,0 +1,41 @@
+"""Who describes the job to Horovod: MPI where mpirun started it, else a Gloo job of ours."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from farandole.adapters import Launch, Worker
+from farandole.adapters.horovod_rendezvous import described_job
+
+
+def not_asked(address: str | None) -> str:
+    raise AssertionError(f"shared {address}")
+
+
+def told(launch: Launch, gloo: bool = True) -> dict[str, str]:
+    """Return the variables that Horovod finds, of those that were not there before."""
+    before = dict(os.environ)
+    with described_job(launch, not_asked, gloo):
+        inside = dict(os.environ.items() - before.items())
+    assert dict(os.environ) == before
+    return inside
+
+
+@pytest.mark.usefixtures("no_launcher")
+@pytest.mark.parametrize("size", [1, 2])
+def test_mpi_knows_its_job(size: int) -> None:
+    assert told(Launch("openmpi", Worker(size - 1, size))) == {}
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_a_single_worker_without_mpirun_takes_gloo() -> None:
+    """A Horovod that was built with MPI would initialize that, and finalize it when it shuts down."""
+    assert told(Launch("none", Worker())) == {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
+    assert told(Launch("horovodrun", Worker())) == {}
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_without_gloo_nothing_is_described() -> None:
+    assert told(Launch("torchrun", Worker(1, 2), ("127.0.0.1", 1)), gloo=False) == {}
