@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...adapters import DataError
+from ...adapters.torch.loader_sigterm import outlive_sigterm
 from ...adapters.torch.stand_in import without_side_effects
 from .data import ShareLoader, ShareSampler, rebuild
 from .forks import warn_of_forks
@@ -51,12 +52,14 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
             return dataloader
         if plan is None:
             seed_workers(dataloader, self.global_rank)
+            outlive_sigterm(dataloader)
             copies = ours and isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
             return watch(dataloader, self.adapter, trainer.training, refuse_copies=copies)
         sampler = ShareSampler(plan, worker, alone=dataloader.batch_sampler is None)
         refuse_different_plans(plan, self.adapter)
         loader = rebuild(dataloader, sampler, trainer.predicting)
         seed_workers(loader, self.global_rank)  # Lightning would give this to the loader around it
+        outlive_sigterm(loader)
         if not trainer.training:
             if plan.stand_ins() > 0 and worker.is_main:
                 warnings.warn(

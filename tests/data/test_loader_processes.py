@@ -122,3 +122,13 @@ def test_a_script_that_trains_when_it_is_imported_is_told_where_to_put_it(tmp_pa
     assert "exited unexpectedly" in job.output
     assert "a step was trained" not in job.output
     assert job.survivors == ()
+
+
+@pytest.mark.parametrize("context", ["spawn", pytest.param("fork", marks=pytest.mark.exhaustive)])
+def test_they_outlive_a_sigterm_that_all_processes_get_and_end_with_their_parent(context: str) -> None:
+    """The program ends with the loader's iterator open, so that multiprocessing ends its process, by SIGTERM."""
+    program = Path(__file__).with_name("loader_program.py")
+    job = run_marked([sys.executable, str(program), context], timeout=100)
+    assert job.returncode == 0, job.describe()
+    assert job.output.split("\n")[:-1] == ["LOADER 0", "ASKED TO END", "READ 7"], job.describe()
+    assert job.survivors == ()
