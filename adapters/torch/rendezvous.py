@@ -121,24 +121,29 @@ def _address_from_horovodrun(launch: Launch, timeout: timedelta) -> tuple[str, i
     return own_host, int(text)
 
 
-def init_companion_group(strategy: Strategy) -> None:
+def open_side_store(strategy: Strategy) -> Store:
+    """Open a key-value store of a joined strategy's own, which rank 0 keeps; all workers call it.
+
+    Its port is a free one that the engine tells the others of, so that it needs nothing of the launcher.
+    """
+    store: Store | None = None
+    address: tuple[str, int] | None = None
+    if strategy.worker.is_main:
+        host = _own_host(strategy.launch)
+        served = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        store, address = served, (host, served.port)
+    address = strategy.broadcast(address)
+    assert address is not None
+    return store or TCPStore(address[0], address[1], is_master=False)
+
+
+def init_companion_group(strategy: Strategy, store: Store) -> None:
     """Initialize torch.distributed's default group, on Gloo, beside an engine that communicates by itself.
 
     Much that runs in a training loop asks torch.distributed whether there are other workers, torchmetrics for one, and
-    takes a worker's own numbers for the whole where it finds none. Rank 0 keeps the group's store on a port that the
-    engine tells the others of.
+    takes a worker's own numbers for the whole where it finds none.
     """
     worker = strategy.worker
-    store: Store | None = None
-    address: tuple[str, int] | None = None
-    if worker.is_main:
-        host = _own_host(strategy.launch)
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        address = host, store.port
-    address = strategy.broadcast(address)
-    assert address is not None
-    if store is None:
-        store = TCPStore(address[0], address[1], is_master=False)
     # The CPU's tensors on Gloo and, where there is CUDA, its tensors on NCCL: a collective takes what it is given.
     backend = "cpu:gloo,cuda:nccl" if strategy.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=worker.rank, world_size=worker.world_size)

@@ -3,53 +3,89 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import logging
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
 
 from ...adapters import WorkerLostError, entry
-from ...adapters.leaving import leave_timeout
-from ...adapters.torch.rendezvous import init_companion_group
+from ...adapters.leaving import leaves_in_order
+from ...adapters.torch.rendezvous import init_companion_group, open_side_store
 from ...adapters.torch.strategy import TorchStrategy
+from .meeting import Meeting
 
-_joined: list[tuple[Any, TorchStrategy]] = []
+
+@dataclass(frozen=True)
+class Joined:
+    """A strategy that this process has joined.
+
+    meeting: where its workers meet outside of the engine; `None` for a single worker.
+    """
+
+    key: Any
+    strategy: TorchStrategy
+    meeting: Meeting | None
+
+
+_joined: list[Joined] = []
+_meetings: list[Meeting] = []  # also of a strategy that was abandoned
 _companions: list[Any] = []  # the process group of torch's, where we made it beside a strategy
+_started: list[subprocess.Popen[Any]] = []  # the workers that this one has started
+_others_failed = False  # those that this worker left alone
 
 
-def join(key: Any, create: Callable[[], TorchStrategy]) -> TorchStrategy:
-    """Return the joined strategy with this key; leave one with another key, and create and join one with this."""
-    for known, strategy in _joined:
-        if known == key:
-            return strategy
+def join(key: Any, create: Callable[[], TorchStrategy], started: Sequence[subprocess.Popen[Any]]) -> Joined:
+    """Return the joined strategy with this key; leave one with another key, and create and join one with this.
+
+    Args:
+        started: the workers that this process has started: the job's exit code is theirs too.
+    """
+    _started[:] = started
+    for known in _joined:
+        if known.key == key:
+            return known
     leave()
-    _leave_companion_group()  # of one that was abandoned
+    _close_beside()  # of one that was abandoned
     strategy = create()
     strategy.__enter__()
     entry.leave_for_another(leave)
-    _joined.append((key, strategy))
-    if strategy.worker.world_size > 1 and not dist.is_initialized():
-        init_companion_group(strategy)
-        _companions.append(dist.group.WORLD)
+    meeting = None
+    if strategy.worker.world_size > 1:
+        store = open_side_store(strategy)
+        meeting = Meeting(PrefixStore("meeting", store), strategy.worker)
+        _meetings.append(meeting)
+        if not dist.is_initialized():
+            init_companion_group(strategy, PrefixStore("group", store))
+            _companions.append(dist.group.WORLD)
+    joined = Joined(key, strategy, meeting)
+    _joined.append(joined)
     # Anew each time, so that it comes before the handler that Horovod has just added: the last one runs first.
-    atexit.unregister(_leave_or_abandon)
-    atexit.register(_leave_or_abandon)
-    return strategy
+    atexit.unregister(_leave_at_exit)
+    atexit.register(_leave_at_exit)
+    return joined
 
 
 def leave() -> None:
     """Leave the job, as all workers do."""
     while _joined:
-        strategy = _joined.pop()[1]
+        strategy = _joined.pop().strategy
         strategy.barrier()  # nobody is in a collective of the group any more
-        _leave_companion_group()
+        _close_beside()
         strategy.__exit__(None, None, None)
 
 
-def _leave_companion_group() -> None:
+def _close_beside() -> None:
+    """Close what was opened beside a strategy."""
+    while _meetings:
+        _meetings.pop().close()
     if _companions:
         _companions.clear()
         dist.destroy_process_group()
@@ -59,29 +95,46 @@ def _leave_companion_group() -> None:
 def abandon(strategy: TorchStrategy, error: BaseException) -> None:
     """Leave after a failure, without waiting for other workers."""
     for known in list(_joined):
-        if known[1] is strategy:
+        if known.strategy is strategy:
             _joined.remove(known)
+            if known.meeting is not None and not leaves_in_order(error):
+                known.meeting.tell(error)
             try:
                 strategy.__exit__(type(error), error, error.__traceback__)
             except WorkerLostError as lost:
                 error.add_note(str(lost))  # who calls goes on with the engine's own error
 
 
-def _leave_or_abandon() -> None:
+def _leave_at_exit() -> None:
     error = getattr(sys, "last_value", None)  # the interpreter's note of what ended the program; none of `sys.exit`
-    for _, strategy in list(_joined):
-        if error is None and meet(leave_timeout() / 3):
+    for known in list(_joined):
+        if error is not None:
+            abandon(known.strategy, error)
+        elif known.meeting is None or known.meeting.all_come("exit"):
             leave()
         else:
-            # Who needs this worker loses it now, and says so; where nobody does, all is well.
-            abandon(strategy, error or SystemExit(1))
+            _leave_alone(known)
 
 
-def meet(seconds: float) -> bool:
-    """Return whether all workers come here within some seconds."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return True
-    try:
-        return bool(dist.barrier(async_op=True).wait(timedelta(seconds=seconds)))
-    except RuntimeError:  # they did not, or are gone
-        return False
+def _leave_alone(known: Joined) -> None:
+    """Leave where the others do not: they may need nothing any more, or lose this worker now, and say so."""
+    global _others_failed
+    _joined.remove(known)
+    _close_beside()
+    with contextlib.suppress(WorkerLostError):  # they had lost each other before
+        known.strategy.__exit__(None, None, None)
+    # Whether this one is missed is for them to say, and the job's exit code is that of the process that started them.
+    codes = [process.wait() for process in _started]
+    _others_failed = any(code != 0 for code in codes)
+
+
+def _exit_as_the_others() -> None:
+    """End with exit code 1 where the others failed: Python has settled its own before it comes here."""
+    if _others_failed:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+atexit.register(_exit_as_the_others)  # now, so that it comes after what is registered later

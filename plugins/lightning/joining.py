@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import torch
 
-from ...adapters import Launch, StrategyStateError, Worker, create_strategy, launched_as
+from ...adapters import Launch, StrategyStateError, Worker, WorkerLostError, create_strategy, launched_as
 from ...adapters.torch.strategy import TorchStrategy
 from . import environment, job
+from .meeting import Meeting
 
 ON_DEMAND = 2**31
 """More backward passes than any step has: gradients are then reduced when the optimizer asks for them."""
@@ -24,12 +25,14 @@ class Joining:
     accelerator: Any
     root_device: torch.device
     num_processes: int
+    launcher: Any
 
     def _stand_for(self, name: str, options: dict[str, Any]) -> None:
         """Say which strategy of ours this is, as in `create_strategy`; options that are `None` are left out."""
         self._adapter_name = name
         self._adapter_options = {option: value for option, value in options.items() if value is not None}
         self._adapter: TorchStrategy | None = None
+        self._meeting: Meeting | None = None
         self._used = False
 
     @property
@@ -77,7 +80,21 @@ class Joining:
 
     def _join(self) -> None:
         launch = environment.launch_of(self.cluster_environment, self.num_processes)
-        self._adapter = job.join((self._adapter_name, self._options()), lambda: self._create_adapter(launch))
+        key = (self._adapter_name, self._options())
+        joined = job.join(key, lambda: self._create_adapter(launch), getattr(self.launcher, "procs", ()))
+        self._adapter, self._meeting = joined.strategy, joined.meeting
+
+    # When a worker ends.
+
+    def is_alone(self) -> bool:
+        """Whether this worker handles an exception that the others do not."""
+        return False
+
+    def say_who_failed(self, lost: WorkerLostError) -> None:
+        """Add what the lost worker failed with, where no launcher ends the job's output with that."""
+        alone = self._adapter is not None and self._adapter.launch.launcher == "lightning"
+        if alone and self._meeting is not None and not hasattr(lost, "__notes__") and (told := self._meeting.told()):
+            lost.add_note(told)
 
     def _options(self) -> dict[str, Any]:
         """Return the engine's options, those that follow from the frontend's arguments included."""

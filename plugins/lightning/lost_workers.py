@@ -1,10 +1,15 @@
-"""Have what Lightning calls on a strategy say that a worker was lost, where the engine speaks of sockets."""
+"""Have what Lightning calls on a strategy say that a worker was lost, where the engine speaks of sockets.
+
+And have it wait for nobody while an exception is handled that the other workers do not handle too.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from ...adapters import WorkerLostError
 
 C = TypeVar("C", bound=type)
 
@@ -13,7 +18,10 @@ TRAINERS = (
     "barrier",
     "broadcast",
     "reduce",
+    "reduce_boolean_decision",
     "all_gather",
+    "lightning_module_state_dict",
+    "optimizer_state",
     "backward",
     "optimizer_step",
     "training_step",
@@ -36,6 +44,22 @@ FABRICS = (
 )
 
 
+_ALONE: dict[str, Callable[..., Any]] = {
+    "barrier": lambda strategy, *arguments, **options: None,
+    "broadcast": lambda strategy, obj, *arguments, **options: obj,
+    "reduce": lambda strategy, tensor, *arguments, **options: tensor,
+    "reduce_boolean_decision": lambda strategy, decision, *arguments, **options: decision,
+}
+"""What a worker does instead that handles an exception alone: it waits for nobody."""
+
+_ALONE_WITH_A_PART: dict[str, Callable[..., Any]] = {
+    "lightning_module_state_dict": lambda strategy: {},
+    "optimizer_state": lambda strategy, optimizer: {},
+    "save_checkpoint": lambda strategy, checkpoint, filepath, **options: strategy.say_lost(filepath),
+}
+"""The same, where each worker has a part of the state: nothing can be saved."""
+
+
 def noticing_lost_workers(methods: tuple[str, ...]) -> Callable[[C], C]:
     """Decorate a strategy class of ours for Lightning: these methods raise `WorkerLostError` where one is lost."""
 
@@ -48,11 +72,20 @@ def noticing_lost_workers(methods: tuple[str, ...]) -> Callable[[C], C]:
 
 
 def _noticing(method: Callable[..., Any]) -> Callable[..., Any]:
+    alone, with_a_part = (known.get(method.__name__) for known in (_ALONE, _ALONE_WITH_A_PART))
+
     @functools.wraps(method)
     def noticing(self: Any, *args: Any, **options: Any) -> Any:
         if self._adapter is None:
             return method(self, *args, **options)
-        with self._adapter.noticing_lost_workers():
-            return method(self, *args, **options)
+        if (alone or with_a_part) and self.is_alone():
+            instead = alone or (with_a_part if self.has_a_part() else None) or method
+            return instead(self, *args, **options)
+        try:
+            with self._adapter.noticing_lost_workers():
+                return method(self, *args, **options)
+        except WorkerLostError as lost:
+            self.say_who_failed(lost)
+            raise
 
     return noticing

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from ...adapters import OptionError
+from ...adapters import OptionError, WorkerLostError
+from ...adapters.leaving import leaves_in_order
 from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
 from . import environment, job
@@ -241,5 +243,36 @@ class AdapterStrategy(Reducing, Sharing):
 
     def on_exception(self, exception: BaseException) -> None:
         super().on_exception(exception)
-        if self._adapter is not None:
-            job.abandon(self._adapter, exception)
+        if self._adapter is None:
+            return
+        if isinstance(exception, SystemExit) and leaves_in_order(exception) and self.is_alone():
+            worker = self.adapter.worker
+            way = "sys.exit(0)" if type(exception) is SystemExit else "SIGTERM"  # Lightning's is one too
+            exception.code = (  # printed, with exit code 1
+                f"farandole: worker {worker.rank} of {worker.world_size} left by {way} in the middle of a run that the "
+                "others are in"
+            )
+        job.abandon(self._adapter, exception)
+
+    def is_alone(self) -> bool:
+        module = self.lightning_module
+        trainer = None if module is None else module._trainer
+        if self._meeting is None or trainer is None or not trainer.interrupted:
+            return False
+        loop = trainer.fit_loop.epoch_loop
+        where = f"exception in batch {loop.batch_progress.total.ready} after step {trainer.global_step}"
+        return not self._meeting.all_come(where, lost=isinstance(sys.exception(), WorkerLostError))
+
+    def has_a_part(self) -> bool:
+        """Whether this worker has only a part of the state of what is trained."""
+        return bool(self.adapter.capabilities.shards and self.engines)
+
+    def say_lost(self, path: Any) -> None:
+        """Say that a checkpoint cannot be saved by this worker alone."""
+        worker = self.adapter.worker
+        print(
+            f"farandole: checkpoint lost: cannot save to {path}: worker {worker.rank} of {worker.world_size}, which "
+            "has a part of the state, handles an exception alone",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -2,7 +2,7 @@
 
 python fabric_program.py alone FOLDER-OF-2 FOLDER-OF-3
 python fabric_program.py train STRATEGY WORKERS FOLDER [CHECKPOINT]
-python fabric_program.py fail STRATEGY WORKERS
+python fabric_program.py leave STRATEGY WORKERS return | raise | exit0 | exit1 | term RANK | all
 python fabric_program.py refusals
 """
 
@@ -12,6 +12,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 import warnings
 import weakref
@@ -50,8 +51,8 @@ def main() -> None:
         strategy, workers = arguments[0], int(arguments[1])
         fabric = Fabric(accelerator="cpu", strategy=strategy, devices=workers)
         fabric.launch()
-        if mode == "fail":
-            fail(fabric)
+        if mode == "leave":
+            leave(fabric, *arguments[2:])
         else:
             checkpoint = Path(arguments[3]) if len(arguments) > 3 else None
             said = train(fabric, BATCH, Path(arguments[2]), checkpoint, several=strategy == "horovod")
@@ -277,14 +278,22 @@ def refused(use: Callable[[], Any]) -> str:
     return "nothing"
 
 
-def fail(fabric: Any) -> None:
+def leave(fabric: Any, way: str, who: str) -> None:
+    """Leave in a way, on one worker or on all, in the middle of a training."""
     plain = network()
     model, optimizer = fabric.setup(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
     x, y = points(4).tensors
     for step in range(1000):
+        if step == 3 and who in ("all", str(fabric.global_rank)):
+            print("FAULT\n", end="", flush=True)
+            if way == "raise":
+                raise RuntimeError("a worker was told to fail")
+            if way == "term":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if way.startswith("exit"):
+                sys.exit(int(way.removeprefix("exit")))
+            return
         fabric.backward(loss_of(model(x), y))
-        if step == 3 and fabric.global_rank == fabric.world_size - 1:
-            raise RuntimeError("a worker was told to fail")
         optimizer.step()
         optimizer.zero_grad()
 

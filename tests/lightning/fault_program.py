@@ -1,19 +1,23 @@
 """Trainings with Lightning, one after the other, in which one worker breaks as it is told.
 
-python fault_program.py raise | kill | term --strategy horovod --devices 2 1:train 0:validate
+python fault_program.py raise | exit0 | exit1 | kill | term --strategy horovod --devices 2 all:train 1:train 0:validate
 
-A training is named by the rank that breaks in it, and where. Who is asked to end while it trains goes on with the next.
+A training is named by the rank that breaks in it, or "all", and where. Where all break, and where one is asked to end,
+the workers go on with the next training. The exception's checkpoints go into the folder `--save`, named by the
+training.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,22 +26,25 @@ from farandole.plugins.launch.job import watch_stacks
 
 
 class Module(pl.LightningModule):
-    def __init__(self, fault: str, rank: int, where: str) -> None:
+    def __init__(self, fault: str, rank: int | None, where: str, group: bool) -> None:
         super().__init__()
         self.fault = fault
         self.rank = rank
         self.where = where
+        self.group = group
         self.layer = torch.nn.Linear(4, 1)
 
     def break_down(self, where: str, batch_index: int) -> None:
-        if (where, batch_index) == (self.where, 3) and self.global_rank == self.rank:
+        if (where, batch_index) == (self.where, 3) and self.rank in (None, self.global_rank):
             print("FAULT\n", end="", flush=True)
             if self.fault == "raise":
                 raise ValueError("the mistake in the module")
+            if self.fault.startswith("exit"):
+                sys.exit(int(self.fault.removeprefix("exit")))
             if self.fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.fault == "term":
-                os.kill(os.getpid(), signal.SIGTERM)
+                (os.killpg if self.group else os.kill)(0 if self.group else os.getpid(), signal.SIGTERM)
 
     def training_step(self, batch: list[torch.Tensor], batch_index: int) -> torch.Tensor:
         self.break_down("train", batch_index)
@@ -66,33 +73,51 @@ class End(pl.Callback):
         print(said, end="", flush=True)
 
 
+def saves(folder: Path, training: str) -> list[pl.Callback]:
+    """Return both of Lightning's ways to save when an exception is raised."""
+    name = training.replace(":", "-")
+    return [
+        OnExceptionCheckpoint(folder, filename=f"{name}-callback"),
+        ModelCheckpoint(folder, filename=f"{name}-model", every_n_train_steps=1000, save_on_exception=True),
+    ]
+
+
 def main() -> None:
     watch_stacks()
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("fault", choices=["raise", "kill", "term"])
+    arguments.add_argument("fault", choices=["raise", "exit0", "exit1", "kill", "term"])
     arguments.add_argument("trainings", nargs="*", default=["1:train"])
     arguments.add_argument("--strategy", default="horovod")
     arguments.add_argument("--devices", default="auto")
     arguments.add_argument("--num-nodes", type=int, default=1)
+    arguments.add_argument("--save", type=Path)
+    arguments.add_argument("--loader-processes", type=int, default=0, help="of the first training")
     options = arguments.parse_args()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet = {"logger": False, "enable_checkpointing": options.save is not None, "enable_progress_bar": False}
     workers = {"strategy": options.strategy, "devices": options.devices, "num_nodes": options.num_nodes}
-    for training in options.trainings:
+    for number, training in enumerate(options.trainings):
         rank, where = training.split(":")
         trainer = pl.Trainer(
             **workers,
             accelerator="cpu",
             max_epochs=50 if where == "train" else 1,
             num_sanity_val_steps=0,
-            callbacks=[End(training)],
+            callbacks=[End(training), *(saves(options.save, training) if options.save else [])],
             **quiet,
         )
-        module = Module(options.fault, int(rank), where)
-        loader = DataLoader(TensorDataset(torch.ones(64, 4)), 2)
-        with contextlib.suppress(SIGTERMException):
-            trainer.fit(module, loader, loader)
+        processes = 0 if number else options.loader_processes
+        module = Module(options.fault, None if rank == "all" else int(rank), where, group=processes > 0)
+        data = TensorDataset(torch.ones(64, 4))
+        loader = DataLoader(data, 2, num_workers=processes, multiprocessing_context="fork" if processes else None)
+        try:
+            trainer.fit(module, loader, DataLoader(data, 2))
             if where != "test":
                 print("TRAINED", flush=True)
+        except SIGTERMException:
+            pass
+        except (ValueError, SystemExit) as error:
+            if rank != "all" or error.args not in (("the mistake in the module",), (0,), (1,)):
+                raise
         if where == "test":
             trainer.test(module, loader)
             print("TRAINED", flush=True)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import broken_job
 import pytest
 import torch
 
@@ -138,12 +139,31 @@ def check_refused(said: dict[str, Any], strategy: str) -> None:
     assert said["inference"] == "True"
 
 
-@pytest.mark.parametrize("strategy", ["horovod", "deepspeed_zero_2"])
-def test_a_failing_worker_ends_the_job(strategy: str) -> None:
-    job = run_marked([sys.executable, str(PROGRAM), "fail", strategy, "2"], timeout=100)
-    assert not job.timed_out and job.returncode != 0, job.describe()
-    assert not job.survivors, job.describe()
-    assert "a worker was told to fail" in job.output
+@pytest.mark.parametrize(
+    ("strategy", "way", "who"),
+    [
+        ("horovod", "exit0", "0"),
+        ("deepspeed_zero_2", "raise", "1"),
+        *(
+            pytest.param(strategy, way, who, marks=pytest.mark.exhaustive)
+            for strategy in ("horovod", "deepspeed_zero_2")
+            for way in ("return", "raise", "exit0", "exit1", "term")
+            for who in ("0", "1", "all")
+            if (strategy, way, who) not in (("horovod", "exit0", "0"), ("deepspeed_zero_2", "raise", "1"))
+        ),
+    ],
+)
+def test_workers_that_leave_a_training(strategy: str, way: str, who: str) -> None:
+    """The job succeeds where all leave in order; a worker that leaves alone ends it, with a failure."""
+    broken = broken_job.Broken([sys.executable, str(PROGRAM), "leave", strategy, "2", way, who])
+    succeeds = who == "all" and way in ("return", "exit0")
+    assert (broken.job.returncode == 0) == succeeds, broken.job.describe()
+    assert broken.seconds < broken_job.BOUND, broken.job.describe()
+    assert not broken.job.survivors, broken.job.describe()
+    if way == "raise":
+        mistake = "RuntimeError: a worker was told to fail"
+        assert mistake in broken.job.output
+        assert who == "0" or broken.job.output.rindex(mistake) > broken.job.output.rfind("WorkerLostError")
 
 
 def test_refused_before_workers_are_started() -> None:

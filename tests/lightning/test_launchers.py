@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 import runpy
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from broken_job import BOUND, Broken
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import cross_entropy
 
 from farandole.adapters import LauncherError, StrategyStateError
 from farandole.adapters.order import GlobalOrder
 from farandole.plugins.launch.command import find_launcher
-from farandole.plugins.launch.job import JobResult, Marked, run_marked
+from farandole.plugins.launch.job import JobResult, run_marked
 from farandole.plugins.launch.ports import free_port
 from farandole.plugins.lightning import HorovodStrategy
 
@@ -28,7 +28,6 @@ BYTES = EXAMPLES / "bytes_lightning.py"
 FAULTS = Path(__file__).with_name("fault_program.py")
 EPOCHS = 2
 WORKERS = 2
-BOUND = 20.0  # seconds from a fault until every process has ended
 
 pytestmark = pytest.mark.timeout(150)
 exhaustive = pytest.mark.exhaustive
@@ -137,42 +136,53 @@ def test_the_byte_model_as_on_one_device_with_stock_lightning(
 # Workers that break.
 
 
-class Broken:
-    """A job of two workers of which one has a fault."""
-
-    def __init__(self, argv: list[str]) -> None:
-        self._fault = self._end = 0.0
-        self.job = run_marked(argv, timeout=100, on_line=self._line, during=self._until_all_have_ended)
-        assert self._fault, self.job.describe()
-        assert not self.job.timed_out, self.job.describe()
-        self.seconds = self._end - self._fault
-
-    def _line(self, line: str) -> None:
-        if "FAULT" in line:
-            self._fault = time.monotonic()
-
-    def _until_all_have_ended(self, job: Marked) -> None:
-        until = time.monotonic() + 90
-        while job.processes() and time.monotonic() < until:
-            time.sleep(0.1)
-        self._end = time.monotonic()
+def saved_after_three_steps(path: Path) -> bool:
+    """Whether a checkpoint is there and whole, of a training that broke in its fourth step."""
+    if not path.exists():
+        return False
+    checkpoint = torch.load(path)
+    weights, optimizers = checkpoint["state_dict"], checkpoint["optimizer_states"]
+    return checkpoint["global_step"] == 3 and set(weights) == {"layer.weight", "layer.bias"} and len(optimizers) == 1
 
 
 @pytest.mark.parametrize(
-    ("launcher", "strategy"),
+    ("launcher", "strategy", "fault", "rank"),
     [
-        ("python", "horovod"),
-        pytest.param("horovodrun", "horovod", marks=exhaustive),
-        ("torchrun", "deepspeed_zero_2"),
+        ("python", "horovod", "raise", 1),
+        ("torchrun", "deepspeed_zero_2", "raise", 1),
+        ("python", "horovod", "exit0", 0),
+        pytest.param("horovodrun", "horovod", "raise", 1, marks=exhaustive),
+        pytest.param("python", "horovod", "raise", 0, marks=exhaustive),
+        pytest.param("python", "horovod", "exit0", 1, marks=exhaustive),
+        pytest.param("python", "horovod", "exit1", 0, marks=exhaustive),
+        pytest.param("python", "deepspeed_zero_2", "exit0", 0, marks=exhaustive),
+        pytest.param("torchrun", "deepspeed_zero_3", "exit1", 1, marks=exhaustive),
     ],
 )
-def test_a_module_that_raises_on_one_worker(launcher: str, strategy: str) -> None:
-    broken = Broken(command(launcher, strategy, FAULTS, "raise"))
-    assert broken.job.returncode > 0, broken.job.describe()
+def test_workers_that_leave_a_training_all_and_one(
+    launcher: str, strategy: str, fault: str, rank: int, tmp_path: Path
+) -> None:
+    """Where all leave, the exception's checkpoints are saved together; where one does, it waits for nobody for long."""
+    argv = command(launcher, strategy, FAULTS, fault, "all:train", f"{rank}:train", "--save", str(tmp_path))
+    broken = Broken(argv)
+    output = broken.job.output
+    assert broken.job.returncode != 0, broken.job.describe()
     assert broken.seconds < BOUND, broken.job.describe()
-    assert "ValueError: the mistake in the module" in broken.job.output
-    assert f'File "{FAULTS}", line ' in broken.job.output
-    assert "TRAINED" not in broken.job.output
+    assert not broken.job.survivors, broken.job.describe()
+    assert "TRAINED" not in output
+    for way in ("callback", "model"):
+        assert saved_after_three_steps(tmp_path / f"all-train-{way}.ckpt"), broken.job.describe()
+        alone = tmp_path / f"{rank}-train-{way}.ckpt"
+        if "zero" in strategy:
+            assert f"checkpoint lost: cannot save to {alone}" in output and not alone.exists(), broken.job.describe()
+        else:  # rank 0 has a whole replica, whether it fails itself or loses the other worker
+            assert saved_after_three_steps(alone), broken.job.describe()
+    if fault == "raise":
+        mistake = "ValueError: the mistake in the module"
+        assert f'File "{FAULTS}", line ' in output
+        assert output.rindex(mistake) > output.rfind("WorkerLostError") or rank == 0, broken.job.describe()
+    elif fault == "exit0":
+        assert f"worker {rank} of 2 left by sys.exit(0)" in output, broken.job.describe()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +206,8 @@ def test_all_workers_stop_after_the_same_batch_when_one_is_to_end(strategy: str,
 
     Where it tests, nothing is lost: only the one that was asked ends, and the launcher ends the other.
     """
-    broken = Broken(command("torchrun", strategy, FAULTS, "term", *trainings))
+    argv = command("torchrun", strategy, FAULTS, "term", *trainings, "--loader-processes", "1")
+    broken = Broken(argv)  # the first training's whole process group is asked, which its loaders belong to
     assert broken.seconds < BOUND, broken.job.describe()
     ended = re.findall(r"(\d:\w+): rank (\d) (\w+) after (\d+)", broken.job.output)
     for training in trainings:

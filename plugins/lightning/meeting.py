@@ -1,0 +1,75 @@
+"""Let workers find out whether all of them have come to the same end, before they do anything together.
+
+A worker that handles an exception, or leaves, may be alone in it: the others wait in a collective of the training, and
+it would wait for them in another one, for ever. So they meet in a key-value store first, beside all collectives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+
+from torch._C._distributed_c10d import Store  # exported by torch.distributed, but not typed
+
+from ...adapters import Worker, WorkerLostError
+from ...adapters.leaving import leave_timeout
+
+_ALL, _NOT_ALL = "all", "not all"
+
+
+class Meeting:
+    """The meetings of one job's workers.
+
+    store: of this job alone, and kept by rank 0: it is gone where rank 0 is.
+    """
+
+    def __init__(self, store: Store, worker: Worker) -> None:
+        self._store: Store | None = store
+        self._worker = worker
+        self._known: dict[str, bool] = {}
+
+    def all_come(self, where: str, lost: bool = False) -> bool:
+        """Whether all workers come here, which takes a third of the time to leave at most; all get the same answer.
+
+        Args:
+            where: what names this meeting on every worker.
+            lost: whether another worker is known to be gone, so that nobody need be waited for.
+        """
+        if where not in self._known:
+            self._known[where] = self._ask(where, lost)
+        return self._known[where]
+
+    def _ask(self, where: str, lost: bool) -> bool:
+        if self._store is None or lost:
+            return False
+        came, answer = f"{where}/came", f"{where}/answer"
+        until = time.monotonic() + leave_timeout() / 3
+        try:
+            if self._store.add(came, 1) == self._worker.world_size:
+                self._store.compare_set(answer, "", _ALL)
+            while not self._store.check([answer]) and time.monotonic() < until:
+                time.sleep(0.02)
+            return self._store.compare_set(answer, "", _NOT_ALL) == _ALL.encode()
+        except RuntimeError:  # rank 0 is gone, and the store with it
+            self.close()
+            return False
+
+    def tell(self, error: BaseException) -> None:
+        """Tell rank 0 what this worker fails with, unless it has only lost another one."""
+        if self._store is not None and not isinstance(error, WorkerLostError):
+            with contextlib.suppress(RuntimeError):
+                self._store.set(f"failure/{self._worker.rank}", "".join(traceback.format_exception(error)))
+
+    def told(self) -> str:
+        """Return on rank 0, which keeps the store, what another worker failed with, as Python prints it; or nothing."""
+        if self._store is None or not self._worker.is_main:
+            return ""
+        failed = [rank for rank in range(self._worker.world_size) if self._store.check([f"failure/{rank}"])]
+        if not failed:
+            return ""
+        return f"worker {failed[0]} failed:\n{self._store.get(f'failure/{failed[0]}').decode().rstrip()}"
+
+    def close(self) -> None:
+        """Let go of the store; what is known stays known."""
+        self._store = None
