@@ -61,6 +61,11 @@ def report_failure(error: BaseException, worker: Worker) -> None:
             _write(Path(file), _as_torchrun_reads(report))
 
 
+def is_reported() -> bool:
+    """Whether this worker's launcher asked for reports, and so ends with the failure that came first."""
+    return bool(os.environ.get(FOLDER_VARIABLE) or os.environ.get(_TORCHRUN_VARIABLE))
+
+
 def read_reports(folder: Path) -> list[FailureReport]:
     """Return the reports in a folder, the earliest first; a worker's own failure before those that lost a worker."""
     reports = [FailureReport(**json.loads(path.read_text())) for path in folder.glob("worker-*.json")]

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 
 from ...adapters import Launch, StrategyStateError, Worker, WorkerLostError, create_strategy, launched_as
+from ...adapters.failure_report import is_reported
 from ...adapters.torch.strategy import TorchStrategy
 from . import environment, job
 from .meeting import Meeting
@@ -92,8 +93,8 @@ class Joining:
 
     def say_who_failed(self, lost: WorkerLostError) -> None:
         """Add what the lost worker failed with, where no launcher ends the job's output with that."""
-        alone = self._adapter is not None and self._adapter.launch.launcher == "lightning"
-        if alone and self._meeting is not None and not hasattr(lost, "__notes__") and (told := self._meeting.told()):
+        told = "" if self._meeting is None or is_reported() else self._meeting.told()
+        if told and not hasattr(lost, "__notes__"):
             lost.add_note(told)
 
     def _options(self) -> dict[str, Any]:
