@@ -18,9 +18,9 @@ from torch._C._distributed_c10d import PrefixStore
 
 from ...adapters import WorkerLostError, entry
 from ...adapters.leaving import leaves_in_order
+from ...adapters.torch.meeting import Meeting
 from ...adapters.torch.rendezvous import init_companion_group, open_side_store
 from ...adapters.torch.strategy import TorchStrategy
-from .meeting import Meeting
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 
 from ...adapters import Launch, StrategyStateError, Worker, WorkerLostError, create_strategy, launched_as
 from ...adapters.failure_report import is_reported
+from ...adapters.torch.meeting import Meeting
 from ...adapters.torch.strategy import TorchStrategy
 from . import environment, job
-from .meeting import Meeting
 
 ON_DEMAND = 2**31
 """More backward passes than any step has: gradients are then reduced when the optimizer asks for them."""

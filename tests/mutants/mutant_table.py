@@ -241,6 +241,13 @@ MUTANTS = (
         "variable.assign(tf.cast(more, before.dtype))",
         ("tests/plugins/test_keras.py", "-k", "fit_is_that and tf_horovod"),
     ),
+    Mutant(
+        "whoever_comes_first_is_all",
+        "adapters/torch/meeting.py",
+        "self._store.add(came, 1) == self._worker.world_size",
+        "self._store.add(came, 1) >= 1",
+        ("tests/unit/test_meeting.py",),
+    ),
     # Launchers.
     Mutant(
         "one_worker_too_few",

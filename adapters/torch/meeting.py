@@ -12,8 +12,9 @@ import traceback
 
 from torch._C._distributed_c10d import Store  # exported by torch.distributed, but not typed
 
-from ...adapters import Worker, WorkerLostError
-from ...adapters.leaving import leave_timeout
+from ..errors import WorkerLostError
+from ..leaving import leave_timeout
+from ..worker import Worker
 
 _ALL, _NOT_ALL = "all", "not all"
 
