@@ -23,14 +23,14 @@ from ..faults import breaks, fail
 class Fault:
     """Breaks its worker when it is told to."""
 
-    def __init__(self, how: str) -> None:
-        self.how = how
+    def __init__(self, how: str, folder: Path) -> None:
+        self.how, self.folder = how, folder
         self.breaks_in = ""
 
     def meet(self, where: str) -> np.float32:
         """Break here, if here is where to."""
         if self.breaks_in == where:
-            fail(self.how)
+            fail(self.how, self.folder)
         return np.float32(0)
 
     def guard(self, where: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +46,7 @@ class Fault:
 def main(name: str, options: str, where: str, how: str, folder: str) -> None:
     """Train, and break one worker: in the compiled step, or where a weight is read or assigned."""
     watch_stacks()
-    fault = Fault(how)
+    fault = Fault(how, Path(folder))
 
     def loss_fn(model: Any, batch: Any) -> tf.Tensor:
         met = tf.numpy_function(lambda: fault.meet("forward"), [], tf.float32)

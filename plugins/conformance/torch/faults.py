@@ -21,16 +21,16 @@ from ..faults import breaks, fail
 class Fragile(nn.Module):
     """A model that breaks its worker when it is told to, in forward or when its state is read or taken up."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, folder: Path) -> None:
         super().__init__()
         self.layer = nn.Linear(2, 1)
-        self.how = how
+        self.how, self.folder = how, folder
         self.breaks_in = ""
 
     def meet(self, where: str) -> None:
         """Break here, if here is where to."""
         if self.breaks_in == where:
-            fail(self.how)
+            fail(self.how, self.folder)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         self.meet("forward")
@@ -51,7 +51,7 @@ def main(name: str, options: str, where: str, how: str, folder: str) -> None:
     strategy = create_strategy(name, **json.loads(options))
     with strategy:
         with strategy.scope():
-            model = Fragile(how)
+            model = Fragile(how, Path(folder))
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
         training.save(Path(folder) / "before", Progress())
