@@ -11,9 +11,12 @@ Load it with `-p farandole.plugins.pytest.exhaustive`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 _LEFT_OUT = pytest.StashKey[int]()
+_LEFT_OUT_KEY = "farandole_left_out"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +39,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[_LEFT_OUT] = len(left_out)
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that writes the summary, where pytest-xdist runs the tests in others."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[_LEFT_OUT_KEY] = session.config.stash.get(_LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the number from a process of pytest-xdist; each collects all tests."""
+    node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get(_LEFT_OUT_KEY, 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
