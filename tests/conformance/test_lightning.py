@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 
 from farandole.plugins.conformance.curves import read_curve
+from farandole.plugins.conformance.jobs import Outcome
 from farandole.plugins.conformance.lightning.jobs import run_curves
 from farandole.plugins.conformance.lightning.reference import reference_curve
 from farandole.plugins.conformance.lightning.training import mean_losses
@@ -32,21 +33,42 @@ def asked(strategy: str, workers: int) -> list[tuple[str, str]]:
     return [(variant, "float32") for variant in (SOME if workers == 2 and "offload" not in strategy else UNEVEN)]
 
 
+# The strategies of a job, which come one after the other in it.
+JOBS = (("horovod",), tuple(name for name in STRATEGIES if name != "horovod"))
+
+
 def places() -> Iterator[Any]:
     for strategy, workers in itertools.product(STRATEGIES, (2, 3)):
         in_both = strategy in ("horovod", "deepspeed_zero_3")
         once = in_both or (workers == 3) == (strategy in WITH_THREE)
         marks = () if once else pytest.mark.exhaustive
-        yield pytest.param((strategy, workers), id=f"{strategy}-{workers}", marks=marks)
+        yield pytest.param(strategy, workers, id=f"{strategy}-{workers}", marks=marks)
 
 
-@pytest.mark.parametrize("place", [*places()])
-def test_trainer_follows_its_own_curve_on_one_device(place: tuple[str, int], tmp_path: Path) -> None:
-    strategy, workers = place
-    curves = asked(strategy, workers)
-    outcome = run_curves(workers, tmp_path, [(strategy, variant, dtype) for variant, dtype in curves])
-    for variant, dtype in curves:
-        curve = read_curve(outcome.path(f"curve-{strategy}-{variant}-{dtype}.npz"))
+@pytest.fixture(scope="module")
+def trained(selected: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Outcome]:
+    """The outcome of the job in which a strategy trains all of its curves that are asked of so many workers."""
+    chosen = {(each["strategy"], each["workers"]) for each in selected if "strategy" in each}
+
+    @cache
+    def run(names: tuple[str, ...], workers: int) -> Outcome:
+        here = [name for name in names if (name, workers) in chosen]
+        curves = [(name, variant, dtype) for name in here for variant, dtype in asked(name, workers)]
+        return run_curves(workers, tmp_path_factory.mktemp(f"{names[0]}-{workers}"), curves)
+
+    return lambda strategy, workers: run(next(names for names in JOBS if strategy in names), workers)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("strategy", "workers"), [*places()])
+def test_trainer_follows_its_own_curve_on_one_device(
+    trained: Callable[[str, int], Outcome], strategy: str, workers: int
+) -> None:
+    outcome = trained(strategy, workers)
+    for variant, dtype in asked(strategy, workers):
+        path = outcome.path(f"curve-{strategy}-{variant}-{dtype}.npz")
+        assert path.exists(), outcome.job.describe()
+        curve = read_curve(path)
         reference = reference_curve(variant, dtype, workers)
         assert reference.loss_diff(curve) <= LOSS_BOUND[dtype], (variant, dtype)
         assert reference.weight_diff(curve) <= WEIGHT_BOUND[dtype], (variant, dtype)

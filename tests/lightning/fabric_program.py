@@ -1,7 +1,7 @@
-"""Trainings under Fabric that write what they came to, for a strategy at some number of workers.
+"""Trainings under Fabric that write what they came to, for strategies one after the other at some number of workers.
 
 python fabric_program.py alone FOLDER-OF-2 FOLDER-OF-3
-python fabric_program.py train STRATEGY WORKERS FOLDER [CHECKPOINT]
+python fabric_program.py train WORKERS FOLDER STRATEGY[=CHECKPOINT] ...
 python fabric_program.py leave STRATEGY WORKERS return | raise | exit0 | exit1 | term RANK | all
 python fabric_program.py refusals
 """
@@ -47,18 +47,21 @@ def main() -> None:
         fabric: Any = Fabric(accelerator="cpu", devices=1)
         train(fabric, 2 * BATCH, half)
         train(fabric, 3 * BATCH, third, half / "half.pt")
-    else:
-        strategy, workers = arguments[0], int(arguments[1])
-        fabric = Fabric(accelerator="cpu", strategy=strategy, devices=workers)
+    elif mode == "leave":
+        fabric = Fabric(accelerator="cpu", strategy=arguments[0], devices=int(arguments[1]))
         fabric.launch()
-        if mode == "leave":
-            leave(fabric, *arguments[2:])
-        else:
-            checkpoint = Path(arguments[3]) if len(arguments) > 3 else None
-            said = train(fabric, BATCH, Path(arguments[2]), checkpoint, several=strategy == "horovod")
+        leave(fabric, *arguments[2:])
+    else:
+        workers, folder = int(arguments[0]), Path(arguments[1])
+        for strategy, _, checkpoint in (each.partition("=") for each in arguments[2:]):
+            fabric = Fabric(accelerator="cpu", strategy=strategy, devices=workers)
+            fabric.launch()
+            place = folder / f"{strategy}-{workers}"
+            place.mkdir(exist_ok=True)
+            said = train(fabric, BATCH, place, Path(checkpoint) if checkpoint else None, several=strategy == "horovod")
             said |= {**loaded(fabric), **collectives(fabric), **run_refusals(fabric, strategy)}
             if fabric.is_global_zero:
-                (Path(arguments[2]) / "said.json").write_text(json.dumps(said))
+                (place / "said.json").write_text(json.dumps(said))
 
 
 def train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ BOUND = 1e-5
 pytestmark = pytest.mark.timeout(240)
 
 
-def run(*arguments: str, timeout: float = 200) -> str:
-    job = run_marked([sys.executable, str(PROGRAM), *arguments], timeout=timeout)
+def torchrun(workers: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+
+
+def run(*arguments: str, timeout: float = 200, start: Sequence[str] = (sys.executable,)) -> str:
+    job = run_marked([*start, str(PROGRAM), *arguments], timeout=timeout)
     assert job.returncode == 0, job.describe()
     assert not job.survivors, job.describe()
     return job.output
@@ -34,17 +39,35 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return folders
 
 
-@pytest.fixture(scope="module")
-def runs(alone: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function that runs the program once for each strategy and number of workers."""
-    known: dict[tuple[str, int], Path] = {}
+# The strategies of a job, which come one after the other in it.
+JOBS = [
+    (2, ["horovod"]),  # Fabric starts the other worker
+    (2, ["deepspeed_zero_3", "deepspeed_zero_2_offload", "deepspeed_zero_1"]),
+    (3, ["deepspeed_zero_3_offload", "deepspeed_zero_2"]),
+    (3, ["horovod"]),
+]
+# Whose checkpoint of two workers three go on with.
+RESUMED = {"horovod": "deepspeed_zero_3", "deepspeed_zero_3_offload": "horovod"}
 
-    def find(strategy: str, workers: int, loaded: Path | None = None) -> Path:
-        if (strategy, workers) not in known:
-            folder = tmp_path_factory.mktemp(f"{strategy}-{workers}")
-            run("train", strategy, str(workers), str(folder), *([] if loaded is None else [str(loaded)]))
-            known[strategy, workers] = folder
-        return known[strategy, workers]
+
+@pytest.fixture(scope="module")
+def trained(alone: dict[int, Path], tmp_path_factory: pytest.TempPathFactory, selected: list[dict[str, Any]]) -> Any:
+    """Return a function that returns the folder of a strategy, and runs its job before."""
+    asked = {(each["strategy"], each["workers"]) for each in selected if "workers" in each}
+    asked |= {(RESUMED[strategy], 2) for strategy, workers in asked if workers == 3 and strategy in RESUMED}
+    folder = tmp_path_factory.mktemp("fabric")
+
+    def find(strategy: str, workers: int) -> Path:
+        place = folder / f"{strategy}-{workers}"
+        if not place.exists():
+            (names,) = (names for number, names in JOBS if number == workers and strategy in names)
+            given = []
+            for name in (name for name in names if (name, workers) in asked):
+                other = RESUMED.get(name) if workers == 3 else None
+                given.append(f"{name}={find(other, 2) / 'half.pt'}" if other else name)
+            itself = [sys.executable] if (workers, names) == JOBS[0] else None
+            run("train", str(workers), str(folder), *given, start=itself or torchrun(workers))
+        return place
 
     return find
 
@@ -89,13 +112,11 @@ def pair_up(found: Any, expected: Any, where: str, tensors: dict[str, list[tuple
         ("deepspeed_zero_3_offload", 3),
     ],
 )
-def test_trains_as_one_device(strategy: str, workers: int, alone: dict[int, Path], runs: Any) -> None:
-    other = {"horovod": "deepspeed_zero_3", "deepspeed_zero_3_offload": "horovod"}.get(strategy, strategy)
-    resumed = runs(other, 2) / "half.pt" if workers == 3 and other != strategy else None
-    folder = runs(strategy, workers, resumed)
+def test_trains_as_one_device(strategy: str, workers: int, alone: dict[int, Path], trained: Any) -> None:
+    folder = trained(strategy, workers)
     for name in ("regression.pt", "half.pt", "uneven.pt", *(["two.pt"] if strategy == "horovod" else [])):
         check_alike(folder / name, alone[workers] / name)
-    if resumed is not None:
+    if workers == 3 and strategy in RESUMED:
         check_alike(folder / "resumed.pt", alone[workers] / "resumed.pt")
     said = json.loads((folder / "said.json").read_text())
     ranks = list(range(workers))

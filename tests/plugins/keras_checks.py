@@ -1,14 +1,8 @@
-"""What else a distributed model promises, one function a promise, run by every worker of one job in the same order.
-
-python keras_checks.py FOLDER
-"""
+"""What else a distributed model promises, one function a promise, run by every worker of one job in the same order."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +16,7 @@ import pytest
 import tensorflow as tf
 from keras_scenarios import VALIDATION_X, VALIDATION_Y, X, Y, build, compile_model
 
-from farandole.adapters import DataError, OptionError, StrategyStateError, create_strategy
+from farandole.adapters import DataError, OptionError, StrategyStateError
 from farandole.plugins.keras import (
     BroadcastInitialState,
     LearningRateWarmup,
@@ -30,7 +24,6 @@ from farandole.plugins.keras import (
     WorkerMetrics,
     distribute,
 )
-from farandole.plugins.launch.job import watch_stacks
 
 Check = Callable[[Any, Path], None]
 CHECKS: dict[str, Check] = {}
@@ -326,23 +319,3 @@ def predictions_of_several_outputs(strategy: Any, folder: Path) -> None:
     expected = model(VALIDATION_X)
     assert {name: value.shape for name, value in predicted.items()} == {"a": (33, 2), "b": (33, 3)}
     assert all(np.allclose(predicted[name], expected[name], atol=1e-6) for name in predicted)
-
-
-def main(folder: Path) -> None:
-    watch_stacks()
-    with create_strategy() as strategy:
-        for name, function in CHECKS.items():
-            place = folder / name
-            place.mkdir(exist_ok=True, parents=True)
-            try:
-                function(strategy, place)
-                problem = ""
-            except Exception:
-                problem = traceback.format_exc()
-            (place / f"result-{strategy.worker.rank}.json").write_text(json.dumps(problem))
-            if problem:
-                raise SystemExit(problem)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,8 +1,9 @@
-"""Runs scenarios of `keras_scenarios`: in one process of stock Keras, or as a worker of a strategy.
+"""Runs scenarios of `keras_scenarios`: in one process of stock Keras, or as a worker of a strategy; there checks too.
 
-python keras_program.py FOLDER [SCENARIO ...]
+python keras_program.py FOLDER NAME ...
 
-The stock process writes what it found; workers compare with that, and write the largest difference of each scenario.
+The stock process writes what it found; workers compare with that, and write the differences of each scenario, and the
+traceback of a check that fails.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +29,46 @@ def main(folder: Path, names: list[str], strategy_name: str | None) -> None:
             place.mkdir(parents=True)
             np.savez(place / "numbers.npz", **SCENARIOS[name](lambda make: make(), place))
         return
-    from farandole.adapters import OptionError, create_strategy
-    from farandole.plugins.keras import distribute
+    from keras_checks import CHECKS
+
+    from farandole.adapters import create_strategy
 
     with create_strategy() as strategy:
-
-        def own(make: Any) -> Any:
-            with strategy.scope():
-                model = make()
-            model.scope_of_test = strategy.scope
-            return distribute(model, strategy)
-
         worker = strategy.worker
         for name in names:
             place = folder / f"{strategy_name}-{worker.world_size}" / name
             place.mkdir(parents=True, exist_ok=True)
             try:
-                found = SCENARIOS[name](own, place)
-                with np.load(folder / "stock" / name / "numbers.npz") as expected:
-                    result: Any = {key: _difference(expected[key], found[key]) for key in expected.files}
-                same = strategy.gather(b"".join(np.asarray(found[key]).tobytes() for key in sorted(found)))
-                result["workers differ"] = float(len(set(same)) - 1)
-            except OptionError as error:
-                result = str(error)
+                if name in CHECKS:
+                    result: Any = CHECKS[name](strategy, place) or ""
+                else:
+                    result = _compare(name, strategy, place, folder / "stock" / name)
+            except Exception:
+                result = traceback.format_exc()
             (place / f"result-{worker.rank}.json").write_text(json.dumps(result))
+            if "Traceback" in result:
+                raise SystemExit(result)  # the workers would not meet in the next one
+
+
+def _compare(name: str, strategy: Any, place: Path, stock: Path) -> dict[str, float] | str:
+    """Return the differences between what a scenario comes to here and in the stock process, or why it is refused."""
+    from farandole.adapters import OptionError
+    from farandole.plugins.keras import distribute
+
+    def own(make: Any) -> Any:
+        with strategy.scope():
+            model = make()
+        model.scope_of_test = strategy.scope
+        return distribute(model, strategy)
+
+    try:
+        found = SCENARIOS[name](own, place)
+    except OptionError as error:
+        return str(error)
+    with np.load(stock / "numbers.npz") as expected:
+        result = {key: _difference(expected[key], found[key]) for key in expected.files}
+    same = strategy.gather(b"".join(np.asarray(found[key]).tobytes() for key in sorted(found)))
+    return {**result, "workers differ": float(len(set(same)) - 1)}
 
 
 def _difference(expected: Any, found: Any) -> float:
@@ -61,4 +79,4 @@ def _difference(expected: Any, found: Any) -> float:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or list(SCENARIOS), os.environ.get("FARANDOLE_STRATEGY"))
+    main(Path(sys.argv[1]), sys.argv[2:], os.environ.get("FARANDOLE_STRATEGY"))
