@@ -20,7 +20,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize(
     "mutants",
-    [("wrong_clip", "nothing_wrong"), pytest.param(tuple(MUTANTS), marks=pytest.mark.exhaustive)],
+    [("wrong_clip",), pytest.param(tuple(MUTANTS), marks=pytest.mark.exhaustive)],
     ids=["one", "all"],
 )
 def test_parity_finds_each_mutant_in_the_variants_that_it_breaks(
