@@ -3,6 +3,7 @@
 The contract that every strategy keeps is tested by `farandole.plugins.pytest`.
 """
 
+from .batches import Batch, Batches
 from .capabilities import Capabilities
 from .checkpoint import latest
 from .errors import (
@@ -19,11 +20,13 @@ from .errors import (
 from .launchers import Launch, detect_launch, drop_local_rank_argument, launched_as
 from .progress import Progress
 from .registry import StrategyRow, create_strategy, strategy_row, strategy_rows
-from .strategy import Batch, Strategy, Training
+from .strategy import Strategy
+from .training import Training
 from .worker import Worker
 
 __all__ = [
     "Batch",
+    "Batches",
     "Capabilities",
     "CheckpointError",
     "DataError",

@@ -75,22 +75,32 @@ class GlobalOrder:
         ]
 
     def positions(self, start: Progress, epochs: int) -> Iterator[tuple[int, int]]:
-        """Yield (epoch, step) from `start` to the end of epoch `epochs` - 1."""
-        if start.step > self.steps_per_epoch:
-            raise DataError(
-                f"cannot start at step {start.step}: an epoch has {self.steps_per_epoch} steps "
-                f"({self.length} samples in global batches of {self.global_batch_size}). "
-                "Resume with the dataset and global_batch_size that the progress was made with."
-            )
+        """Yield (epoch, step) from `start` to the end of epoch `epochs` - 1; see `remaining` for what it raises."""
+        self.remaining(start, epochs)
         first = start.step
         for epoch in range(start.epoch, epochs):
             for step in range(first, self.steps_per_epoch):
                 yield epoch, step
             first = 0
 
-    def after(self, epoch: int, step: int) -> Progress:
-        """Return the progress once step (epoch, step) is done."""
-        return Progress(epoch, step + 1) if step + 1 < self.steps_per_epoch else Progress(epoch + 1, 0)
+    def remaining(self, start: Progress, epochs: int) -> int:
+        """Return the number of steps from `start` to the end of epoch `epochs` - 1.
+
+        Raises:
+            DataError: no epoch has a step like that of `start`.
+        """
+        if start.step > self.steps_per_epoch:
+            raise DataError(
+                f"cannot start at step {start.step}: an epoch has {self.steps_per_epoch} steps "
+                f"({self.length} samples in global batches of {self.global_batch_size}). "
+                "Resume with the dataset and global_batch_size that the progress was made with."
+            )
+        return max(0, (epochs - start.epoch) * self.steps_per_epoch - start.step)
+
+    def after(self, epoch: int, step: int, loop: int = 0) -> Progress:
+        """Return the progress once step (epoch, step) is done, in the call of `batches` numbered `loop`."""
+        last = step + 1 == self.steps_per_epoch
+        return Progress(epoch + 1, 0, loop=loop) if last else Progress(epoch, step + 1, loop=loop)
 
     def micro_batches(self, epoch: int, step: int, worker: Worker, accumulate: int) -> tuple[MicroBatch, ...]:
         """Return the `accumulate` micro-batches of one worker in one step.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 from .errors import OptionError
 
@@ -13,11 +13,23 @@ class Progress:
 
     It counts what the training program consumed, never what a data loader fetched ahead, and the end of an epoch is
     always (epoch + 1, 0). Passed to `Training.batches(start=...)`, it names the first step still to be done.
+
+    loop: how many calls of `Training.batches` came before the one that this is a position of; 0 in most programs. The
+        position of a later call is the further one.
     """
 
+    loop: int = field(default=0, kw_only=True)
     epoch: int = 0
     step: int = 0
 
     def __post_init__(self) -> None:
-        if self.epoch < 0 or self.step < 0:
-            raise OptionError(f"progress counts from 0, but epoch={self.epoch} and step={self.step} were given")
+        if min(self.loop, self.epoch, self.step) < 0:
+            raise OptionError(f"progress counts from 0, but {self} was given")
+
+    def as_json(self) -> dict[str, int]:
+        """Return it as files have it, and `Progress(**...)` takes it; `loop` is left out where it is 0."""
+        return {name: number for name, number in asdict(self).items() if number or name != "loop"}
+
+    def __repr__(self) -> str:
+        loop = f", loop={self.loop}" if self.loop else ""
+        return f"Progress(epoch={self.epoch}, step={self.step}{loop})"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, SupportsFloat
 
+from .batches import Batch
 from .errors import DataError
-from .strategy import Batch
 
 
 def weight_of(micro_batch: Any, weight: Callable[[Any], SupportsFloat]) -> float:

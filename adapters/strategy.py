@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from os import PathLike
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Literal, Self, SupportsFloat
+from typing import Any, Literal, Self
 
 from . import entry
 from .capabilities import Capabilities
@@ -23,117 +21,13 @@ from .failure_report import report_failure
 from .launchers import Launch, detect_launch
 from .leaving import leaves_in_order
 from .lost_worker import NoticesLostWorkers, shorten_traceback
-from .progress import Progress
+from .training import StepOptions, Training
 from .worker import Worker
 
 ReduceOp = Literal["mean", "sum", "max", "min"]
 REDUCE_OPS: tuple[ReduceOp, ...] = ("mean", "sum", "max", "min")
 
 _log = logging.getLogger("farandole")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's data on one worker.
-
-    micro: this worker's micro-batches, each collated by itself.
-    weights: how much each of them counts (samples unless told otherwise); 0 for one that stands in for an empty share.
-    global_weight: the sum of the weights over all micro-batches of all workers; reading it may wait for a reduction.
-    progress: the position after this step.
-    random_seed: what the step seeds the framework's random streams with, so that a resumed run draws what an
-        uninterrupted one would; different on every worker. `None` leaves the streams alone.
-    """
-
-    micro: tuple[Any, ...]
-    weights: tuple[float, ...]
-    global_weight: SupportsFloat
-    progress: Progress
-    random_seed: int | None = None
-
-
-class Training(ABC):
-    """A model, its optimizer and its loss on one engine; made by `Strategy.prepare`.
-
-    model: the model as the user made it, on the strategy's device; its parameters are the trained ones.
-    optimizer: an optimizer of the framework whose hyperparameters reach the engine.
-    extras: what `save(extras=...)` was given, as the last `load` found it.
-    """
-
-    model: Any
-    optimizer: Any
-    extras: dict[str, Any]
-
-    @abstractmethod
-    def step(self, batch: Batch) -> SupportsFloat:
-        """Train on one global batch and return its mean loss, the same number on every worker.
-
-        The number is waited for when it is read, not before, so that an unread loss costs no time.
-        """
-
-    @abstractmethod
-    def batches(
-        self,
-        dataset: Any,
-        global_batch_size: int,
-        *,
-        epochs: int = 1,
-        seed: int = 0,
-        start: Progress = Progress(),
-        shuffle: bool = True,
-        weight: Callable[[Any], SupportsFloat] | None = None,
-        **loader_options: Any,
-    ) -> Iterator[Batch]:
-        """Yield this worker's part of every global batch from `start` to the end of epoch `epochs` - 1.
-
-        Each sample of an epoch comes once, on one worker; `order.GlobalOrder` defines which step it belongs to, at any
-        world size alike. `weight(micro_batch)` replaces the number of samples as its weight (for example its tokens).
-        """
-
-    @abstractmethod
-    def weights(self) -> Iterator[tuple[str, Any]]:
-        """Yield the name and the value of each of the model's parameters and persistent buffers, whole, on the CPU.
-
-        All workers iterate together, to the end: an engine that shards a parameter gathers it, one at a time.
-        """
-
-    @abstractmethod
-    def save(
-        self,
-        path: str | PathLike[str],
-        progress: Progress,
-        extras: Mapping[str, Any] | None = None,
-        *,
-        wait: bool = True,
-        keep: int | None = None,
-    ) -> None:
-        """Write everything that `load` needs to go on, as one commit: a crash leaves the previous checkpoint.
-
-        All workers call it, and each writes its share.
-
-        Args:
-            path: a folder, or any folder that fsspec reaches ("s3://bucket/run/7"); all workers see the same one.
-            extras: any JSON object of the user's own.
-            wait: whether it is committed on return. Otherwise each worker copies its share, and writes while training
-                goes on; a failure is raised at the next save or load. A worker that leaves waits for it, up to 15 s and
-                without the others; a failure is then raised where it leaves in order, and otherwise a line on stderr.
-            keep: how many whole checkpoints to leave in the folder that `path` is in, this one included; older ones are
-                removed. `None` leaves all.
-
-        Raises:
-            CheckpointError: it, or the one before that did not wait, could not be written; raised on every worker, with
-                the reason.
-        """
-
-    @abstractmethod
-    def load(self, path: str | PathLike[str]) -> Progress:
-        """Take up model, optimizer, scheduler and extras from `path`, and return where its training stood.
-
-        All workers call it. Nothing is changed before every file was found whole, and fitting; `latest` finds a path.
-
-        Raises:
-            CheckpointError: it is missing, unfinished, damaged, or does not fit this model and optimizer; on every
-                worker.
-        """
 
 
 class Strategy(NoticesLostWorkers):
@@ -248,6 +142,7 @@ class Strategy(NoticesLostWorkers):
         scheduler: Any = None,
         accumulate: int = 1,
         clip_norm: float | None = None,
+        grad_norm: bool = False,
     ) -> Training:
         """Hand a model and its optimizer to the engine; every worker goes on with rank 0's weights.
 
@@ -256,6 +151,8 @@ class Strategy(NoticesLostWorkers):
             scheduler: a learning-rate scheduler of `optimizer`, advanced once a step. The rate is never scaled.
             accumulate: micro-batches that a worker cuts its share of a global batch into; the curve does not change.
             clip_norm: largest L2 norm of the whole reduced gradient; `None` does not clip.
+            grad_norm: whether `Training.grad_norm` is wanted where nothing is clipped; it costs a reduction on engines
+                that shard gradients.
 
         Raises:
             OptionError: an argument that no engine, or not this engine, can honour.
@@ -266,7 +163,8 @@ class Strategy(NoticesLostWorkers):
         if clip_norm is not None and not clip_norm > 0:
             raise OptionError(f"clip_norm={clip_norm} must be positive; None does not clip")
         with self.noticing_lost_workers():
-            return self._prepare(model, optimizer, loss_fn, scheduler, accumulate, clip_norm)
+            options = StepOptions(scheduler, accumulate, clip_norm, grad_norm or clip_norm is not None)
+            return self._prepare(model, optimizer, loss_fn, options)
 
     def reduce(self, value: Any, op: ReduceOp = "mean") -> Any:
         """Combine `value` over all workers; each leaf of a nested structure of tensors, arrays and numbers by itself.
@@ -320,9 +218,7 @@ class Strategy(NoticesLostWorkers):
         model: Any,
         optimizer: Any,
         loss_fn: Callable[[Any, Any], Any],
-        scheduler: Any,
-        accumulate: int,
-        clip_norm: float | None,
+        options: StepOptions,
     ) -> Training: ...
 
     @abstractmethod

@@ -191,7 +191,7 @@ def join_parts(parts: Iterable[Part]) -> tuple[dict[str, TensorInfo], Ranges]:
 
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
     """Commit a checkpoint: from now on it is the one that is loaded."""
-    content = {"format": FORMAT, **asdict(manifest)}
+    content = {"format": FORMAT, **asdict(manifest), "progress": manifest.progress.as_json()}
     storage.put(MANIFEST, json.dumps(content, indent=1).encode())
 
 

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
+from ..batches import Batch
 from ..errors import DataError, OptionError, did_you_mean
 from ..order import GlobalOrder, part
 from ..progress import Progress
 from ..random_seed import mix
-from ..strategy import Batch
 from ..structure import map_structure
 from ..worker import Worker
 from .pipeline import batch_size_of, check_order, reshuffles
@@ -42,9 +42,16 @@ class StepData(ABC):
     def steps(self, start: Progress, epochs: int) -> Iterator[Batch]:
         """Yield this worker's part of each step, weighted by samples."""
 
-    def _batch(self, epoch: int, step: int, micro: Any, weights: Any, global_weight: float) -> Batch:
+    def remaining(self, start: Progress, epochs: int) -> int:
+        """Return the number of steps that `steps` yields; see `GlobalOrder.remaining`."""
+        return self._order.remaining(start, epochs)
+
+    def _batch(self, at: tuple[int, int, int], micro: Any, weights: Any, global_weight: float) -> Batch:
+        epoch, step, loop = at
         seed = mix(self._order.seed, epoch, step, self._worker.rank)
-        return Batch(tuple(micro), tuple(map(float, weights)), global_weight, self._order.after(epoch, step), seed)
+        return Batch(
+            tuple(micro), tuple(map(float, weights)), global_weight, self._order.after(epoch, step, loop), seed
+        )
 
 
 def step_data(
@@ -91,9 +98,8 @@ class _Arrays(StepData):
         for epoch, step in self._order.positions(start, epochs):
             plan = self._order.micro_batches(epoch, step, self._worker, self._accumulate)
             micro = (self._cut(np.array(micro_batch.indices)) for micro_batch in plan)
-            yield self._batch(
-                epoch, step, micro, (micro_batch.weight for micro_batch in plan), float(self._order.size(step))
-            )
+            weights = (micro_batch.weight for micro_batch in plan)
+            yield self._batch((epoch, step, start.loop), micro, weights, float(self._order.size(step)))
 
     def _cut(self, indices: np.ndarray[Any, Any]) -> Any:
         return map_structure(lambda column: tf.convert_to_tensor(column[indices]), self._columns)
@@ -143,7 +149,7 @@ class _Pipeline(StepData):
             cuts = [part(own.stop - own.start, number, self._accumulate) for number in range(self._accumulate)]
             bounds = [(own.start + cut.start, own.start + cut.stop) for cut in cuts]
             micro = [tf.nest.map_structure(lambda leaf, s=s, e=e: _rows(leaf, s, e), batch) for s, e in bounds]
-            yield self._batch(epoch, step, micro, (end - begin for begin, end in bounds), float(rows))
+            yield self._batch((epoch, step, start.loop), micro, (end - begin for begin, end in bounds), float(rows))
 
 
 class _Iterations:

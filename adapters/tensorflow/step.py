@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from ..errors import DataError, OptionError
+from ..training import StepOptions
 from .library import random_seed_generators
 from .strategy import TensorFlowStrategy
 
@@ -33,17 +34,14 @@ class CompiledStep:
         model: Any,
         optimizer: Any,
         loss_fn: Callable[[Any, Any], Any],
-        clip_norm: float | None,
+        options: StepOptions,
         name: str,
     ) -> None:
         self._strategy = strategy
         self._model = model
         self._optimizer = optimizer
-        # The user's function may branch on tensors, as in any `tf.function`; ours is written as a graph.
-        self._loss_fn = tf.__internal__.autograph.tf_convert(
-            loss_fn, tf.__internal__.autograph.control_status_ctx(), convert_by_default=True
-        )
-        self._clip_norm = clip_norm
+        self._loss_fn = convert(loss_fn)
+        self._options = options
         self._name = name
         self._variables = list(model.trainable_variables)
         self._generators = random_seed_generators(model)
@@ -52,7 +50,7 @@ class CompiledStep:
     def __call__(
         self, micro: tuple[Any, ...], spec: Spec, shares: Sequence[float], random_seed: int | None
     ) -> tf.Tensor:
-        """Return the mean loss of the global batch.
+        """Return the mean loss of the global batch, and the norm of its gradient where it is measured: (1,) or (2,).
 
         Args:
             micro: this worker's micro-batches.
@@ -93,7 +91,7 @@ class CompiledStep:
             total += loss
             gradients = [_plus(before, more) for before, more in zip(gradients, own, strict=True)]
         used, variables = agreed_gradients(
-            self._strategy, spec, self._variables, gradients, dense=self._clip_norm is not None
+            self._strategy, spec, self._variables, gradients, dense=self._options.grad_norm
         )
         if not variables:
             raise OptionError("no trainable variable of the model has a gradient: loss_fn does not depend on them")
@@ -101,11 +99,15 @@ class CompiledStep:
         wide = (gradient.dtype for gradient in used if gradient.dtype in (tf.float32, tf.float64))
         total = tf.cast(total, next(wide, tf.float64))
         *reduced, total = self._strategy.sum_in_graph([*used, total], self._name)
-        if self._clip_norm is not None:
+        found = [total]
+        if self._options.grad_norm:
             scale = self._optimizer.scale_loss(tf.ones((), reduced[0].dtype))
-            reduced, _ = tf.clip_by_global_norm(reduced, self._clip_norm * scale)
+            norm = tf.linalg.global_norm(reduced)
+            found.append(tf.cast(norm / tf.cast(scale, norm.dtype), total.dtype))
+            if self._options.clip_norm is not None:
+                reduced, _ = tf.clip_by_global_norm(reduced, self._options.clip_norm * scale, use_norm=norm)
         self._optimizer.apply(reduced, variables)
-        return total
+        return tf.stack(found)
 
     def _backward(self, micro_batch: Any, share: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
         counts = share > 0
@@ -122,6 +124,13 @@ class CompiledStep:
         counted = iter(there)
         gradients = [None if gradient is None else next(counted) for gradient in gradients]
         return tf.where(counts, tf.cast(loss, tf.float64) * share, 0.0), gradients
+
+
+def convert(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a user's function for a graph that autograph leaves alone: it may branch on tensors all the same."""
+    status = tf.__internal__.autograph.control_status_ctx()
+    converted: Callable[..., Any] = tf.__internal__.autograph.tf_convert(function, status, convert_by_default=True)
+    return converted
 
 
 def weigh(value: Any, share: tf.Tensor) -> Any:

@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import LauncherError, OptionError, StrategyStateError
-from ..strategy import ReduceOp, Strategy, Training
+from ..strategy import ReduceOp, Strategy
 from ..structure import map_structure
+from ..training import StepOptions, Training
 from .library import check_keras, context_is_initialized
 
 
@@ -146,13 +147,11 @@ class TensorFlowStrategy(Strategy):
         model: Any,
         optimizer: Any,
         loss_fn: Callable[[Any, Any], Any],
-        scheduler: Any,
-        accumulate: int,
-        clip_norm: float | None,
+        options: StepOptions,
     ) -> Training:
         from .training import TensorFlowTraining
 
-        return TensorFlowTraining(self, model, optimizer, loss_fn, scheduler, accumulate, clip_norm)
+        return TensorFlowTraining(self, model, optimizer, loss_fn, options)
 
     def _reduce(self, value: Any, op: ReduceOp) -> Any:
         leaves: list[Any] = []

@@ -10,14 +10,17 @@ from typing import Any, SupportsFloat
 import keras
 import tensorflow as tf
 
+from ..batches import Batch, Batches
 from ..checkpoint.save import Saver
 from ..errors import DataError, OptionError
+from ..evaluation import SampleMean
 from ..pending import Pending
 from ..progress import Progress
 from ..shares import total_of, weight_of
-from ..strategy import Batch, Training
+from ..training import StepOptions, Training
 from .checkpoint import TensorFlowSave, load, named_weights
-from .data import step_data
+from .data import StepData, step_data
+from .evaluation import compiled_evaluation
 from .library import check_model, check_optimizer
 from .step import CompiledStep, Spec, fits, spec_of
 from .strategy import TensorFlowStrategy
@@ -32,36 +35,40 @@ class TensorFlowTraining(Training):
         model: Any,
         optimizer: Any,
         loss_fn: Callable[[Any, Any], Any],
-        scheduler: Any,
-        accumulate: int,
-        clip_norm: float | None,
+        options: StepOptions,
     ) -> None:
-        _check(model, optimizer, scheduler)
+        super().__init__(options)
+        _check(model, optimizer, options.scheduler)
         self.model = model
         self.optimizer = optimizer
         self.extras: dict[str, Any] = {}
         self._strategy = strategy
-        self._accumulate = accumulate
         self._specs: list[Spec] = []
         prepare_variables(strategy, model, optimizer)
         name = f"training{strategy.next_training()}"
-        self._step = CompiledStep(strategy, model, optimizer, loss_fn, clip_norm, name)
+        self._step = CompiledStep(strategy, model, optimizer, loss_fn, options, name)
         self._saver = Saver(strategy, lambda storage, keep: TensorFlowSave(storage, self, strategy, keep))
         if strategy.worker.world_size > 1:
             warn_of_batch_norm(model, stacklevel=5)
 
     def step(self, batch: Batch) -> Pending:
-        if len(batch.micro) != self._accumulate:
-            raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={self._accumulate}")
+        accumulate = self._options.accumulate
+        if len(batch.micro) != accumulate:
+            raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={accumulate}")
         total = total_of(batch)
         spec = next((spec for spec in self._specs if fits(batch.micro, spec)), None) or spec_of(batch.micro[0])
         shares = [own / total for own in batch.weights]
         with self._strategy.noticing_lost_workers():
-            loss = self._step(batch.micro, spec, shares, batch.random_seed)
+            found = self._step(batch.micro, spec, shares, batch.random_seed)
+        self._position.progress = batch.progress
+        if self._options.grad_norm:
+            self._grad_norm = self._pending(found, 1)
+        return self._pending(found, 0)
 
+    def _pending(self, found: tf.Tensor, number: int) -> Pending:
         def read() -> float:
             with self._strategy.noticing_lost_workers():
-                return float(loss.numpy())
+                return float(found.numpy()[number])
 
         return Pending(read)
 
@@ -72,27 +79,49 @@ class TensorFlowTraining(Training):
         *,
         epochs: int = 1,
         seed: int = 0,
-        start: Progress = Progress(),
+        start: Progress | None = None,
         shuffle: bool = True,
         weight: Callable[[Any], SupportsFloat] | None = None,
         **loader_options: Any,
-    ) -> Iterator[Batch]:
+    ) -> Batches:
+        data = self._data(dataset, global_batch_size, seed, shuffle, self._options.accumulate, loader_options)
+        if data.spec not in self._specs:
+            self._specs.append(data.spec)
+        begin = self._position.begin(start, epochs)
+        return Batches(self._batches(data.steps(begin, epochs), weight), data.remaining(begin, epochs))
+
+    def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:
+        data = self._data(dataset, batch_size, 0, False, 1, loader_options)
+        evaluate = compiled_evaluation(self._strategy, self.model, fn, data.spec)
+        mean = SampleMean()
+        with self._strategy.noticing_lost_workers():
+            for batch in data.steps(Progress(), 1):
+                mean.add(evaluate(batch.micro[0]), int(batch.weights[0]))
+        return mean.over_workers(self._strategy)
+
+    def _data(
+        self,
+        dataset: Any,
+        global_batch_size: int,
+        seed: int,
+        shuffle: bool,
+        accumulate: int,
+        options: Mapping[str, Any],
+    ) -> StepData:
         worker = self._strategy.worker
         if 0 < global_batch_size < worker.world_size:
             raise OptionError(
                 f"global_batch_size={global_batch_size} is smaller than the {worker.world_size} workers: "
                 "some would never get a sample. Raise it, or start fewer workers."
             )
-        data = step_data(dataset, global_batch_size, seed, shuffle, worker, self._accumulate, loader_options)
+        data = step_data(dataset, global_batch_size, seed, shuffle, worker, accumulate, options)
         everyone = self._strategy.gather(str(data))
         for rank, other in enumerate(everyone):
             if other != everyone[0]:
                 raise DataError(
                     f"worker {rank} has {other}, worker 0 has {everyone[0]}: every worker passes the same dataset"
                 )
-        if data.spec not in self._specs:
-            self._specs.append(data.spec)
-        return self._batches(data.steps(start, epochs), weight)
+        return data
 
     def _batches(self, steps: Iterator[Batch], weight: Callable[[Any], SupportsFloat] | None) -> Iterator[Batch]:
         for batch in steps:
@@ -126,7 +155,9 @@ class TensorFlowTraining(Training):
     def load(self, path: str | PathLike[str]) -> Progress:
         with self._strategy.noticing_lost_workers():
             self._saver.settle()
-            return load(self._strategy, path, self)
+            progress = load(self._strategy, path, self)
+        self._position.take_up(progress)
+        return progress
 
 
 def prepare_variables(strategy: TensorFlowStrategy, model: Any, optimizer: Any) -> None:

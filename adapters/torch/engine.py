@@ -26,8 +26,9 @@ class LossModule(torch.nn.Module):
         self.model = model
         self._loss_fn = (loss_fn,)  # in a tuple, so that a module is not registered as part of this one
 
-    def forward(self, micro_batch: Any) -> torch.Tensor:
-        return self._loss_fn[0](self.model, micro_batch)
+    def forward(self, micro_batch: Any, fn: Callable[[Any, Any], Any] | None = None) -> Any:
+        """Return what `loss_fn`, or another function of the model and a micro-batch, makes of it."""
+        return (fn or self._loss_fn[0])(self.model, micro_batch)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Engine:
     """One module on one engine. This base is plain PyTorch in one process; engines override what they do otherwise.
 
     For a step: `forward` and `backward` for each micro-batch, all but the last inside `no_sync()`; then
-    `reduce_gradients()`, `clip_grad_norm()` and `update()`.
+    `reduce_gradients()`, `clip_grad_norm()` or `measure_grad_norm()`, and `update()`; `grad_norm()` is known then.
 
     groups: the module's parameters that the optimizer updates, by its groups.
     """
@@ -61,6 +62,7 @@ class Engine:
         self.module = module
         self.optimizer = optimizer
         self.groups: list[list[torch.nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
+        self._grad_norm: torch.Tensor | None = None
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -91,7 +93,18 @@ class Engine:
 
     def clip_grad_norm(self, max_norm: float) -> None:
         """Have the reduced gradients scaled so that their joint L2 norm, over all workers, is at most `max_norm`."""
-        torch.nn.utils.clip_grad_norm_(self.parameters, max_norm)
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, max_norm)
+
+    def measure_grad_norm(self) -> None:
+        """Find the joint L2 norm of the reduced gradients, over all workers, and leave them as they are."""
+        self._grad_norm = torch.nn.utils.get_total_norm(
+            [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        )
+
+    def grad_norm(self) -> torch.Tensor:
+        """Return the norm that this step's gradients had before they were clipped: (), the same on every worker."""
+        assert self._grad_norm is not None
+        return self._grad_norm
 
     def update(self) -> None:
         """Apply the gradients to the parameters."""

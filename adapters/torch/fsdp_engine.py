@@ -122,6 +122,10 @@ class FSDPEngine(Engine):
     def gradients(self) -> Iterator[torch.Tensor]:
         yield from map(local_of, super().gradients())
 
+    def grad_norm(self) -> torch.Tensor:
+        norm = super().grad_norm()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
     def update(self) -> None:
         if self._scaler is None:
             self.optimizer.step()

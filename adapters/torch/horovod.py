@@ -236,11 +236,12 @@ class _HorovodEngine(Engine):
         self._counts.settle()
 
     def clip_grad_norm(self, max_norm: float) -> None:
-        if self._adasum:
-            raise OptionError(
-                "clip_norm sees the reduced gradient, and op='adasum' reduces updates: leave one of them out"
-            )
+        self._require_gradients("clip_norm")
         super().clip_grad_norm(max_norm)
+
+    def measure_grad_norm(self) -> None:
+        self._require_gradients("grad_norm")
+        super().measure_grad_norm()
 
     def zero_grad(self) -> None:
         for parameter in self._trained:  # Horovod's optimizer for Adasum cannot set them to None
@@ -255,6 +256,12 @@ class _HorovodEngine(Engine):
     def release(self) -> None:
         # Horovod keeps no handles of its hooks; one that never comes to its last backward pass reduces nothing.
         self._distributed.set_backward_passes_per_step(sys.maxsize)
+
+    def _require_gradients(self, asked: str) -> None:
+        if self._adasum:
+            raise OptionError(
+                f"{asked} sees the reduced gradient, and op='adasum' reduces updates: leave one of them out"
+            )
 
     def _refuse_partial_groups(self, counts: list[float]) -> None:
         """With groups, workers that lack different gradients would wait for each other for ever."""

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from .. import entry
 from ..errors import LauncherError, OptionError
 from ..lost_worker import gloo_lost_a_peer
-from ..strategy import ReduceOp, Strategy, Training
+from ..strategy import ReduceOp, Strategy
 from ..structure import map_structure
+from ..training import StepOptions, Training
 from .engine import Engine
 
 Finish = Callable[[], torch.Tensor]
@@ -113,13 +114,11 @@ class TorchStrategy(Strategy):
         model: Any,
         optimizer: Any,
         loss_fn: Callable[[Any, Any], Any],
-        scheduler: Any,
-        accumulate: int,
-        clip_norm: float | None,
+        options: StepOptions,
     ) -> Training:
         from .training import TorchTraining
 
-        return TorchTraining(self, model, optimizer, loss_fn, scheduler, accumulate, clip_norm)
+        return TorchTraining(self, model, optimizer, loss_fn, options)
 
     def _reduce(self, value: Any, op: ReduceOp) -> Any:
         started = [_Leaf(self, leaf, op, f"leaf{number}") for number, leaf in enumerate(_leaves(value))]

@@ -9,19 +9,22 @@ from typing import Any, SupportsFloat
 
 import torch
 
+from ..batches import Batch, Batches
 from ..checkpoint.save import Saver
 from ..errors import OptionError
+from ..evaluation import SampleMean
 from ..order import GlobalOrder
 from ..pending import Pending
 from ..progress import Progress
 from ..random_seed import mix
 from ..shares import total_of, weight_of
-from ..strategy import Batch, Training
+from ..training import StepOptions, Training
 from . import checkpoint
 from .batch_norm import warn_of_batch_norm
 from .data import StepLoader, order_of, to_device
 from .earlier import EarlierReduction
 from .engine import LossModule
+from .evaluation import evaluation_mode
 from .stand_in import refuse_gradients_of_nothing, without_side_effects
 from .strategy import TorchStrategy
 from .weighing import is_nothing, weigh
@@ -36,21 +39,18 @@ class TorchTraining(Training):
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         loss_fn: Callable[[Any, Any], torch.Tensor],
-        scheduler: Any,
-        accumulate: int,
-        clip_norm: float | None,
+        options: StepOptions,
     ) -> None:
-        _check(model, optimizer, scheduler)
+        super().__init__(options)
+        _check(model, optimizer, options.scheduler)
         self._strategy = strategy
         self._number = strategy.next_training()
-        self._accumulate = accumulate
-        self._clip_norm = clip_norm
         self.model = model.to(strategy.device)
-        self.scheduler = scheduler
+        self.scheduler = options.scheduler
         self.extras: dict[str, Any] = {}
         if strategy.broadcast(bool(optimizer.state)):  # before an engine cuts it up
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
-        self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, accumulate)
+        self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, options.accumulate)
         self.optimizer = self.engine.optimizer
         self._frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         self._earlier_loss = EarlierReduction()
@@ -66,8 +66,9 @@ class TorchTraining(Training):
             return self._step(batch)
 
     def _step(self, batch: Batch) -> Pending:
-        if len(batch.micro) != self._accumulate:
-            raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={self._accumulate}")
+        accumulate, clip_norm = self._options.accumulate, self._options.clip_norm
+        if len(batch.micro) != accumulate:
+            raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={accumulate}")
         if any(parameter.requires_grad for parameter in self._frozen):
             raise OptionError(
                 "a parameter requires a gradient that was frozen when the model was prepared, and engines do not "
@@ -102,11 +103,16 @@ class TorchTraining(Training):
         engine.reduce_gradients()
         if nothing_counted:
             refuse_gradients_of_nothing(engine)
-        if self._clip_norm is not None:
-            engine.clip_grad_norm(self._clip_norm)
+        if clip_norm is not None:
+            engine.clip_grad_norm(clip_norm)
+        elif self._options.grad_norm:
+            engine.measure_grad_norm()
         engine.update()
+        if self._options.grad_norm:
+            self._grad_norm = Pending(engine.grad_norm().item)
         if self.scheduler is not None:
             self.scheduler.step()
+        self._position.progress = batch.progress
         assert loss_sum is not None
         return loss_sum
 
@@ -117,20 +123,21 @@ class TorchTraining(Training):
         *,
         epochs: int = 1,
         seed: int = 0,
-        start: Progress = Progress(),
+        start: Progress | None = None,
         shuffle: bool = True,
         weight: Callable[[Any], SupportsFloat] | None = None,
         **loader_options: Any,
-    ) -> Iterator[Batch]:
+    ) -> Batches:
         worker = self._strategy.worker
-        self._strategy.check_batch(global_batch_size, self._accumulate)
+        self._strategy.check_batch(global_batch_size, self._options.accumulate)
         order = order_of(dataset, global_batch_size, seed, shuffle, worker)
         may_fork = not self._strategy.capabilities.threads
-        loader = StepLoader(dataset, order, worker, self._accumulate, start, epochs, loader_options, may_fork)
-        return self._batches(loader, order, weight)
+        begin = self._position.begin(start, epochs)
+        loader = StepLoader(dataset, order, worker, self._options.accumulate, begin, epochs, loader_options, may_fork)
+        return Batches(self._batches(loader, order, weight, begin.loop), order.remaining(begin, epochs))
 
     def _batches(
-        self, loader: StepLoader, order: GlobalOrder, weight: Callable[[Any], SupportsFloat] | None
+        self, loader: StepLoader, order: GlobalOrder, weight: Callable[[Any], SupportsFloat] | None, loop: int
     ) -> Iterator[Batch]:
         for epoch, step, counts, data in loader:
             micro = tuple(to_device(micro_batch, self._strategy.device) for micro_batch in data)
@@ -145,7 +152,18 @@ class TorchTraining(Training):
                 own = torch.tensor(sum(weights), dtype=torch.float64)
                 global_weight = self._start_sum(own, "weight", self._earlier_weight)
             seed = mix(order.seed, epoch, step, self._strategy.worker.rank)
-            yield Batch(micro, weights, global_weight, order.after(epoch, step), seed)
+            yield Batch(micro, weights, global_weight, order.after(epoch, step, loop), seed)
+
+    def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:
+        strategy = self._strategy
+        order = order_of(dataset, batch_size, 0, False, strategy.worker)
+        may_fork = not strategy.capabilities.threads
+        loader = StepLoader(dataset, order, strategy.worker, 1, Progress(), 1, loader_options, may_fork)
+        mean = SampleMean()
+        with strategy.noticing_lost_workers(), evaluation_mode(self.model), torch.no_grad():
+            for _, _, (count,), (micro_batch,) in loader:
+                mean.add(self.engine.forward(to_device(micro_batch, strategy.device), fn), count)
+        return mean.over_workers(strategy)
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, value in self.model.state_dict(keep_vars=True).items():
@@ -169,7 +187,9 @@ class TorchTraining(Training):
     def load(self, path: str | PathLike[str]) -> Progress:
         with self._strategy.noticing_lost_workers():
             self._saver.settle()
-            return checkpoint.load(self._strategy, path, self)
+            progress = checkpoint.load(self._strategy, path, self)
+        self._position.take_up(progress)
+        return progress
 
     def _start_sum(self, value: torch.Tensor, name: str, earlier: EarlierReduction) -> Pending:
         flat = value.to(self._strategy.device).reshape(1)

@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from farandole.adapters import Batch, Strategy, create_strategy
+from farandole.adapters import Batch, create_strategy
 
 GLOBAL_BATCH_SIZE = 64  # scans a step trains on, all workers together
 Array = np.ndarray[Any, Any]
@@ -39,7 +39,7 @@ def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | No
             loss = training.step(batch)
             if on_step is not None:
                 on_step(batch, loss)
-        result = accuracy(strategy, model, test_scans)
+        result: float = training.evaluate(test_scans, accuracy, GLOBAL_BATCH_SIZE)
         if strategy.worker.is_main:
             print(f"{strategy.name}: {result:.1%} of {len(test_scans[0])} scans read rightly")
     return result
@@ -86,13 +86,11 @@ def loss_fn(model: keras.Model, scans: Scans) -> Any:
     return keras.ops.mean(keras.ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True))
 
 
-def accuracy(strategy: Strategy, model: keras.Model, scans: Scans) -> float:
-    """Return the share of `scans` that the model reads rightly; each worker looks at a part of them."""
-    mine = slice(strategy.worker.rank, None, strategy.worker.world_size)
-    images, labels = (column[mine] for column in scans)
-    right = int((np.argmax(model(images, training=False), axis=1) == labels).sum())
-    total: int = strategy.reduce(right, op="sum")
-    return total / len(scans[0])
+def accuracy(model: keras.Model, scans: Scans) -> Any:
+    """Return the share of a micro-batch's scans that the model reads rightly."""
+    images, labels = scans
+    found = keras.ops.argmax(model(images, training=False), axis=1)
+    return keras.ops.mean(keras.ops.cast(keras.ops.equal(found, labels), "float32"))
 
 
 if __name__ == "__main__":

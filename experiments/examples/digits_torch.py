@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from farandole.adapters import Batch, Strategy, create_strategy
+from farandole.adapters import Batch, create_strategy
 
 GLOBAL_BATCH_SIZE = 64  # scans a step trains on, all workers together
 Scans = tuple[Tensor, Tensor]  # images (N, 1, 8, 8) from 0 to 1, and the digits (N,) that they show
@@ -38,7 +38,7 @@ def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | No
             loss = training.step(batch)
             if on_step is not None:
                 on_step(batch, loss)
-        result = accuracy(strategy, model, test_scans)
+        result: float = training.evaluate(test_scans, accuracy, GLOBAL_BATCH_SIZE)
         if strategy.worker.is_main:
             print(f"{strategy.name}: {result:.1%} of {len(test_scans[0])} scans read rightly")
     return result
@@ -77,15 +77,11 @@ def loss_fn(model: nn.Module, scans: Scans) -> Tensor:
     return cross_entropy(model(images), labels)
 
 
-def accuracy(strategy: Strategy, model: nn.Module, scans: Scans) -> float:
-    """Return the share of `scans` that the model reads rightly; each worker looks at a part of them."""
-    mine = slice(strategy.worker.rank, None, strategy.worker.world_size)
-    images, labels = (column[mine].to(strategy.device) for column in scans)
-    model.eval()
-    with torch.no_grad():
-        right = int((model(images).argmax(1) == labels).sum())
-    total: int = strategy.reduce(right, op="sum")
-    return total / len(scans[0])
+def accuracy(model: nn.Module, scans: Scans) -> Tensor:
+    """Return the share of a micro-batch's scans that the model reads rightly."""
+    images, labels = scans
+    right: Tensor = model(images).argmax(1) == labels
+    return right.float().mean()
 
 
 if __name__ == "__main__":

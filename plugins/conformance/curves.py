@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ from .variants import GLOBAL_BATCH, SEED, STEPS, VARIANTS, Variant
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of all steps, and the weights after the last one by name."""
+    """The losses of all steps, the weights after the last one by name, and gradients' norms where they are measured."""
 
     losses: tuple[float, ...]
     weights: dict[str, np.ndarray]
+    grad_norms: tuple[float, ...] = ()
 
     def loss_diff(self, other: Curve, start: int = 0) -> float:
         """Return the largest |other - self| / max(1, |self|) of any step; `other` begins at step `start`."""
-        own = np.array(self.losses[start:])
-        if len(own) != len(other.losses):
-            return float("inf")
-        return _largest(np.abs(np.array(other.losses) - own) / np.maximum(1.0, np.abs(own)))
+        return _difference(self.losses[start:], other.losses)
+
+    def grad_norm_diff(self, other: Curve) -> float:
+        """Return the largest |other - self| / max(1, |self|) of the norms of any step's gradient; 0 without norms."""
+        return _difference(self.grad_norms, other.grad_norms) if self.grad_norms or other.grad_norms else 0.0
 
     def weight_diff(self, other: Curve) -> float:
         """Return the largest distance of a weight tensor by norm, relative to its own."""
@@ -50,6 +53,7 @@ def prepare(strategy: Strategy, variant: Variant, dtype: str) -> Training:
             scheduler=scheduler,
             accumulate=variant.accumulate,
             clip_norm=variant.clip_norm,
+            grad_norm=variant.grad_norm,
         )
 
 
@@ -63,7 +67,7 @@ def train(
 ) -> tuple[Curve, Progress]:
     """Train `steps` steps from `start`; return their losses, the weights after them, and where that is."""
     program = program_of(strategy)
-    losses = []
+    losses, norms = [], []
     progress = start
     batches = training.batches(
         program.dataset(variant, dtype),
@@ -75,9 +79,11 @@ def train(
     )
     for batch, _ in zip(batches, range(steps), strict=False):
         losses.append(training.step(batch))
+        if variant.measures_norm:
+            norms.append(training.grad_norm)
         progress = batch.progress
     weights = {name: np.asarray(weight) for name, weight in training.weights()}
-    return Curve(tuple(map(float, losses)), weights), progress
+    return Curve(tuple(map(float, losses)), weights, tuple(map(float, norms))), progress
 
 
 def run_variant(strategy: Strategy, variant_name: str, dtype: str) -> Curve:
@@ -90,15 +96,22 @@ def write_curve(path: Path, curve: Curve) -> None:
     """Write a curve where `read_curve` finds it whole or not at all."""
     partial = path.with_suffix(".partial.npz")
     arrays: dict[str, Any] = {f"weight:{name}": weight for name, weight in curve.weights.items()}
-    np.savez(partial, losses=np.array(curve.losses), **arrays)
+    np.savez(partial, losses=np.array(curve.losses), grad_norms=np.array(curve.grad_norms), **arrays)
     partial.replace(path)
 
 
 def read_curve(path: Path) -> Curve:
     """Read what `write_curve` wrote."""
     with np.load(path) as file:
-        weights = {name.removeprefix("weight:"): file[name] for name in file.files if name != "losses"}
-        return Curve(tuple(map(float, file["losses"])), weights)
+        weights = {name.removeprefix("weight:"): file[name] for name in file.files if name.startswith("weight:")}
+        return Curve(tuple(map(float, file["losses"])), weights, tuple(map(float, file["grad_norms"])))
+
+
+def _difference(expected: Sequence[float], found: Sequence[float]) -> float:
+    own = np.array(expected)
+    if len(own) != len(found):
+        return float("inf")
+    return _largest(np.abs(np.array(found) - own) / np.maximum(1.0, np.abs(own)))
 
 
 def _largest(differences: np.ndarray) -> float:

@@ -11,6 +11,7 @@ from ...adapters import Strategy
 if TYPE_CHECKING:
     from .checks.common import Check
     from .curves import Curve
+    from .variants import Variant
 
 
 def program_of(strategy: Strategy) -> Any:
@@ -28,6 +29,12 @@ def reference_curve(framework: str, variant: str, dtype: str, parts: int = 1) ->
     """Return the curve that the engines of a framework must follow; see `torch.reference`."""
     curve: Curve = _module(framework, "reference").reference_curve(variant, dtype, parts)
     return curve
+
+
+def reference_loss(framework: str, variant: Variant, data: Any) -> float:
+    """Return the mean loss of an untrained model over some data, in one process."""
+    loss: float = _module(framework, "reference").reference_loss(variant, data)
+    return loss
 
 
 def faults_module(framework: str) -> str:

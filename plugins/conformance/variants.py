@@ -23,6 +23,7 @@ class Variant:
 
     length: samples in the dataset; 99 leaves three to the last batch, so that shares are uneven, and 97 leaves one, so
         that all workers but the first get none.
+    grad_norm: whether the norm of each step's gradient is compared too, as it always is where it is clipped.
     unused: whether the model has a parameter that the loss never reaches.
     tokens: whether samples count by their tokens, of which each has another number.
     """
@@ -32,9 +33,15 @@ class Variant:
     length: int = 160
     accumulate: int = 1
     clip_norm: float | None = None
+    grad_norm: bool = False
     schedule: bool = False
     unused: bool = False
     tokens: bool = False
+
+    @property
+    def measures_norm(self) -> bool:
+        """Whether a curve of it has the norms of its gradients."""
+        return self.grad_norm or self.clip_norm is not None
 
 
 VARIANTS = {
@@ -42,7 +49,7 @@ VARIANTS = {
     for variant in (
         Variant("sgd_momentum"),
         Variant("adamw", optimizer="adamw"),
-        Variant("accumulate_4", length=99, accumulate=4),
+        Variant("accumulate_4", length=99, accumulate=4, grad_norm=True),
         Variant("clip", clip_norm=0.2),
         Variant("schedule", optimizer="adamw", length=99, schedule=True),
         Variant("unused_parameter", optimizer="adamw", unused=True),

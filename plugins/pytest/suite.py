@@ -146,10 +146,11 @@ class Conformance:
         return run
 
     def test_curve(self, run: Run, world_size: int, variant: str, dtype: str) -> None:
-        """Contract 1 and 2: losses and weights of 100 steps equal plain code's in one process."""
+        """Contract 1 and 2: losses, gradient norms and weights of 100 steps equal plain code's in one process."""
         reference = reference_curve(self.framework_name(), variant, dtype)
         curve = read_curve(run(world_size).path(f"curve-{variant}-{dtype}.npz"))
         assert reference.loss_diff(curve) <= LOSS_BOUND[dtype]
+        assert reference.grad_norm_diff(curve) <= LOSS_BOUND[dtype]
         assert reference.weight_diff(curve) <= WEIGHT_BOUND[dtype]
 
     def test_check(self, run: Run, world_size: int, check: str) -> None:

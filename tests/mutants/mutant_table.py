@@ -53,8 +53,8 @@ MUTANTS = (
     Mutant(
         "epoch_begins_late",
         "adapters/order.py",
-        "else Progress(epoch + 1, 0)",
-        "else Progress(epoch + 1, 1)",
+        "Progress(epoch + 1, 0, loop=loop)",
+        "Progress(epoch + 1, 1, loop=loop)",
         ("tests/unit/test_order.py",),
     ),
     Mutant(
@@ -73,6 +73,27 @@ MUTANTS = (
         _conformance("TestDDP", "test_curve"),
     ),
     Mutant(
+        "a_completed_call_begins_again",
+        "adapters/batches.py",
+        "if loop < self._loaded.loop:",
+        "if loop < 0:",
+        ("tests/unit/test_position.py",),
+    ),
+    Mutant(
+        "a_placeholder_is_evaluated",
+        "adapters/evaluation.py",
+        "        if count:\n",
+        "        count = count or 1\n        if count:\n",
+        _conformance("TestDDP", "evaluation_is"),
+    ),
+    Mutant(
+        "fsdp_measures_its_own_shard",
+        "adapters/torch/fsdp_engine.py",
+        "return norm.full_tensor() if isinstance(norm, DTensor) else norm",
+        "return norm.to_local() if isinstance(norm, DTensor) else norm",
+        _conformance("TestFSDP", "accumulate_4"),
+    ),
+    Mutant(
         "loss_of_the_last_micro_batch",
         "adapters/torch/training.py",
         "total = part if total is None else total + part",
@@ -86,12 +107,14 @@ MUTANTS = (
         engine.reduce_gradients()
         if nothing_counted:
             refuse_gradients_of_nothing(engine)
-        if self._clip_norm is not None:
-            engine.clip_grad_norm(self._clip_norm)
+        if clip_norm is not None:
+            engine.clip_grad_norm(clip_norm)
+        elif self._options.grad_norm:
+            engine.measure_grad_norm()
 """,
         """\
-        if self._clip_norm is not None:
-            engine.clip_grad_norm(self._clip_norm)
+        if clip_norm is not None:
+            engine.clip_grad_norm(clip_norm)
         engine.reduce_gradients()
         if nothing_counted:
             refuse_gradients_of_nothing(engine)
@@ -186,8 +209,8 @@ MUTANTS = (
     Mutant(
         "tf_does_not_clip",
         "adapters/tensorflow/step.py",
-        "reduced, _ = tf.clip_by_global_norm(reduced, self._clip_norm * scale)",
-        "del scale",
+        "reduced, _ = tf.clip_by_global_norm(reduced, self._options.clip_norm * scale, use_norm=norm)",
+        "pass",
         _conformance("TestTensorFlowHorovod", "test_curve"),
     ),
     # Checkpoints.

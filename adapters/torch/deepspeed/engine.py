@@ -102,6 +102,12 @@ class ZeroEngine(Engine):
     def clip_grad_norm(self, max_norm: float) -> None:
         self._zero.clip_grad = max_norm
 
+    def measure_grad_norm(self) -> None:
+        pass  # DeepSpeed does in each update
+
+    def grad_norm(self) -> torch.Tensor:
+        return torch.as_tensor(self._engine.get_global_grad_norm())
+
     def update(self) -> None:
         self._engine.step()
         if self._zero.overflow and self._dtype != torch.float16:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ... import entry
 from ...capabilities import Capabilities, Shard
 from ...errors import OptionError
-from ...strategy import Training
+from ...training import StepOptions, Training
 from ..earlier import GradientCounts
 from ..elementwise import refuse_unless_elementwise
 from ..engine import Engine
@@ -137,11 +137,9 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         model: Any,
         optimizer: Any,
         loss_fn: Callable[[Any, Any], Any],
-        scheduler: Any,
-        accumulate: int,
-        clip_norm: float | None,
+        options: StepOptions,
     ) -> Training:
-        check_prepared(self._user_config, accumulate, clip_norm)
+        check_prepared(self._user_config, options.accumulate, options.clip_norm)
         # What is built from here on, in a scope that is often left open while training, is no part of the model.
         self._building.close()
-        return super()._prepare(model, optimizer, loss_fn, scheduler, accumulate, clip_norm)
+        return super()._prepare(model, optimizer, loss_fn, options)

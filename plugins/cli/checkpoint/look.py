@@ -85,7 +85,7 @@ def describe(found: Look) -> dict[str, Any]:
         "strategy": manifest.strategy,
         "world_size": manifest.world_size,
         "saved_at": manifest.saved_at,
-        "progress": dataclasses.asdict(manifest.progress),
+        "progress": manifest.progress.as_json(),
         "optimizer": manifest.optimizer,
         "scheduler": manifest.scheduler,
         "extras": sorted(manifest.extras),

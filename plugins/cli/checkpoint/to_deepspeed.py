@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import count
 from typing import Any
 
@@ -111,7 +110,7 @@ class _Source:
             "checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1},
             "ds_config": {},
             "ds_version": self._version,
-            CLIENT_STATE: {"progress": asdict(manifest.progress), "extras": manifest.extras},
+            CLIENT_STATE: {"progress": manifest.progress.as_json(), "extras": manifest.extras},
         }
 
     def optimizer_file(self, rank: int) -> dict[str, Any]:

@@ -55,7 +55,11 @@ def dropout_resumes_too(strategy: Strategy, folder: Path) -> None:
         if number == 4:
             whole.save(path, batch.progress)
     resumed = build()
-    again = [float(resumed.step(b)) for b in resumed.batches(data, 6, epochs=2, start=resumed.load(path))]
+    assert resumed.load(path) == resumed.progress == Progress(1, 1)
+    left = resumed.batches(data, 6, epochs=2)
+    assert len(left) == 3
+    again = [float(resumed.step(batch)) for batch in left]
+    assert resumed.progress == Progress(2, 0)
     assert losses[5:] == pytest.approx(again, rel=1e-5)
 
 

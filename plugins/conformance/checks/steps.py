@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
-from ....adapters import Strategy
+import numpy as np
+import pytest
+
+from ....adapters import DataError, OptionError, Strategy
 from .. import curves
-from ..variants import VARIANTS
+from ..framework import program_of, reference_curve, reference_loss
+from ..variants import LOSS_BOUND, VARIANTS
 from .common import SHARED, batches_of, same_everywhere, weights_of
 
 
@@ -30,3 +35,36 @@ def loss_is_one_number_that_waits_to_be_read(strategy: Strategy, folder: Path) -
         assert math.isfinite(float(training.step(next(batches_of(strategy, training)))))
     else:
         training.step(next(batches_of(strategy, training)))
+
+
+@SHARED.add
+def evaluation_is_the_mean_over_samples(strategy: Strategy, folder: Path) -> None:
+    variant, program = VARIANTS["clip"], program_of(strategy)
+    training = curves.prepare(strategy, variant, "float32")
+    data = tuple(column[:13] for column in program.dataset(variant, "float32"))
+    alone = reference_loss(strategy.capabilities.framework, variant, data)
+
+    def nested(model: Any, batch: Any) -> dict[str, Any]:
+        loss = program.mean_loss(model, batch)
+        return {"loss": loss, "others": [2 * loss, 3.0]}
+
+    for size in (13, 4, 3):  # with a short last batch, and one of a single sample
+        found = training.evaluate(data, nested, size)
+        assert found["loss"] == pytest.approx(alone, rel=1e-6)
+        assert found["others"] == pytest.approx([2 * alone, 3.0], rel=1e-6)
+        assert strategy.gather(found) == [found] * strategy.worker.world_size
+    one = tuple(column[:1] for column in data)  # fewer samples than workers
+    assert np.isfinite(training.evaluate(one, program.mean_loss, 3))
+
+    # Training goes on as if nothing had been evaluated.
+    reference = reference_curve(strategy.capabilities.framework, "clip", "float32")
+    curve, progress = curves.train(strategy, training, variant, "float32", steps=2)
+    training.evaluate(data, program.mean_loss, 4)
+    more, _ = curves.train(strategy, training, variant, "float32", start=progress, steps=2)
+    assert curves.Curve(reference.losses[:2], {}).loss_diff(curve) <= LOSS_BOUND["float32"]
+    assert curves.Curve(reference.losses[2:4], {}).loss_diff(more) <= LOSS_BOUND["float32"]
+
+    with pytest.raises(DataError, match="length 0"):
+        training.evaluate(tuple(column[:0] for column in data), program.mean_loss, 4)
+    with pytest.raises(OptionError, match="means over the samples"):
+        training.evaluate(data, lambda model, batch: batch[0], 4)

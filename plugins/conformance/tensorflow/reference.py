@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from ..curves import Curve
 from ..order import rows_of_steps
-from ..variants import VARIANTS
+from ..variants import VARIANTS, Variant
 from . import program
 
 
@@ -35,14 +35,17 @@ def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
             return loss, tape.gradient(loss, [variable.value for variable in variables])
 
         @tf.function  # type: ignore[untyped-decorator]
-        def update(gradients: list[Any]) -> None:
+        def update(gradients: list[Any]) -> Any:
             used = [number for number, gradient in enumerate(gradients) if gradient is not None]
             present = [gradients[number] for number in used]
+            norm = tf.linalg.global_norm(present)
             if variant.clip_norm is not None:
                 present, _ = tf.clip_by_global_norm(present, variant.clip_norm)
             optimizer.apply(present, [variables[number] for number in used])
+            return norm
 
         losses: list[float] = []
+        norms: list[float] = []
         for rows in rows_of_steps(variant.length):
             counts = data[2][rows].astype(np.float64) if variant.tokens else np.ones(len(rows))
             total, loss_of_batch = None, 0.0
@@ -54,10 +57,18 @@ def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
                         gradients if total is None else [_plus(*pair) for pair in zip(total, gradients, strict=True)]
                     )
                     loss_of_batch += float(loss)
-            update(total)
+            norm = update(total)
+            if variant.measures_norm:
+                norms.append(float(norm))
             losses.append(loss_of_batch)
         weights = {f"{number}.{variable.name}": variable.numpy() for number, variable in enumerate(model.variables)}
-    return Curve(tuple(losses), weights)
+    return Curve(tuple(losses), weights, tuple(norms))
+
+
+def reference_loss(variant: Variant, data: program.Sample) -> float:
+    """Return the mean loss of an untrained model over some data."""
+    with tf.device("/CPU:0"):
+        return float(program.mean_loss(program.build(variant, "float32")[0], data))
 
 
 def _plus(one: Any, other: Any) -> Any:

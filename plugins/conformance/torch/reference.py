@@ -5,13 +5,14 @@ It shares the model, the data and the loss with the engines' program, and nothin
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
 
 from ..curves import Curve
 from ..order import rows_of_steps
-from ..variants import VARIANTS
+from ..variants import VARIANTS, Variant
 from . import program
 
 
@@ -23,6 +24,7 @@ def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
     data = program.dataset(variant, dtype)
     loss_fn = program.mean_token_loss if variant.tokens else program.mean_loss
     losses: list[float] = []
+    norms: list[float] = []
     for rows in map(torch.from_numpy, rows_of_steps(variant.length)):
         counts = data[2][rows].double() if variant.tokens else torch.ones(len(rows), dtype=torch.float64)
         optimizer.zero_grad()
@@ -33,10 +35,17 @@ def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
                 loss = loss_fn(model, (data[0][piece], data[1][piece], data[2][piece])) * share
                 loss.backward()  # type: ignore[no-untyped-call]
                 loss_of_batch += loss.item()
-        if variant.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), variant.clip_norm)
+        if variant.measures_norm:
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), variant.clip_norm or math.inf).item())
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
         losses.append(loss_of_batch)
-    return Curve(tuple(losses), {name: weight.detach().numpy() for name, weight in model.state_dict().items()})
+    trained = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
+    return Curve(tuple(losses), trained, tuple(norms))
+
+
+def reference_loss(variant: Variant, data: program.Sample) -> float:
+    """Return the mean loss of an untrained model over some data."""
+    with torch.no_grad():
+        return program.mean_loss(program.build(variant, "float32")[0], data).item()

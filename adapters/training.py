@@ -1,0 +1,166 @@
+"""A training: a model, its optimizer and its loss on an engine, as `Strategy.prepare` makes it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, SupportsFloat
+
+from .batches import Batch, Batches, Position
+from .errors import OptionError, StrategyStateError
+from .progress import Progress
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How steps are made: what `Strategy.prepare` was given beside model, optimizer and loss; see there.
+
+    grad_norm: whether the norm of the gradient is to be measured; true where it is clipped.
+    """
+
+    scheduler: Any = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+    grad_norm: bool = False
+
+
+class Training(ABC):
+    """A model, its optimizer and its loss on one engine; made by `Strategy.prepare`.
+
+    model: the model as the user made it, on the strategy's device; its parameters are the trained ones.
+    optimizer: an optimizer of the framework whose hyperparameters reach the engine.
+    extras: what `save(extras=...)` was given, as the last `load` found it.
+    """
+
+    model: Any
+    optimizer: Any
+    extras: dict[str, Any]
+
+    def __init__(self, options: StepOptions) -> None:
+        self._options = options
+        self._position = Position()
+        self._grad_norm: SupportsFloat | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """The position after the last step, or where `load` found the training: what to save with."""
+        return self._position.progress
+
+    @property
+    def grad_norm(self) -> SupportsFloat:
+        """The L2 norm of the last step's whole gradient, before it was clipped; the same number on every worker.
+
+        It is waited for when it is read, as the loss is.
+
+        Raises:
+            OptionError: `prepare` was given neither `clip_norm` nor `grad_norm=True`.
+            StrategyStateError: there was no step yet.
+        """
+        if not self._options.grad_norm:
+            raise OptionError("training.grad_norm is measured where prepare() is given clip_norm or grad_norm=True")
+        if self._grad_norm is None:
+            raise StrategyStateError("training.grad_norm is that of the last step, and there was none yet")
+        return self._grad_norm
+
+    @abstractmethod
+    def step(self, batch: Batch) -> SupportsFloat:
+        """Train on one global batch and return its mean loss, the same number on every worker.
+
+        The number is waited for when it is read, not before, so that an unread loss costs no time.
+        """
+
+    @abstractmethod
+    def batches(
+        self,
+        dataset: Any,
+        global_batch_size: int,
+        *,
+        epochs: int = 1,
+        seed: int = 0,
+        start: Progress | None = None,
+        shuffle: bool = True,
+        weight: Callable[[Any], SupportsFloat] | None = None,
+        **loader_options: Any,
+    ) -> Batches:
+        """Return an iterator over this worker's part of every global batch up to the end of epoch `epochs` - 1.
+
+        Each sample of an epoch comes once, on one worker; `order.GlobalOrder` defines which step it belongs to, at any
+        world size alike.
+
+        Args:
+            start: the first step. By default the first of all, and after `load` the one behind the checkpoint: a
+                program that makes several calls makes the same ones when it is started again, and those that were
+                completed yield nothing.
+            weight: `weight(micro_batch)` replaces the number of samples as its weight (for example its tokens).
+
+        Returns:
+            An iterator whose `len` is the number of batches that remain.
+        """
+
+    @abstractmethod
+    def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:
+        """Return the mean over all samples of what `fn(model, micro_batch)` returns, the same on every worker.
+
+        The model is in evaluation mode, without gradients. All workers call it with the same dataset, and make the same
+        number of forward passes, which engines that gather parameters need; each sample counts once, on one worker.
+
+        Args:
+            dataset: as `batches` takes it.
+            fn: returns means over the samples of a micro-batch: a scalar, or a nested structure of scalars.
+            batch_size: samples in each global batch.
+
+        Returns:
+            A float, or the structure with a float for each scalar.
+
+        Raises:
+            DataError: the dataset is empty, or has no length.
+            OptionError: the batch is smaller than the number of workers, or `fn` returned something else.
+        """
+
+    @abstractmethod
+    def weights(self) -> Iterator[tuple[str, Any]]:
+        """Yield the name and the value of each of the model's parameters and persistent buffers, whole, on the CPU.
+
+        All workers iterate together, to the end: an engine that shards a parameter gathers it, one at a time.
+        """
+
+    @abstractmethod
+    def save(
+        self,
+        path: str | PathLike[str],
+        progress: Progress,
+        extras: Mapping[str, Any] | None = None,
+        *,
+        wait: bool = True,
+        keep: int | None = None,
+    ) -> None:
+        """Write everything that `load` needs to go on, as one commit: a crash leaves the previous checkpoint.
+
+        All workers call it, and each writes its share.
+
+        Args:
+            path: a folder, or any folder that fsspec reaches ("s3://bucket/run/7"); all workers see the same one.
+            extras: any JSON object of the user's own.
+            wait: whether it is committed on return. Otherwise each worker copies its share, and writes while training
+                goes on; a failure is raised at the next save or load. A worker that leaves waits for it, up to 15 s and
+                without the others; a failure is then raised where it leaves in order, and otherwise a line on stderr.
+            keep: how many whole checkpoints to leave in the folder that `path` is in, this one included; older ones are
+                removed. `None` leaves all.
+
+        Raises:
+            CheckpointError: it, or the one before that did not wait, could not be written; raised on every worker, with
+                the reason.
+        """
+
+    @abstractmethod
+    def load(self, path: str | PathLike[str]) -> Progress:
+        """Take up model, optimizer, scheduler and extras from `path`, and return where its training stood.
+
+        All workers call it. Nothing is changed before every file was found whole, and fitting; `latest` finds a path.
+
+        Raises:
+            CheckpointError: it is missing, unfinished, damaged, or does not fit this model and optimizer; on every
+                worker.
+        """
