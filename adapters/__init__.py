@@ -4,9 +4,11 @@ The contract that every strategy keeps is tested by `farandole.plugins.pytest`.
 """
 
 from .batches import Batch, Batches
+from .callback import Callback, Phase, Run, StepRecord
 from .capabilities import Capabilities
 from .checkpoint import latest
 from .errors import (
+    CallbackError,
     CheckpointError,
     DataError,
     EngineUnavailableError,
@@ -27,6 +29,8 @@ from .worker import Worker
 __all__ = [
     "Batch",
     "Batches",
+    "Callback",
+    "CallbackError",
     "Capabilities",
     "CheckpointError",
     "DataError",
@@ -35,7 +39,10 @@ __all__ = [
     "Launch",
     "LauncherError",
     "OptionError",
+    "Phase",
     "Progress",
+    "Run",
+    "StepRecord",
     "Strategy",
     "StrategyRow",
     "StrategyStateError",

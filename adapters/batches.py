@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
 from .progress import Progress
+from .seam import Seam
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,17 @@ class Batch:
 class Batches(Iterator[Batch]):
     """This worker's part of the global batches of one call of `Training.batches`; `len` counts those that remain."""
 
-    def __init__(self, steps: Iterator[Batch], remaining: int) -> None:
+    def __init__(self, steps: Iterator[Batch], remaining: int, seam: Seam) -> None:
         self._steps = steps
         self._remaining = remaining
+        self._seam = seam
 
     def __len__(self) -> int:
         return self._remaining
 
     def __next__(self) -> Batch:
-        batch = next(self._steps)
+        with self._seam.phase("data"):
+            batch = next(self._steps)
         self._remaining -= 1
         return batch
 

@@ -49,6 +49,10 @@ class WorkerLostError(FarandoleError, RuntimeError):
     """
 
 
+class CallbackError(FarandoleError, RuntimeError):
+    """A callback raised, or returned what it must not; its own error is the `__cause__`."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest known name, or an empty string where none is near."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -9,18 +9,20 @@ import contextlib
 import logging
 import multiprocessing
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from . import entry
+from .callback import Callback
 from .capabilities import Capabilities
 from .checkpoint import under_way
-from .errors import OptionError, StrategyStateError, WorkerLostError
+from .errors import CallbackError, OptionError, StrategyStateError, WorkerLostError
 from .failure_report import report_failure
 from .launchers import Launch, detect_launch
 from .leaving import leaves_in_order
 from .lost_worker import NoticesLostWorkers, shorten_traceback
+from .seam import Seam
 from .training import StepOptions, Training
 from .worker import Worker
 
@@ -42,6 +44,7 @@ class Strategy(NoticesLostWorkers):
     def __init__(self) -> None:
         self._launch = detect_launch()
         self._state: Literal["new", "joined", "left"] = "new"
+        self._seams: list[Seam] = []
 
     @property
     def launch(self) -> Launch:
@@ -85,19 +88,37 @@ class Strategy(NoticesLostWorkers):
     ) -> None:
         lost = self._as_lost_worker(error)
         failure = lost or error
-        if leaves_in_order(failure):
-            self._leave_in_order()
+        if not leaves_in_order(failure):
+            assert failure is not None
+            if isinstance(failure, WorkerLostError):
+                shorten_traceback(failure)
+            report_failure(failure, self.worker)
+            try:
+                self._end_callbacks(failure)
+            except CallbackError as another:
+                _log.error("%s", another)  # the failure itself is what its user must see
+            self._leave_after_failure()
+            if lost is not None:
+                raise lost from None
             return
-        assert failure is not None
-        if isinstance(failure, WorkerLostError):
-            shorten_traceback(failure)
-        report_failure(failure, self.worker)
+        try:
+            self._end_callbacks(None)
+        except BaseException as raised:
+            report_failure(raised, self.worker)
+            self._leave_after_failure()
+            raise
+        self._leave_in_order()
+
+    def _end_callbacks(self, error: BaseException | None) -> None:
+        seams, self._seams = self._seams, []
+        for seam in seams:
+            seam.end(error)
+
+    def _leave_after_failure(self) -> None:
         try:
             under_way.finish(in_order=False)
         finally:
             self._abandon()
-        if lost is not None:
-            raise lost from None
 
     def _leave_in_order(self) -> None:
         try:
@@ -127,6 +148,11 @@ class Strategy(NoticesLostWorkers):
             self._state = "left"
             entry.end(self)
 
+    def end_callbacks_with(self, seam: Seam) -> None:
+        """Have a training's callbacks told where this strategy is left."""
+        if seam:
+            self._seams.append(seam)
+
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Build the model and its optimizer inside: where variables are born matters to some engines."""
@@ -143,6 +169,7 @@ class Strategy(NoticesLostWorkers):
         accumulate: int = 1,
         clip_norm: float | None = None,
         grad_norm: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> Training:
         """Hand a model and its optimizer to the engine; every worker goes on with rank 0's weights.
 
@@ -153,6 +180,7 @@ class Strategy(NoticesLostWorkers):
             clip_norm: largest L2 norm of the whole reduced gradient; `None` does not clip.
             grad_norm: whether `Training.grad_norm` is wanted where nothing is clipped; it costs a reduction on engines
                 that shard gradients.
+            callbacks: what plugs into this training, called in this order; the same on every worker.
 
         Raises:
             OptionError: an argument that no engine, or not this engine, can honour.
@@ -163,7 +191,8 @@ class Strategy(NoticesLostWorkers):
         if clip_norm is not None and not clip_norm > 0:
             raise OptionError(f"clip_norm={clip_norm} must be positive; None does not clip")
         with self.noticing_lost_workers():
-            options = StepOptions(scheduler, accumulate, clip_norm, grad_norm or clip_norm is not None)
+            measured = grad_norm or clip_norm is not None
+            options = StepOptions(scheduler, accumulate, clip_norm, measured, tuple(callbacks))
             return self._prepare(model, optimizer, loss_fn, options)
 
     def reduce(self, value: Any, op: ReduceOp = "mean") -> Any:

@@ -6,11 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from .batches import Batch, Batches, Position
+from .callback import Callback, Run
 from .errors import OptionError, StrategyStateError
 from .progress import Progress
+from .seam import Seam
+
+if TYPE_CHECKING:
+    from .strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class StepOptions:
     accumulate: int = 1
     clip_norm: float | None = None
     grad_norm: bool = False
+    callbacks: tuple[Callback, ...] = ()
 
 
 class Training(ABC):
@@ -38,8 +44,11 @@ class Training(ABC):
     optimizer: Any
     extras: dict[str, Any]
 
-    def __init__(self, options: StepOptions) -> None:
+    def __init__(self, strategy: Strategy, options: StepOptions) -> None:
+        self._strategy = strategy
         self._options = options
+        self._seam = Seam(options.callbacks, strategy.worker)
+        strategy.end_callbacks_with(self._seam)
         self._position = Position()
         self._grad_norm: SupportsFloat | None = None
 
@@ -64,12 +73,37 @@ class Training(ABC):
             raise StrategyStateError("training.grad_norm is that of the last step, and there was none yet")
         return self._grad_norm
 
-    @abstractmethod
     def step(self, batch: Batch) -> SupportsFloat:
         """Train on one global batch and return its mean loss, the same number on every worker.
 
         The number is waited for when it is read, not before, so that an unread loss costs no time.
         """
+        if self._seam:
+            self._seam.begin_step(batch.progress, self._run())
+        with self._strategy.noticing_lost_workers():
+            loss = self._step(batch)
+        self._position.progress = batch.progress
+        if self._seam:
+            self._seam.end_step(batch.progress, loss)
+        return loss
+
+    def log(self, name: str, value: SupportsFloat) -> None:
+        """Tell the callbacks a number, with the record of the next step."""
+        self._seam.log(name, value)
+
+    def callbacks_state(self) -> dict[str, dict[str, Any]]:
+        """Return what callbacks keep in a checkpoint, by their names."""
+        return self._seam.state()
+
+    def take_up_callbacks(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Hand each callback what a checkpoint has of it."""
+        self._seam.load_state(states)
+
+    @abstractmethod
+    def _step(self, batch: Batch) -> SupportsFloat: ...
+
+    def _run(self) -> Run:
+        return Run(self._strategy, "loop", self._position.progress)
 
     @abstractmethod
     def batches(

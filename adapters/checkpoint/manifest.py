@@ -19,7 +19,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,6 +80,7 @@ class Manifest:
     data: name of the folder with the files.
     files: all files in it.
     tensors: all tensors in it.
+    callbacks: what callbacks keep, by their names.
     aliases: names of tensors that are stored under another name, their first.
     optimizer, scheduler: their classes' names; "none" where there is none.
     """
@@ -96,6 +97,7 @@ class Manifest:
     data: str
     files: dict[str, FileInfo]
     tensors: dict[str, TensorInfo]
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def slots_by_parameter(tensors: Iterable[str]) -> dict[str, list[str]]:
@@ -192,6 +194,8 @@ def join_parts(parts: Iterable[Part]) -> tuple[dict[str, TensorInfo], Ranges]:
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
     """Commit a checkpoint: from now on it is the one that is loaded."""
     content = {"format": FORMAT, **asdict(manifest), "progress": manifest.progress.as_json()}
+    if not manifest.callbacks:  # which earlier versions do not know
+        del content["callbacks"]
     storage.put(MANIFEST, json.dumps(content, indent=1).encode())
 
 
@@ -246,9 +250,10 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     content["tensors"] = {name: _tensor(**info) for name, info in content["tensors"].items()}
     content["files"] = _files(content["files"])
     manifest = Manifest(**content)
-    for field, kind in (("extras", dict), ("aliases", dict), ("world_size", int), ("saved_at", str)):
-        if not isinstance(content[field], kind):
-            raise TypeError(f"{field} has another type")
+    kinds = {"extras": dict, "callbacks": dict, "aliases": dict, "world_size": int, "saved_at": str}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(manifest, name), kind):
+            raise TypeError(f"{name} has another type")
     if not DATA.fullmatch(manifest.data):
         raise ValueError(f"{manifest.data!r} is not the name of a data folder")
     return manifest

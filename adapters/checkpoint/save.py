@@ -126,6 +126,7 @@ class Save(ABC):
         optimizer: str,
         scheduler: str,
         aliases: dict[str, str],
+        callbacks: dict[str, dict[str, Any]],
     ) -> Manifest:
         """Return the manifest of this save; what follows from the parts is still to come."""
         return Manifest(
@@ -141,6 +142,7 @@ class Save(ABC):
             data=new_data(),
             files={},
             tensors={},
+            callbacks=callbacks,
         )
 
     @property

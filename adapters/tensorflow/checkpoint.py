@@ -87,7 +87,8 @@ class TensorFlowSave(Save):
     def begin(self, progress: Progress, extras: Mapping[str, Any] | None) -> tuple[Manifest | None, Any]:
         if not self._worker.is_main:
             return None, None
-        return self.new_manifest(progress, extras, type(self._training.optimizer).__name__, "none", {}), None
+        callbacks = self._training.callbacks_state()
+        return self.new_manifest(progress, extras, type(self._training.optimizer).__name__, "none", {}, callbacks), None
 
     def stage(self, found: list[Any], copy: bool) -> None:
         worker, tensors = self._worker, self._state.tensors
@@ -172,6 +173,7 @@ def load(strategy: Strategy, path: str | PathLike[str], training: TensorFlowTrai
     together(strategy, read_and_check, failure)
     together(strategy, take_up, failure)
     training.extras = found[0].manifest.extras
+    training.take_up_callbacks(found[0].manifest.callbacks)
     return found[0].manifest.progress
 
 

@@ -29,6 +29,8 @@ from .strategy import TensorFlowStrategy
 class TensorFlowTraining(Training):
     """A Keras model on one engine."""
 
+    _strategy: TensorFlowStrategy
+
     def __init__(
         self,
         strategy: TensorFlowStrategy,
@@ -37,30 +39,29 @@ class TensorFlowTraining(Training):
         loss_fn: Callable[[Any, Any], Any],
         options: StepOptions,
     ) -> None:
-        super().__init__(options)
+        super().__init__(strategy, options)
+        self._seam.prepare(model, self._run())
         _check(model, optimizer, options.scheduler)
         self.model = model
         self.optimizer = optimizer
         self.extras: dict[str, Any] = {}
-        self._strategy = strategy
         self._specs: list[Spec] = []
         prepare_variables(strategy, model, optimizer)
         name = f"training{strategy.next_training()}"
-        self._step = CompiledStep(strategy, model, optimizer, loss_fn, options, name)
+        self._compiled = CompiledStep(strategy, model, optimizer, loss_fn, options, name)
         self._saver = Saver(strategy, lambda storage, keep: TensorFlowSave(storage, self, strategy, keep))
         if strategy.worker.world_size > 1:
             warn_of_batch_norm(model, stacklevel=5)
 
-    def step(self, batch: Batch) -> Pending:
+    def _step(self, batch: Batch) -> Pending:
         accumulate = self._options.accumulate
         if len(batch.micro) != accumulate:
             raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={accumulate}")
         total = total_of(batch)
         spec = next((spec for spec in self._specs if fits(batch.micro, spec)), None) or spec_of(batch.micro[0])
         shares = [own / total for own in batch.weights]
-        with self._strategy.noticing_lost_workers():
-            found = self._step(batch.micro, spec, shares, batch.random_seed)
-        self._position.progress = batch.progress
+        with self._seam.phase("update"):
+            found = self._compiled(batch.micro, spec, shares, batch.random_seed)
         if self._options.grad_norm:
             self._grad_norm = self._pending(found, 1)
         return self._pending(found, 0)
@@ -88,7 +89,8 @@ class TensorFlowTraining(Training):
         if data.spec not in self._specs:
             self._specs.append(data.spec)
         begin = self._position.begin(start, epochs)
-        return Batches(self._batches(data.steps(begin, epochs), weight), data.remaining(begin, epochs))
+        steps = self._batches(data.steps(begin, epochs), weight)
+        return Batches(steps, data.remaining(begin, epochs), self._seam)
 
     def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:
         data = self._data(dataset, batch_size, 0, False, 1, loader_options)
@@ -149,11 +151,11 @@ class TensorFlowTraining(Training):
         wait: bool = True,
         keep: int | None = None,
     ) -> None:
-        with self._strategy.noticing_lost_workers():
+        with self._strategy.noticing_lost_workers(), self._seam.phase("save"):
             self._saver.save(path, progress, extras, wait, keep)
 
     def load(self, path: str | PathLike[str]) -> Progress:
-        with self._strategy.noticing_lost_workers():
+        with self._strategy.noticing_lost_workers(), self._seam.phase("load"):
             self._saver.settle()
             progress = load(self._strategy, path, self)
         self._position.take_up(progress)

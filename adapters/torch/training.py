@@ -33,6 +33,8 @@ from .weighing import is_nothing, weigh
 class TorchTraining(Training):
     """A PyTorch model on one engine."""
 
+    _strategy: TorchStrategy
+
     def __init__(
         self,
         strategy: TorchStrategy,
@@ -41,9 +43,9 @@ class TorchTraining(Training):
         loss_fn: Callable[[Any, Any], torch.Tensor],
         options: StepOptions,
     ) -> None:
-        super().__init__(options)
+        super().__init__(strategy, options)
+        self._seam.prepare(model, self._run())
         _check(model, optimizer, options.scheduler)
-        self._strategy = strategy
         self._number = strategy.next_training()
         self.model = model.to(strategy.device)
         self.scheduler = options.scheduler
@@ -60,10 +62,6 @@ class TorchTraining(Training):
         strategy.settle_before_leaving(self._earlier_weight.settle)
         if strategy.worker.world_size > 1:
             warn_of_batch_norm(model, stacklevel=4)
-
-    def step(self, batch: Batch) -> Pending:
-        with self._strategy.noticing_lost_workers():
-            return self._step(batch)
 
     def _step(self, batch: Batch) -> Pending:
         accumulate, clip_norm = self._options.accumulate, self._options.clip_norm
@@ -89,7 +87,8 @@ class TorchTraining(Training):
                     stack.enter_context(engine.no_sync())
                 if weight == 0:
                     stack.enter_context(without_side_effects(self.model))
-                loss = engine.forward(micro_batch)
+                with self._seam.phase("forward", number):
+                    loss = engine.forward(micro_batch)
                 _check_loss(loss)
                 weight_of_all = total_of(batch)
                 nothing_counted |= is_nothing(loss, weight)
@@ -99,20 +98,21 @@ class TorchTraining(Training):
                 if number == last:
                     own = torch.zeros((), dtype=torch.float64) if total is None else total
                     loss_sum = self._start_sum(own, "loss", self._earlier_loss)
-                engine.backward(weigh(loss, weight, weight_of_all, self._strategy.worker.world_size))
-        engine.reduce_gradients()
-        if nothing_counted:
-            refuse_gradients_of_nothing(engine)
-        if clip_norm is not None:
-            engine.clip_grad_norm(clip_norm)
-        elif self._options.grad_norm:
-            engine.measure_grad_norm()
-        engine.update()
-        if self._options.grad_norm:
-            self._grad_norm = Pending(engine.grad_norm().item)
-        if self.scheduler is not None:
-            self.scheduler.step()
-        self._position.progress = batch.progress
+                with self._seam.phase("backward", number):
+                    engine.backward(weigh(loss, weight, weight_of_all, self._strategy.worker.world_size))
+        with self._seam.phase("update"):
+            engine.reduce_gradients()
+            if nothing_counted:
+                refuse_gradients_of_nothing(engine)
+            if clip_norm is not None:
+                engine.clip_grad_norm(clip_norm)
+            elif self._options.grad_norm:
+                engine.measure_grad_norm()
+            engine.update()
+            if self._options.grad_norm:
+                self._grad_norm = Pending(engine.grad_norm().item)
+            if self.scheduler is not None:
+                self.scheduler.step()
         assert loss_sum is not None
         return loss_sum
 
@@ -134,7 +134,8 @@ class TorchTraining(Training):
         may_fork = not self._strategy.capabilities.threads
         begin = self._position.begin(start, epochs)
         loader = StepLoader(dataset, order, worker, self._options.accumulate, begin, epochs, loader_options, may_fork)
-        return Batches(self._batches(loader, order, weight, begin.loop), order.remaining(begin, epochs))
+        steps = self._batches(loader, order, weight, begin.loop)
+        return Batches(steps, order.remaining(begin, epochs), self._seam)
 
     def _batches(
         self, loader: StepLoader, order: GlobalOrder, weight: Callable[[Any], SupportsFloat] | None, loop: int
@@ -181,11 +182,11 @@ class TorchTraining(Training):
         wait: bool = True,
         keep: int | None = None,
     ) -> None:
-        with self._strategy.noticing_lost_workers():
+        with self._strategy.noticing_lost_workers(), self._seam.phase("save"):
             self._saver.save(path, progress, extras, wait, keep)
 
     def load(self, path: str | PathLike[str]) -> Progress:
-        with self._strategy.noticing_lost_workers():
+        with self._strategy.noticing_lost_workers(), self._seam.phase("load"):
             self._saver.settle()
             progress = checkpoint.load(self._strategy, path, self)
         self._position.take_up(progress)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapters import Progress, Strategy, Training
+from ...adapters import Callback, Progress, Strategy, Training
 from .framework import program_of
 from .variants import GLOBAL_BATCH, SEED, STEPS, VARIANTS, Variant
 
@@ -41,7 +41,7 @@ class Curve:
         return _largest(np.array(distances))
 
 
-def prepare(strategy: Strategy, variant: Variant, dtype: str) -> Training:
+def prepare(strategy: Strategy, variant: Variant, dtype: str, callbacks: Sequence[Callback] = ()) -> Training:
     """Hand a variant's model and optimizer to the strategy."""
     program = program_of(strategy)
     with strategy.scope():
@@ -54,6 +54,7 @@ def prepare(strategy: Strategy, variant: Variant, dtype: str) -> Training:
             accumulate=variant.accumulate,
             clip_norm=variant.clip_norm,
             grad_norm=variant.grad_norm,
+            callbacks=callbacks,
         )
 
 

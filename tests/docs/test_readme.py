@@ -117,7 +117,7 @@ def run(folder: Path, *command: str) -> dict[int, float]:
 
 
 def test_programs_are_all_run_here() -> None:
-    assert set(programs()) == {"train.py", "lightning_train.py", "fit.py", "test_mine.py"}
+    assert set(programs()) == {"train.py", "waits.py", "lightning_train.py", "fit.py", "test_mine.py"}
 
 
 @pytest.mark.skipif(HOROVOD_IS_MISSING, reason="Horovod is not installed")
@@ -131,6 +131,15 @@ def test_loop_as_written(folder: Path) -> None:
     assert list(resumed) == [4, 5, 6]
     assert ddp | resumed == pytest.approx(local, abs=1e-5)
     assert local[6] < local[1] / 10
+
+
+@pytest.mark.timeout(60)
+def test_callback_as_written(folder: Path) -> None:
+    line = next(line for line in commands() if "waits.py" in line)
+    with contextlib.chdir(folder):
+        job = run_marked([*FARANDOLE, *shlex.split(line)[1:]], timeout=50)
+    assert job.returncode == 0, job.describe()
+    assert len(re.findall(r"waited \d+\.\d{3} s for data", job.output)) == 2, job.describe()
 
 
 @pytest.mark.skipif(HOROVOD_IS_MISSING or package("tensorflow") is None, reason="an engine is not installed")

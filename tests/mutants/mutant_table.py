@@ -104,20 +104,20 @@ MUTANTS = (
         "clips_before_reducing",
         "adapters/torch/training.py",
         """\
-        engine.reduce_gradients()
-        if nothing_counted:
-            refuse_gradients_of_nothing(engine)
-        if clip_norm is not None:
-            engine.clip_grad_norm(clip_norm)
-        elif self._options.grad_norm:
-            engine.measure_grad_norm()
+            engine.reduce_gradients()
+            if nothing_counted:
+                refuse_gradients_of_nothing(engine)
+            if clip_norm is not None:
+                engine.clip_grad_norm(clip_norm)
+            elif self._options.grad_norm:
+                engine.measure_grad_norm()
 """,
         """\
-        if clip_norm is not None:
-            engine.clip_grad_norm(clip_norm)
-        engine.reduce_gradients()
-        if nothing_counted:
-            refuse_gradients_of_nothing(engine)
+            if clip_norm is not None:
+                engine.clip_grad_norm(clip_norm)
+            engine.reduce_gradients()
+            if nothing_counted:
+                refuse_gradients_of_nothing(engine)
 """,
         _conformance("TestHorovod", "clip or tokens"),
     ),

@@ -51,6 +51,7 @@ def load(strategy: TorchStrategy, path: str | PathLike[str], training: TorchTrai
             stacklevel=3,
         )
     training.extras = found[0][0].manifest.extras
+    training.take_up_callbacks(found[0][0].manifest.callbacks)
     return found[0][0].manifest.progress
 
 

@@ -34,8 +34,9 @@ class TorchSave(Save):
         self._pieces: list[Piece] = state.pieces
         if not self._worker.is_main:
             return None, state.slots
+        callbacks = self._training.callbacks_state()
         optimizer, scheduler = class_name(self._training.optimizer), class_name(self._training.scheduler)
-        return self.new_manifest(progress, extras, optimizer, scheduler, state.names.aliases), state.slots
+        return self.new_manifest(progress, extras, optimizer, scheduler, state.names.aliases, callbacks), state.slots
 
     def stage(self, found: list[Mapping[str, Any]], copy: bool) -> None:
         assert self._state is not None

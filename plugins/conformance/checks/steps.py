@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ....adapters import DataError, OptionError, Strategy
+from ....adapters import Callback, CallbackError, DataError, OptionError, StepRecord, Strategy
 from .. import curves
 from ..framework import program_of, reference_curve, reference_loss
 from ..variants import LOSS_BOUND, VARIANTS
@@ -68,3 +68,46 @@ def evaluation_is_the_mean_over_samples(strategy: Strategy, folder: Path) -> Non
         training.evaluate(tuple(column[:0] for column in data), program.mean_loss, 4)
     with pytest.raises(OptionError, match="means over the samples"):
         training.evaluate(data, lambda model, batch: batch[0], 4)
+
+
+class _Watcher(Callback):
+    """Watches everything, and keeps who it is."""
+
+    watches = frozenset({"data", "forward", "backward", "update", "save", "load"})
+
+    def __init__(self, rank: int) -> None:
+        self.records: list[StepRecord] = []
+        self.kept = {"rank": rank}
+
+    def on_step_end(self, step: StepRecord) -> None:
+        self.records.append(step)
+        if len(self.records) == 5:
+            raise ValueError("the fifth")
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.kept
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = state
+
+
+@SHARED.add
+def callbacks_watch_and_change_nothing(strategy: Strategy, folder: Path) -> None:
+    variant, rank = VARIANTS["clip"], strategy.worker.rank
+    watcher = _Watcher(rank)
+    training = curves.prepare(strategy, variant, "float32", callbacks=[watcher])
+    curve, progress = curves.train(strategy, training, variant, "float32", steps=4)
+    reference = reference_curve(strategy.capabilities.framework, "clip", "float32")
+    assert curves.Curve(reference.losses[:4], {}).loss_diff(curve) <= LOSS_BOUND["float32"]
+    assert [float(record.loss) for record in watcher.records] == list(curve.losses)
+    assert watcher.records[-1].progress == progress
+    for record in watcher.records:
+        assert {"data", "update"} <= {phase.name for phase in record.phases}
+        assert all(phase.start <= phase.end for phase in record.phases)
+
+    training.save(folder / "watched", progress)
+    training.load(folder / "watched")
+    assert watcher.kept == {"rank": 0}, "rank 0's state is the one that travels"
+    with pytest.raises(CallbackError, match=rf"_Watcher.on_step_end on worker {rank} raised ValueError: the fifth"):
+        curves.train(strategy, training, variant, "float32", start=progress, steps=1)
+    assert {"save", "load"} <= {phase.name for phase in watcher.records[-1].phases}

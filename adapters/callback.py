@@ -1,0 +1,111 @@
+"""One seam for what plugs into training: a callback may change the model, watch each step, and keep state.
+
+class Printer(Callback):
+    watches = frozenset({"forward"})
+
+    def on_step_end(self, step):
+        print(step.progress, float(step.loss), step.seconds("forward"))
+
+training = strategy.prepare(model, optimizer, loss_fn, callbacks=[Printer()])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsFloat
+
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from .strategy import Strategy
+
+Frontend = Literal["loop", "lightning", "keras"]
+
+PHASES = ("data", "forward", "backward", "update", "save", "load")
+"""What of a step can be timed.
+
+data: waiting for the next batch. forward, backward: of each micro-batch; where the engine reduces gradients while
+backward runs, backward has its waiting for other workers. update: reducing what is left, clipping, the optimizer and
+the scheduler. save, load: of a checkpoint, told with the next step. TensorFlow compiles forward, backward and update
+into one function: they are one phase there, "update".
+"""
+
+
+class Phase(NamedTuple):
+    """A span of time of one worker.
+
+    micro: the number of the micro-batch, where the phase is of one.
+    start, end: in seconds of `time.perf_counter`.
+    """
+
+    name: str
+    micro: int | None
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One update, as this worker saw it.
+
+    progress: the position after it.
+    loss: its mean over the global batch; reading it waits for it.
+    phases: those that a callback watches, in order.
+    logged: what `Training.log` was told since the step before.
+    """
+
+    progress: Progress
+    loss: SupportsFloat
+    phases: tuple[Phase, ...] = ()
+    logged: Mapping[str, SupportsFloat] = field(default_factory=dict)
+
+    def seconds(self, name: str) -> float:
+        """Return the time that a phase took in all."""
+        return sum(phase.end - phase.start for phase in self.phases if phase.name == name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a callback is told of the training that it is plugged into.
+
+    progress: where it stands now.
+    """
+
+    strategy: Strategy
+    frontend: Frontend
+    progress: Progress
+
+
+class Callback:
+    """Base of all callbacks; every method does nothing until it is overridden, and returns nothing.
+
+    All workers have the same callbacks, and call each method at the same point of the training. A method may call the
+    strategy's collectives, if it does so on every worker. What it raises ends the job, with the callback's name.
+
+    watches: the phases of a step that are to be timed for it; see `PHASES`.
+    """
+
+    watches: frozenset[str] = frozenset()
+
+    def on_prepare(self, model: Any, run: Run) -> None:
+        """Change the model in place, before the engine wraps it."""
+
+    def on_begin(self, run: Run) -> None:
+        """Called before the first step; a checkpoint was taken up by then."""
+
+    def on_step_begin(self, progress: Progress) -> None:
+        """Called before each step, with the position that it leads to."""
+
+    def on_step_end(self, step: StepRecord) -> None:
+        """Called after each step. Reading `step.loss` waits for it."""
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Called once, where the strategy is left after a step, with the error that it is left by."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is to travel in checkpoints, as JSON has it; rank 0's does."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned; called on every worker, where a checkpoint has some."""

@@ -1,0 +1,140 @@
+"""Calls the callbacks of one training, and times what they watch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, SupportsFloat
+
+from .callback import PHASES, Callback, Phase, Run, StepRecord
+from .errors import CallbackError, OptionError, did_you_mean
+from .progress import Progress
+from .worker import Worker
+
+_UNTIMED = contextlib.nullcontext()
+
+
+class Seam:
+    """The callbacks of one training.
+
+    Raises:
+        OptionError: one is no `Callback`, or watches what is no phase.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback], worker: Worker) -> None:
+        for callback in callbacks:
+            _check(callback)
+        self._callbacks = list(callbacks)
+        self._worker = worker
+        self._watched: frozenset[str] = frozenset().union(*(callback.watches for callback in callbacks))
+        self._phases: list[Phase] = []
+        self._logged: dict[str, SupportsFloat] = {}
+        self._begun = False
+
+    def __bool__(self) -> bool:
+        return bool(self._callbacks)
+
+    def phase(self, name: str, micro: int | None = None) -> contextlib.AbstractContextManager[None]:
+        """Time a block, if anybody watches it."""
+        return self._timed(name, micro) if name in self._watched else _UNTIMED
+
+    def prepare(self, model: Any, run: Run) -> None:
+        """Let callbacks change the model."""
+        self._call("on_prepare", model, run)
+
+    def begin_step(self, progress: Progress, run: Run) -> None:
+        """Call before a step that leads to `progress`."""
+        if not self._begun:
+            self._begun = True
+            self._call("on_begin", run)
+        self._call("on_step_begin", progress)
+
+    def end_step(self, progress: Progress, loss: SupportsFloat) -> None:
+        """Call after a step."""
+        record = StepRecord(progress, loss, tuple(self._phases), self._logged)
+        self._phases, self._logged = [], {}
+        self._call("on_step_end", record)
+
+    def end(self, error: BaseException | None) -> None:
+        """Call where the strategy is left."""
+        if self._begun:
+            self._begun = False
+            self._call("on_end", error)
+
+    def log(self, name: str, value: SupportsFloat) -> None:
+        """Keep a number for the next record."""
+        if self._callbacks:
+            self._logged[name] = value
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Return the callbacks' states, by their names.
+
+        Raises:
+            CallbackError: one is no dict, or JSON cannot hold it.
+        """
+        states = {}
+        for name, callback in self._named():
+            state = self._guarded(callback, "state_dict")
+            try:
+                if not isinstance(state, dict):
+                    raise TypeError(f"it is a {type(state).__name__}, not a dict")
+                state = json.loads(json.dumps(state))
+            except (TypeError, ValueError) as error:
+                raise self._error(callback, "state_dict", f"returned what a checkpoint cannot hold: {error}") from None
+            if state:
+                states[name] = state
+        return states
+
+    def load_state(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Have each callback take up the state of its name."""
+        for name, callback in self._named():
+            if name in states:
+                self._returns_nothing(callback, "load_state_dict", states[name])
+
+    @contextlib.contextmanager
+    def _timed(self, name: str, micro: int | None) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._phases.append(Phase(name, micro, start, time.perf_counter()))
+
+    def _named(self) -> Iterator[tuple[str, Callback]]:
+        """Yield callbacks by the names of their classes; a second one of a kind has a number."""
+        seen = Counter[str]()
+        for callback in self._callbacks:
+            kind = type(callback).__name__
+            seen[kind] += 1
+            yield kind if seen[kind] == 1 else f"{kind}-{seen[kind]}", callback
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        for callback in self._callbacks:
+            self._returns_nothing(callback, method, *arguments)
+
+    def _returns_nothing(self, callback: Callback, method: str, *arguments: Any) -> None:
+        returned = self._guarded(callback, method, *arguments)
+        if returned is not None:
+            raise self._error(callback, method, f"returned {returned!r}: it is to return nothing")
+
+    def _guarded(self, callback: Callback, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(callback, method)(*arguments)
+        except Exception as error:
+            raise self._error(callback, method, f"raised {type(error).__name__}: {error}") from error
+
+    def _error(self, callback: Callback, method: str, what: str) -> CallbackError:
+        return CallbackError(f"callback {type(callback).__name__}.{method} on worker {self._worker.rank} {what}")
+
+
+def _check(callback: Any) -> None:
+    if not isinstance(callback, Callback):
+        kind = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
+        raise OptionError(f"callbacks take instances of farandole.adapters.Callback, but {kind} was given")
+    for phase in frozenset(callback.watches) - frozenset(PHASES):
+        raise OptionError(
+            f"{type(callback).__name__} watches {phase!r}, which is no phase of a step: use {', '.join(PHASES)}."
+            f"{did_you_mean(str(phase), PHASES)}"
+        )
