@@ -86,11 +86,11 @@ def main(folder: Path) -> None:
     whole = DataLoader(Rows(data), 2, sampler=DistributedSampler(data, 2, rank, shuffle=False))
     found["sampler by rank"] = fit(whole)
     found["left alone"] = fit(DataLoader(Rows(data), 2), use_distributed_sampler=False)
-    ((_, adapter),) = job._joined
-    found["copies"] = read(adapter, Stream(0, 12), refuse_copies=True)
-    found["copies that are meant"] = read(adapter, Stream(0, 12), refuse_copies=False)
-    found["other ends"] = read(adapter, Stream(rank, 8 + 4 * rank), refuse_copies=True)
-    found["other lengths"] = read(adapter, torch.zeros(8 + 4 * rank), refuse_copies=False)
+    (joined,) = job._joined
+    found["copies"] = read(joined.strategy, Stream(0, 12), refuse_copies=True)
+    found["copies that are meant"] = read(joined.strategy, Stream(0, 12), refuse_copies=False)
+    found["other ends"] = read(joined.strategy, Stream(rank, 8 + 4 * rank), refuse_copies=True)
+    found["other lengths"] = read(joined.strategy, torch.zeros(8 + 4 * rank), refuse_copies=False)
     (folder / f"found-{rank}.json").write_text(json.dumps(found))
 
 
