@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+_STOP = b"\0"  # no signal has number 0
+
 _installed: SigtermWatch | None = None
 
 
@@ -56,15 +58,27 @@ class SigtermWatch:
         ours = signal.set_wakeup_fd(-1)
         if ours != self._writing:  # somebody else's, put there since
             signal.set_wakeup_fd(ours)
-        os.close(self._writing)
+        # A byte of our own, since a process forked from this one may hold the pipe open. It is the last one read.
+        os.set_blocking(self._writing, True)
+        os.write(self._writing, _STOP)
         self._thread.join()
-        os.close(self._reading)
+        self._close()
+
+    def forget(self) -> None:
+        """Drop what a forked process has of it."""
+        self._close()
 
     def _run(self) -> None:
-        while signals := os.read(self._reading, 4096):
-            if signal.SIGTERM in signals:
-                self._end()
-                os._exit(128 + signal.SIGTERM)
+        while True:
+            signals = os.read(self._reading, 4096)
+            # Of each signal that Python handles there is a byte: also where the user has set a handler meanwhile.
+            if signal.SIGTERM in signals and signal.getsignal(signal.SIGTERM) is _note:
+                try:
+                    self._end()
+                finally:
+                    os._exit(128 + signal.SIGTERM)
+            if _STOP[0] in signals:
+                return
 
     def _close(self) -> None:
         os.close(self._reading)
@@ -99,7 +113,9 @@ def _forget_in_child() -> None:
     global _installed
     if _installed is not None:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is _note:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _installed.forget()
         _release()
         _installed = None
 

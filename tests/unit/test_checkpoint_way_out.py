@@ -33,6 +33,8 @@ WHOLE = {  # the exit code of each way out, whose save is whole
     "interrupt": SIGINT,
     "sigterm_in_engine": SIGTERM,
     "sigterm_of_child": 0,
+    "child_that_stays": 0,
+    "own_handler": 3,
     "never_left": 0,
     "generator": 1,
 }

@@ -96,6 +96,26 @@ def terminate_a_child() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
+def child_that_stays(path: str) -> None:
+    """A process that was forked meanwhile has what its parent has open: loaders, say, that live as long as it does."""
+    children = []
+
+    def fork() -> None:
+        if (child := os.fork()) == 0:
+            time.sleep(600)
+            os._exit(0)
+        children.append(child)
+
+    in_with(fork)(path)
+    os.kill(children[0], signal.SIGKILL)
+
+
+def terminate_with_a_handler_of_ones_own() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
 def never_left(path: str) -> None:
     saving(path)
 
@@ -123,6 +143,8 @@ WAYS: dict[str, Callable[[str], None]] = {
     "sigterm": in_with(terminate),
     "sigterm_in_engine": in_with(terminate_inside_of_an_engine),
     "sigterm_of_child": in_with(terminate_a_child),
+    "child_that_stays": child_that_stays,
+    "own_handler": in_with(terminate_with_a_handler_of_ones_own),
     "os_exit": in_with(lambda: os._exit(0)),
     "never_left": never_left,
     "generator": outside_of_a_generator,
