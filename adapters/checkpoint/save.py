@@ -199,12 +199,13 @@ class _Foreground:
         self.path = path
         self.data = data
         self._ended = threading.Event()
+        self._error: BaseException | None = None
 
     def finish(self, deadline: float) -> str | None:
         """Wait for the main thread to save it; see `under_way`."""
-        if self._ended.wait(max(0.0, deadline - time.monotonic())):
-            return None
-        return f"cannot save to {self.path}: it was not written in time"
+        if not self._ended.wait(max(0.0, deadline - time.monotonic())):
+            return f"cannot save to {self.path}: it was not written in time"
+        return None if self._error is None else str(self._error)
 
     def __enter__(self) -> None:
         under_way.add(self)
@@ -212,5 +213,6 @@ class _Foreground:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._error = error
         self._ended.set()
         under_way.remove(self)

@@ -17,7 +17,8 @@ import torch
 from small_training import content, data_folder, failure, net, prepare, sgd, train
 from torch import nn
 
-from farandole.adapters import Progress, Strategy, latest
+from farandole.adapters import CheckpointError, Progress, Strategy, latest
+from farandole.adapters.checkpoint.save import _Foreground
 
 
 @pytest.fixture
@@ -218,3 +219,11 @@ def test_a_save_that_is_killed_leaves_the_previous_checkpoint(
     assert torn
     training.save(path, Progress(7, 7))
     assert {file.name for file in path.iterdir()} == {"manifest.json", data_folder(path).name}
+
+
+def test_what_a_save_failed_of_is_told_where_sigterm_ends_the_program() -> None:
+    """The main thread's own error is not printed then: the process ends before."""
+    save = _Foreground("here", "data-1")
+    with pytest.raises(CheckpointError, match="disk is full"), save:
+        raise CheckpointError("cannot save to here (worker 0): the disk is full")
+    assert save.finish(time.monotonic()) == "cannot save to here (worker 0): the disk is full"
