@@ -66,6 +66,15 @@ def is_reported() -> bool:
     return bool(os.environ.get(FOLDER_VARIABLE) or os.environ.get(_TORCHRUN_VARIABLE))
 
 
+def withdraw_report(worker: Worker) -> None:
+    """Remove what an earlier strategy of this process reported: its failure was not the program's."""
+    with contextlib.suppress(OSError):
+        if folder := os.environ.get(FOLDER_VARIABLE):
+            Path(folder, f"worker-{worker.rank}.json").unlink(missing_ok=True)
+        if file := os.environ.get(_TORCHRUN_VARIABLE):
+            Path(file).unlink(missing_ok=True)
+
+
 def read_reports(folder: Path) -> list[FailureReport]:
     """Return the reports in a folder, the earliest first; a worker's own failure before those that lost a worker."""
     reports = [FailureReport(**json.loads(path.read_text())) for path in folder.glob("worker-*.json")]

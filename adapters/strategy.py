@@ -18,7 +18,7 @@ from .callback import Callback
 from .capabilities import Capabilities
 from .checkpoint import under_way
 from .errors import CallbackError, OptionError, StrategyStateError, WorkerLostError
-from .failure_report import report_failure
+from .failure_report import report_failure, withdraw_report
 from .launchers import Launch, detect_launch
 from .leaving import leaves_in_order
 from .lost_worker import NoticesLostWorkers, shorten_traceback
@@ -73,6 +73,7 @@ class Strategy(NoticesLostWorkers):
             raise
         self._state = "joined"
         worker = self.worker
+        withdraw_report(worker)
         _log.info(
             "%s: worker %d of %d on %s, started by %s",
             self.name,

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from farandole.adapters import Worker, WorkerLostError
+from farandole.adapters import Worker, WorkerLostError, create_strategy
 from farandole.adapters.failure_report import FOLDER_VARIABLE, read_reports, report_failure
 
 HERE = Path(__file__)
@@ -74,3 +74,14 @@ def test_torchrun_takes_the_failure_for_the_first_and_shows_its_traceback(
     root = shown.split("Root Cause")[1]
     assert "ValueError: the mistake" in root and "lost" not in root
     assert "WorkerLostError: lost" in shown
+
+
+def test_a_failure_that_the_program_went_on_from_is_withdrawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
+    with pytest.raises(ValueError, match="the mistake"), create_strategy("local"):
+        fail(ValueError("the mistake"))
+    assert len(read_reports(folder)) == 1
+    assert (folder / "error.json").exists()
+    with create_strategy("local"):
+        assert read_reports(folder) == []
+    assert not (folder / "error.json").exists()
