@@ -1,14 +1,22 @@
 """What tests of several folders need: distributions made up for a test, free ports, what else is selected."""
 
 import contextlib
+import json
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 MakeDistribution = Callable[[str, str, dict[str, str]], Path]
+
+START_BY_HAND = """
+import json, os, subprocess, sys
+jobs = [subprocess.Popen(sys.argv[2:], env={**os.environ, **more}) for more in json.loads(sys.argv[1])]
+sys.exit(max(job.wait() for job in jobs))
+"""
 
 
 @pytest.fixture
@@ -45,3 +53,13 @@ def free_ports() -> Callable[[int], list[int]]:
             return [listener.getsockname()[1] for listener in sockets]
 
     return find
+
+
+@pytest.fixture
+def by_hand() -> Callable[[Sequence[Mapping[str, str]], Sequence[str]], list[str]]:
+    """Return a function that makes a command of a program, to be started once in each of some environments."""
+
+    def command(environments: Sequence[Mapping[str, str]], program: Sequence[str]) -> list[str]:
+        return [sys.executable, "-c", START_BY_HAND, json.dumps(environments), *program]
+
+    return command

@@ -78,21 +78,7 @@ def open_store(launch: Launch, timeout: timedelta, *, wait_for_workers: bool = T
         store, _, _ = next(rendezvous("env://", timeout=timeout))
         return _of_this_entry(store)
     if launch.address not in _stores:
-        address = launch.address or _address_from_horovodrun(launch, timeout)
-        if address is None:
-            raise LauncherError(
-                f"{launch.launcher} started {worker.world_size} workers but tells them no address to meet at: "
-                "set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them"
-            )
-        # Multi-tenant, as torch's own: a group that the user's code makes at this address is served by the same server.
-        _stores[launch.address] = TCPStore(
-            *address,
-            world_size=worker.world_size,
-            is_master=worker.is_main,
-            timeout=timeout,
-            wait_for_workers=wait_for_workers,
-            multi_tenant=True,
-        )
+        _stores[launch.address] = _keep_or_reach(launch, timeout, wait_for_workers)
     _stores[launch.address].set_timeout(timeout)
     return _of_this_entry(_stores[launch.address])
 
@@ -102,23 +88,40 @@ def _of_this_entry(store: Store) -> Store:
     return PrefixStore(f"farandole/{entry.generation()}", store)
 
 
-def _address_from_horovodrun(launch: Launch, timeout: timedelta) -> tuple[str, int] | None:
-    """Let rank 0 choose a free port and tell the others through horovodrun's own key-value server."""
-    store = find_horovodrun_store()
-    if store is None:
-        return None
-    if launch.worker.is_main:
-        own_host = host_towards(store.host, store.port)
-        with socket.socket() as probe:
-            probe.bind((own_host, 0))
-            address = (own_host, int(probe.getsockname()[1]))
-        store.put(_KEY, "{}:{}".format(*address))
-        return address
-    told = store.wait(_KEY, timeout.total_seconds())
+def _keep_or_reach(launch: Launch, timeout: timedelta, wait_for_workers: bool) -> TCPStore:
+    """Keep the store on rank 0, and connect the others to it."""
+    worker = launch.worker
+    if launch.address is not None:
+        return _tcp_store(launch, launch.address, timeout, wait_for_workers)
+    told = find_horovodrun_store()
     if told is None:
+        raise LauncherError(
+            f"{launch.launcher} started {worker.world_size} workers but tells them no address to meet at: "
+            "set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them"
+        )
+    if worker.is_main:
+        # It listens before it says where: a port that was only found free could be another job's by then.
+        host = host_towards(told.host, told.port)
+        store = _tcp_store(launch, (host, 0), timeout, wait_for_workers=False)
+        told.put(_KEY, f"{host}:{store.port}")
+        return store
+    address = told.wait(_KEY, timeout.total_seconds())
+    if address is None:
         raise LauncherError(f"rank 0 did not say within {timeout.total_seconds():.0f} s where to meet it")
-    own_host, _, text = told.rpartition(":")
-    return own_host, int(text)
+    host, _, port = address.rpartition(":")
+    return _tcp_store(launch, (host, int(port)), timeout, wait_for_workers)
+
+
+def _tcp_store(launch: Launch, address: tuple[str, int], timeout: timedelta, wait_for_workers: bool) -> TCPStore:
+    # Multi-tenant, as torch's own: a group that the user's code makes at this address is served by the same server.
+    return TCPStore(
+        *address,
+        world_size=launch.worker.world_size,
+        is_master=launch.worker.is_main,
+        timeout=timeout,
+        wait_for_workers=wait_for_workers,
+        multi_tenant=True,
+    )
 
 
 def open_side_store(strategy: Strategy) -> Store:

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import site
+import socket
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from ...adapters.registry import STRATEGY_VARIABLE, StrategyRow, strategy_row
 from . import local_workers
 from .hosts import LOOPBACK, Host, parse_hosts, place
 from .installed import check_installed
-from .ports import check_port, consecutive_ports, free_port, worker_ports
+from .ports import check_port, check_ports, consecutive_ports, hold_ports, port_of
 
 _DEFAULT_PORT = 29500  # torch.distributed's and DeepSpeed's
 _TENSORFLOW_PORT = 2222  # of TensorFlow's own examples
@@ -42,11 +43,13 @@ class Command:
     """What to execute: the arguments, and the variables to add to the environment.
 
     is_worker: whether it is the one worker itself, without a launcher.
+    held: what keeps the port that was found for the job from others: open for as long as this object.
     """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     is_worker: bool = False
+    held: tuple[socket.socket, ...] = ()
 
     def __str__(self) -> str:
         """The command as a line for a POSIX shell."""
@@ -114,7 +117,9 @@ def launch_command(
         check_port(port)
     if start_deadline is not None and row.launcher != "tf_config":
         raise OptionError(f"strategy {strategy!r} has no start deadline of its own: leave out --start-deadline")
-    job = _Job(row, workers, tuple(program), placed, port, start_deadline, python)
+    # DeepSpeed's default is one fixed port, which a second job on the machine would share.
+    held = tuple(hold_ports(1)) if row.launcher == "deepspeed" and port is None else ()
+    job = _Job(row, workers, tuple(program), placed, port_of(held[0]) if held else port, start_deadline, python)
     argv, env = _LAUNCHERS[row.launcher](job)
     env["PYTHONUNBUFFERED"] = "1"  # lines of several workers must not wait for each other in buffers
     if workers > 1:
@@ -125,7 +130,7 @@ def launch_command(
             env["TF_NUM_INTRAOP_THREADS"] = env["TF_NUM_INTEROP_THREADS"] = threads  # its pools ask OpenMP nothing
             env["TF_CPP_MIN_LOG_LEVEL"] = "1"  # each worker's 15 lines on how it started hide what went wrong
     added = {name: value for name, value in env.items() if not os.environ.get(name)}
-    return Command(tuple(argv), {STRATEGY_VARIABLE: strategy, **added}, is_worker=row.launcher is None)
+    return Command(tuple(argv), {STRATEGY_VARIABLE: strategy, **added}, is_worker=row.launcher is None, held=held)
 
 
 def _plain(job: _Job) -> tuple[list[str], dict[str, str]]:
@@ -196,8 +201,8 @@ def _deepspeed(job: _Job) -> tuple[list[str], dict[str, str]]:
         lines = "".join(f"{host.name} slots={host.slots}\\n" for host in job.hosts)
         start = shlex.join(["deepspeed", "--hostfile", "hostfile", "--no_local_rank", *module, *program])
         raise OptionError(f"deepspeed reads hosts from a file. Run:\n  printf '{lines}' > hostfile\n  {start}")
-    port = job.port or free_port()  # its default is one fixed port, which a second job on the machine would share
-    argv = [_program("deepspeed", job), "--num_gpus", str(job.workers), "--master_port", str(port), "--no_local_rank"]
+    argv = [_program("deepspeed", job), "--num_gpus", str(job.workers), "--master_port", str(job.port)]
+    argv.append("--no_local_rank")
     return [*argv, *module, *program], {}
 
 
@@ -208,7 +213,7 @@ def _tf_config(job: _Job) -> tuple[list[str], dict[str, str]]:
             + "\n".join(f"  {line}" for line in _tf_config_lines(job))
         )
     if job.port is not None:
-        worker_ports(job.workers, job.port)
+        check_ports(job.workers, job.port)
     # -P: a folder named like a package, where the command is typed, is not that package.
     argv = [job.python, "-P", "-m", local_workers.__name__, "-n", str(job.workers)]
     if job.port is not None:

@@ -23,7 +23,7 @@ import psutil
 
 from ...adapters.errors import FarandoleError, LauncherError
 from .parent_death import tied_to_this_process
-from .ports import worker_ports
+from .ports import check_ports, hold_ports, port_of
 
 START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"  # read by the strategy
 
@@ -63,7 +63,9 @@ def main(workers: int, port: int | None, start_deadline: float, module: bool, pr
     """
     argv = [sys.executable, *(["-m"] if module else []), *program]
     try:
-        addresses = [f"127.0.0.1:{each}" for each in worker_ports(workers, port)]
+        held = [] if port else hold_ports(workers)  # open until all workers have ended
+        ports = check_ports(workers, port) if port else [port_of(each) for each in held]
+        addresses = [f"127.0.0.1:{each}" for each in ports]
         told = {START_DEADLINE_VARIABLE: f"{start_deadline:g}"}
         envs = [{**os.environ, **told, "TF_CONFIG": tf_config(addresses, index)} for index in range(workers)]
         code = run_workers(argv, envs)

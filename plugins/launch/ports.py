@@ -1,8 +1,7 @@
-"""TCP ports that workers meet at: found free, or refused with the name of who holds them."""
+"""TCP ports that workers meet at: found free and held, or refused with the name of who holds them."""
 
 from __future__ import annotations
 
-import contextlib
 import socket
 
 import psutil
@@ -12,30 +11,32 @@ from ...adapters.errors import LauncherError, OptionError
 _LAST = 65535
 
 
-def free_port() -> int:
-    """Return a port that nobody on this machine listens at now."""
-    return free_ports(1)[0]
+def hold_ports(number: int) -> list[socket.socket]:
+    """Return sockets that are bound to different free ports, and keep them from other programs until they are closed.
+
+    The system gives such a port to nobody else, but a server that asks for it by number can listen there, if it sets
+    SO_REUSEADDR, as torch's, DeepSpeed's and TensorFlow's do.
+    """
+    held = [socket.socket() for _ in range(number)]
+    for each in held:
+        each.bind(("", 0))
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # only now: the port is found as nobody's
+    return held
 
 
-def free_ports(number: int) -> list[int]:
-    """Return as many different ports that nobody on this machine listens at now."""
-    with contextlib.ExitStack() as held:  # until all are chosen, so that none is found twice
-        probes = [held.enter_context(socket.socket()) for _ in range(number)]
-        for probe in probes:
-            probe.bind(("", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+def port_of(held: socket.socket) -> int:
+    """Return the port that a socket is bound to."""
+    return int(held.getsockname()[1])
 
 
-def worker_ports(workers: int, first: int | None) -> list[int]:
-    """Return a port for each worker: from `first` upward where it is given, else free ones.
+def check_ports(number: int, first: int) -> list[int]:
+    """Return as many ports from `first` upward.
 
     Raises:
-        OptionError: there are not as many ports from `first` on.
-        LauncherError: one of those from `first` on cannot be listened at.
+        OptionError: there are not as many.
+        LauncherError: one of them cannot be listened at.
     """
-    if first is None:
-        return free_ports(workers)
-    ports = consecutive_ports(workers, first)
+    ports = consecutive_ports(number, first)
     for port in ports:
         check_port(port)
     return ports

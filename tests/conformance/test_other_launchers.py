@@ -86,19 +86,12 @@ def environments(kind: str, port: int, other_port: int) -> list[dict[str, str]]:
     return [{**meeting, **sizes, **dict.fromkeys(names, str(rank))} for rank in range(2)]
 
 
-START_BY_HAND = """
-import json, os, subprocess, sys
-jobs = [subprocess.Popen(sys.argv[2:], env={**os.environ, **more}) for more in json.loads(sys.argv[1])]
-sys.exit(max(job.wait() for job in jobs))
-"""
-
-
 @pytest.mark.parametrize("kind", ["tf_config", "slurm", "openmpi", "deepspeed"])
-def test_ddp_in_an_environment(kind: str, tmp_path: Path, free_ports: Any) -> None:
+def test_ddp_in_an_environment(kind: str, tmp_path: Path, free_ports: Any, by_hand: Any) -> None:
     """Slurm and Open MPI are not on this machine; what they tell their processes is."""
-    told = json.dumps(environments(kind, *free_ports(2)))
+    told = environments(kind, *free_ports(2))
     worker = [sys.executable, "-m", WORKER, *specify(tmp_path, "ddp")]
-    judge(run_marked([sys.executable, "-c", START_BY_HAND, told, *worker], timeout=120), tmp_path, "ddp")
+    judge(run_marked(by_hand(told, worker), timeout=120), tmp_path, "ddp")
 
 
 def test_busy_port_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Strategies one after the other in one process, by each launcher: none leaves what the next one stumbles on."""
 
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +14,6 @@ from farandole.plugins.launch.job import JobResult, run_marked
 
 MODULE = "farandole.plugins.conformance.reentry"
 TORCH = ("ddp", "fsdp", "deepspeed_zero_2", "deepspeed_zero_3", "horovod")
-
-START_TWO = """
-import json, os, subprocess, sys
-jobs = [subprocess.Popen(sys.argv[2:], env={**os.environ, **more}) for more in json.loads(sys.argv[1])]
-sys.exit(max(job.wait() for job in jobs))
-"""
 
 
 def judge(job: JobResult) -> None:
@@ -63,11 +56,11 @@ def test_under_the_deepspeed_launcher() -> None:
     launch("deepspeed_zero_2", 2, ["deepspeed_zero_3", "horovod", "deepspeed_zero_3!", "fsdp"])
 
 
-def test_by_variables(free_ports: Any) -> None:
+def test_by_variables(free_ports: Any, by_hand: Any) -> None:
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": "2"}
-    told = json.dumps([{**meeting, "RANK": str(rank)} for rank in range(2)])
+    told = [{**meeting, "RANK": str(rank)} for rank in range(2)]
     worker = [sys.executable, "-m", MODULE, "2", "horovod", "ddp+", "deepspeed_zero_2!", "horovod"]
-    judge(run_marked([sys.executable, "-c", START_TWO, told, *worker], timeout=120))
+    judge(run_marked(by_hand(told, worker), timeout=120))
 
 
 def test_tensorflows_workers_again() -> None:

@@ -22,7 +22,6 @@ from farandole.adapters import OptionError
 from farandole.plugins.launch.command import launch_command, script_folders
 from farandole.plugins.launch.installed import package
 from farandole.plugins.launch.job import JobResult, Marked, run_marked
-from farandole.plugins.launch.ports import free_port
 
 PROGRAM = Path(__file__).with_name("fault_program.py")
 FARANDOLE = [sys.executable, "-m", "farandole.plugins.cli.main"]
@@ -141,9 +140,9 @@ def test_one_process_is_pythons_and_its_exit_code_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_the_lines_for_several_hosts_start_one_job() -> None:
+def test_the_lines_for_several_hosts_start_one_job(free_ports: Callable[[int], list[int]]) -> None:
     """Two addresses of this machine stand for two hosts."""
-    port = free_port()
+    (port,) = free_ports(1)
     program = ["-m", PROGRAM.stem, "ddp", "none", "a b"]
     with pytest.raises(OptionError) as raised:
         launch_command("ddp", 2, program, hosts="127.0.0.2:1,127.0.0.3:1", port=port)

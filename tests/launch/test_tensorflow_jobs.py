@@ -18,7 +18,7 @@ import pytest
 
 from farandole.plugins.launch.command import find_launcher
 from farandole.plugins.launch.job import run_marked
-from farandole.plugins.launch.ports import free_ports
+from farandole.plugins.launch.ports import hold_ports, port_of
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("tensorflow_program.py")
@@ -68,7 +68,9 @@ class Worker:
 
 
 def configs(count: int) -> list[dict[str, Any]]:
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
+    with ExitStack() as stack:
+        held = [stack.enter_context(each) for each in hold_ports(count)]
+        cluster = {"worker": [f"127.0.0.1:{port_of(each)}" for each in held]}
     return [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(count)]
 
 

@@ -19,7 +19,7 @@ from farandole.adapters import LauncherError, StrategyStateError
 from farandole.adapters.order import GlobalOrder
 from farandole.plugins.launch.command import find_launcher
 from farandole.plugins.launch.job import JobResult, run_marked
-from farandole.plugins.launch.ports import free_port
+from farandole.plugins.launch.ports import hold_ports, port_of
 from farandole.plugins.lightning import HorovodStrategy
 
 EXAMPLES = Path(__file__).parents[2] / "experiments/examples"
@@ -46,7 +46,8 @@ def command(launcher: str, strategy: str, program: Path, *arguments: str) -> lis
     if launcher == "horovodrun":
         return [path, "-np", "2", "--gloo", "--disable-cache", sys.executable, *itself]
     if launcher == "deepspeed":
-        return [path, "--num_accelerators", "2", "--master_port", str(free_port()), *itself]
+        with hold_ports(1)[0] as held:
+            return [path, "--num_accelerators", "2", "--master_port", str(port_of(held)), *itself]
     return [path, "--standalone", "--nproc-per-node", "2", *itself]
 
 

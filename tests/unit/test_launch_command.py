@@ -152,8 +152,27 @@ def test_every_port_from_the_first_is_checked(python: str, free_ports: Callable[
         pytest.fail("no two ports in a row were free")
 
 
-def test_ports_are_all_different() -> None:
-    assert len(set(ports.free_ports(200))) == 200
+def test_held_ports_are_kept_from_others_but_can_be_listened_at() -> None:
+    held = ports.hold_ports(200)
+    assert len({ports.port_of(each) for each in held}) == 200
+    port = ports.port_of(held[0])
+    with socket.socket() as probe, pytest.raises(OSError):
+        probe.bind(("", port))
+    with socket.create_server(("", port)):
+        pass
+    for each in held:
+        each.close()
+
+
+def test_a_found_port_is_held_as_long_as_the_command(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "strategy_row", lambda name: StrategyRow("zero", ".x:X", "", launcher="deepspeed"))
+    command = launch_command("zero", 2, SCRIPT, python=python)
+    port = int(command.argv[4])
+    with socket.socket() as other, pytest.raises(OSError):
+        other.bind(("", port))
+    del command
+    with socket.socket() as other:
+        other.bind(("", port))
 
 
 def test_tf_config_of_each_worker_on_remote_hosts(python: str) -> None:
@@ -308,5 +327,5 @@ def test_a_horovod_for_another_framework_is_named(tmp_path: Path, monkeypatch: p
 
 
 @pytest.fixture
-def free_port() -> int:
-    return ports.free_port()
+def free_port(free_ports: Callable[[int], list[int]]) -> int:
+    return free_ports(1)[0]
