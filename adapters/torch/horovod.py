@@ -112,6 +112,7 @@ class HorovodStrategy(TorchStrategy):
             groups=self._num_groups or None,
         )
         self.settle_before_leaving(engine.settle, keep=False)
+        self.release_after_leaving(engine)
         return engine
 
     def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
