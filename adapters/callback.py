@@ -1,12 +1,14 @@
 """One seam for what plugs into training: a callback may change the model, watch each step, and keep state.
 
-class Printer(Callback):
-    watches = frozenset({"forward"})
+For example:
 
-    def on_step_end(self, step):
-        print(step.progress, float(step.loss), step.seconds("forward"))
+    class Printer(Callback):
+        watches = frozenset({"forward"})
 
-training = strategy.prepare(model, optimizer, loss_fn, callbacks=[Printer()])
+        def on_step_end(self, step):
+            print(step.progress, float(step.loss), step.seconds("forward"))
+
+    training = strategy.prepare(model, optimizer, loss_fn, callbacks=[Printer()])
 """
 
 from __future__ import annotations
