@@ -122,9 +122,15 @@ class FSDPEngine(Engine):
     def gradients(self) -> Iterator[torch.Tensor]:
         yield from map(local_of, super().gradients())
 
-    def grad_norm(self) -> torch.Tensor:
-        norm = super().grad_norm()
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    def clip_grad_norm(self, max_norm: float) -> None:
+        # By what is measured: torch's own function would reduce the norm for itself, and again for who reads it.
+        self.measure_grad_norm()
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, self.grad_norm())
+
+    def measure_grad_norm(self) -> None:
+        super().measure_grad_norm()
+        norm = self.grad_norm()
+        self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def update(self) -> None:
         if self._scaler is None:

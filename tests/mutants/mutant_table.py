@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant(
         "fsdp_measures_its_own_shard",
         "adapters/torch/fsdp_engine.py",
-        "return norm.full_tensor() if isinstance(norm, DTensor) else norm",
-        "return norm.to_local() if isinstance(norm, DTensor) else norm",
+        "norm.full_tensor() if isinstance(norm, DTensor) else norm",
+        "norm.to_local() if isinstance(norm, DTensor) else norm",
         _conformance("TestFSDP", "accumulate_4"),
     ),
     Mutant(
