@@ -34,6 +34,16 @@ into one function: they are one phase there, "update".
 """
 
 
+_KERAS = ": farandole.plugins.keras.distribute(model, strategy) has the model's fit take callbacks of farandole's"
+_ELSEWHERE = {
+    "state_key": ": give Lightning's Trainer farandole.plugins.lightning.LightningCallback(callback) instead",
+    "set_params": _KERAS,
+    "set_model": _KERAS,
+    "on_batch_end": _KERAS,
+}
+"""What other libraries ask their own callbacks for first, and what to do instead."""
+
+
 class Phase(NamedTuple):
     """A span of time of one worker.
 
@@ -90,6 +100,13 @@ class Callback:
 
     watches: frozenset[str] = frozenset()
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say how a frontend that was given this callback as one of its own is to be given it."""
+            hint = _ELSEWHERE.get(name, "")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
     def on_prepare(self, model: Any, run: Run) -> None:
         """Change the model in place, before the engine wraps it."""
 
@@ -103,7 +120,11 @@ class Callback:
         """Called after each step. Reading `step.loss` waits for it."""
 
     def on_end(self, error: BaseException | None) -> None:
-        """Called once, where the strategy is left after a step, with the error that it is left by."""
+        """Called once after the last step, with the error that the training is left by.
+
+        In a loop that is where the strategy is left; with Lightning and Keras, where `fit` ends. After an error other
+        workers may be elsewhere: no collective can be called then.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is to travel in checkpoints, as JSON has it; rank 0's does."""

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, SupportsFloat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, SupportsFloat, TypeVar
 
 from .callback import PHASES, Callback, Phase, Run, StepRecord
 from .errors import CallbackError, OptionError, did_you_mean
+from .leaving import leaves_in_order
 from .progress import Progress
 from .worker import Worker
 
+T = TypeVar("T")
+
 _UNTIMED = contextlib.nullcontext()
+_log = logging.getLogger("farandole")
 
 
 class Seam:
@@ -31,15 +36,37 @@ class Seam:
         self._worker = worker
         self._watched: frozenset[str] = frozenset().union(*(callback.watches for callback in callbacks))
         self._phases: list[Phase] = []
+        self._open: list[tuple[str, int | None]] = []  # phases that are being timed, each inside of the one before it
+        self._since = 0.0
         self._logged: dict[str, SupportsFloat] = {}
         self._begun = False
 
     def __bool__(self) -> bool:
         return bool(self._callbacks)
 
+    def watches(self, name: str) -> bool:
+        """Whether anybody watches this phase."""
+        return name in self._watched
+
     def phase(self, name: str, micro: int | None = None) -> contextlib.AbstractContextManager[None]:
-        """Time a block, if anybody watches it."""
-        return self._timed(name, micro) if name in self._watched else _UNTIMED
+        """Time a block, if anybody watches it; the phase that it is inside of, if any, is not timed meanwhile."""
+        return self._timed(name, micro) if name in self._watched or self._open else _UNTIMED
+
+    def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield `items`, and time how long each is waited for."""
+        iterator = iter(items)
+        while True:
+            with self.phase(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+    def note(self, name: str, start: float, end: float) -> None:
+        """Take up a phase that was timed elsewhere, if anybody watches it."""
+        if name in self._watched:
+            self._phases.append(Phase(name, None, start, end))
 
     def prepare(self, model: Any, run: Run) -> None:
         """Let callbacks change the model."""
@@ -59,10 +86,22 @@ class Seam:
         self._call("on_step_end", record)
 
     def end(self, error: BaseException | None) -> None:
-        """Call where the strategy is left."""
-        if self._begun:
-            self._begun = False
-            self._call("on_end", error)
+        """Call where the training is left. Beside a failure, what a callback raises is logged: its user must see that.
+
+        Args:
+            error: what it is left by; `sys.exit(0)` leaves it in order.
+        """
+        if not self._begun:
+            return
+        self._begun = False
+        if leaves_in_order(error):
+            self._call("on_end", None)
+            return
+        for callback in self._callbacks:
+            try:
+                self._returns_nothing(callback, "on_end", error)
+            except CallbackError as another:
+                _log.error("%s", another)
 
     def log(self, name: str, value: SupportsFloat) -> None:
         """Keep a number for the next record."""
@@ -96,11 +135,20 @@ class Seam:
 
     @contextlib.contextmanager
     def _timed(self, name: str, micro: int | None) -> Iterator[None]:
-        start = time.perf_counter()
+        self._close_span()
+        self._open.append((name, micro))
         try:
             yield
         finally:
-            self._phases.append(Phase(name, micro, start, time.perf_counter()))
+            self._close_span()
+            self._open.pop()
+
+    def _close_span(self) -> None:
+        """Note what went by since the last call for the innermost phase that is open."""
+        now = time.perf_counter()
+        if self._open and self._open[-1][0] in self._watched:
+            self._phases.append(Phase(*self._open[-1], self._since, now))
+        self._since = now
 
     def _named(self) -> Iterator[tuple[str, Callback]]:
         """Yield callbacks by the names of their classes; a second one of a kind has a number."""
@@ -127,6 +175,11 @@ class Seam:
 
     def _error(self, callback: Callback, method: str, what: str) -> CallbackError:
         return CallbackError(f"callback {type(callback).__name__}.{method} on worker {self._worker.rank} {what}")
+
+
+def changes_the_model(callback: Callback) -> bool:
+    """Whether it has an `on_prepare` of its own."""
+    return getattr(callback.on_prepare, "__func__", None) is not Callback.on_prepare
 
 
 def _check(callback: Any) -> None:

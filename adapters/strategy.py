@@ -17,7 +17,7 @@ from . import entry
 from .callback import Callback
 from .capabilities import Capabilities
 from .checkpoint import under_way
-from .errors import CallbackError, OptionError, StrategyStateError, WorkerLostError
+from .errors import OptionError, StrategyStateError, WorkerLostError
 from .failure_report import report_failure, withdraw_report
 from .launchers import Launch, detect_launch
 from .leaving import leaves_in_order
@@ -94,10 +94,7 @@ class Strategy(NoticesLostWorkers):
             if isinstance(failure, WorkerLostError):
                 shorten_traceback(failure)
             report_failure(failure, self.worker)
-            try:
-                self._end_callbacks(failure)
-            except CallbackError as another:
-                _log.error("%s", another)  # the failure itself is what its user must see
+            self._end_callbacks(failure)
             self._leave_after_failure()
             if lost is not None:
                 raise lost from None
