@@ -45,7 +45,7 @@ def main() -> None:
         x, x_test, y, y_test = train_test_split(
             images, digits.target, test_size=297, random_state=0, stratify=digits.target
         )
-        timing = WorkerMetrics(strategy)
+        timing = WorkerMetrics()
         model.fit(
             x,
             y,

@@ -11,7 +11,8 @@ with create_strategy("tf_multiworker") as strategy:
     model.fit(x, y, batch_size=64, epochs=3, validation_data=(x_test, y_test))
 """
 
-from .callbacks import BroadcastInitialState, LearningRateWarmup, MetricAverage, WorkerMetrics
+from ..metrics import WorkerMetrics
+from .callbacks import BroadcastInitialState, LearningRateWarmup, MetricAverage
 from .distribute import distribute
 
 __all__ = ["BroadcastInitialState", "LearningRateWarmup", "MetricAverage", "WorkerMetrics", "distribute"]

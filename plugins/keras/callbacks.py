@@ -1,9 +1,7 @@
-"""Callbacks that Horovod's Keras users know, for any strategy, and what each worker's time goes to."""
+"""Callbacks that Horovod's Keras users know, for any strategy."""
 
 from __future__ import annotations
 
-import time
-from statistics import median
 from typing import Any, Literal
 
 import keras
@@ -105,45 +103,3 @@ class LearningRateWarmup(keras.callbacks.Callback):  # type: ignore[misc]
         elif not self._done:  # once: from here on the rate belongs to others
             self.model.optimizer.learning_rate = self.target
             self._done = True
-
-
-class WorkerMetrics(keras.callbacks.Callback):  # type: ignore[misc]
-    """Measures each worker's steps, so that a straggler shows.
-
-    Workers wait for each other inside a step, which therefore takes all of them as long; between steps (data,
-    callbacks) each has a time of its own.
-
-    epochs: for each epoch a list in rank order of `{"step_ms", "step_ms_max", "between_ms", "between_ms_max"}`, medians
-        and maxima in milliseconds, the same on every worker.
-    """
-
-    def __init__(self, strategy: Strategy) -> None:
-        super().__init__()
-        self._strategy = strategy
-        self.epochs: list[list[dict[str, float]]] = []
-        self._steps: list[float] = []
-        self._between: list[float] = []
-        self._begun = self._ended = 0.0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._steps, self._between = [], []
-        self._ended = time.perf_counter()
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._begun = time.perf_counter()
-        self._between.append(self._begun - self._ended)
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._ended = time.perf_counter()
-        self._steps.append(self._ended - self._begun)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        own: dict[str, float] = {}
-        for name, seconds in (("step_ms", self._steps), ("between_ms", self._between)):
-            own[name] = 1000 * median(seconds) if seconds else 0.0
-            own[f"{name}_max"] = 1000 * max(seconds, default=0.0)
-        self.epochs.append(self._strategy.gather(own))
-        self.on_record(epoch, self.epochs[-1])
-
-    def on_record(self, epoch: int, workers: list[dict[str, float]]) -> None:
-        """Called on every worker with an epoch's measures; for those who log them."""

@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 import keras
 import tensorflow as tf
 
+from ...adapters.callback import Callback, Run
 from ...adapters.errors import DataError, OptionError, StrategyStateError
+from ...adapters.progress import Progress
+from ...adapters.seam import Seam
 from ...adapters.strategy import Strategy
 from ...adapters.tensorflow.library import check_model
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
@@ -19,21 +22,27 @@ from .agreement import Agreement, callbacks_of
 from .data import OTHER_ORDER, check_size
 from .distribution import Distribution
 from .functions import make_functions_of
+from .records import StepHooks, parted, refuse_changing
 from .seeds import shared_seed
 
 M = TypeVar("M", bound=keras.Model)
 
 
-def distribute(model: M, strategy: Strategy) -> M:
+def distribute(model: M, strategy: Strategy, callbacks: Sequence[Callback] = ()) -> M:
     """Have a compiled Keras 3 model train on all workers, and return it; it alone is changed.
 
     From now on `batch_size` is the global batch, all workers together, and results are those of one process: every
     sample comes once, losses and metrics are over all samples, on every worker alike. Every worker is given the same
     data, and reads all of them; it trains on its rows of each batch. Files are written by rank 0 only.
 
+    `fit(callbacks=[...])` takes farandole's callbacks among Keras's own, and calls them first. A record is of one step,
+    with its loss over the global batch, and the phases "data" and "update". Keras's files have no place for the states
+    of these callbacks: `state_dict` and `load_state_dict` are yours to call.
+
     Args:
         model: built and compiled inside of `strategy.scope()`.
         strategy: one of TensorFlow's, entered.
+        callbacks: those that change the model (`on_prepare`), which is done now; they see each `fit` too.
 
     Raises:
         OptionError: the model is not compiled, was made outside of the scope, is no Keras 3 model, or uses what these
@@ -50,6 +59,9 @@ def distribute(model: M, strategy: Strategy) -> M:
         raise StrategyStateError(f"the model {model.name!r} is distributed already")
     if not getattr(model, "compiled", False):
         raise OptionError(f"the model {model.name!r} is not compiled: compile it inside strategy.scope(), before")
+    lasting = Seam(callbacks, strategy.worker)
+    with strategy.scope():
+        lasting.prepare(model, Run(strategy, "keras", Progress()))
     distribution = Distribution(model, strategy)
     distribution.check()
     if strategy.worker.world_size > 1:
@@ -58,14 +70,16 @@ def distribute(model: M, strategy: Strategy) -> M:
     for name in ("train_function", "test_function", "predict_function"):
         setattr(model, name, None)  # what was compiled before knows of one process only
     model._maybe_symbolic_build = distribution.build
-    make_functions_of(model, strategy.worker, distribution.run)
-    model.fit = _fit(model, strategy, distribution)
+    make_functions_of(model, strategy.worker, distribution.run, distribution.records)
+    model.fit = _fit(model, strategy, distribution, callbacks)
     model.evaluate = _quiet(model.evaluate, strategy, distribution)
     model.predict = _quiet(model.predict, strategy, distribution)
     return model
 
 
-def _fit(model: Any, strategy: TensorFlowStrategy, distribution: Distribution) -> Callable[..., Any]:
+def _fit(
+    model: Any, strategy: TensorFlowStrategy, distribution: Distribution, lasting: Sequence[Callback]
+) -> Callable[..., Any]:
     stock = model.fit
 
     @functools.wraps(stock)
@@ -75,13 +89,21 @@ def _fit(model: Any, strategy: TensorFlowStrategy, distribution: Distribution) -
         distribution.tunes_datasets = isinstance(bound.get("x"), tf.data.Dataset)
         check_size("x", bound.get("x"), bound.get("steps_per_epoch"), "steps_per_epoch")
         check_size("validation_data", bound.get("validation_data"), bound.get("validation_steps"), "validation_steps")
-        own = bound.get("callbacks")
-        if isinstance(own, keras.callbacks.CallbackList):
+        if isinstance(bound.get("callbacks"), keras.callbacks.CallbackList):
             raise OptionError("pass callbacks as a list: a CallbackList cannot be shared out among workers")
-        bound["callbacks"] = [*callbacks_of(own, strategy), Agreement(strategy)]
+        own, plugged = parted(bound.get("callbacks"))
+        refuse_changing(plugged)
+        seam = Seam([*lasting, *plugged], strategy.worker)
+        hooks = [StepHooks(distribution.records)] if seam else []
+        bound["callbacks"] = [*hooks, *callbacks_of(own, strategy), Agreement(strategy)]
         if not strategy.worker.is_main:
             bound["verbose"] = 0
-        with strategy.noticing_lost_workers(), shared_seed(strategy), _explaining():
+        with (
+            distribution.records.to(seam, model),
+            strategy.noticing_lost_workers(),
+            shared_seed(strategy),
+            _explaining(),
+        ):
             history = stock(**bound)
         strategy.barrier()  # what rank 0 wrote is there for all
         return history
@@ -100,7 +122,10 @@ def _quiet(stock: Callable[..., Any], strategy: TensorFlowStrategy, distribution
         if not strategy.worker.is_main:
             bound["verbose"] = 0
         if not isinstance(bound.get("callbacks"), keras.callbacks.CallbackList):  # fit's own, when it validates
-            bound["callbacks"] = callbacks_of(bound.get("callbacks"), strategy)
+            own, plugged = parted(bound.get("callbacks"))
+            if plugged:
+                raise OptionError(f"{type(plugged[0]).__name__} sees training only: pass it to fit")
+            bound["callbacks"] = callbacks_of(own, strategy)
         with strategy.noticing_lost_workers(), _explaining():
             return stock(**bound)
 

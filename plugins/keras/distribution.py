@@ -16,6 +16,7 @@ from ...adapters.tensorflow.training import prepare_variables
 from .data import OTHER_ORDER, fingerprint, own_rows
 from .metrics import MetricStates
 from .optimizer import reduce_before_applying
+from .records import LOSS, Records
 
 _REFUSED_REDUCTIONS = {
     "sum": "a sum grows with the batch: use reduction='sum_over_batch_size'",
@@ -28,6 +29,8 @@ class Distribution:
     """Stands where `keras.Model` holds a `tf.distribute.Strategy`, and has the part of its interface that Keras calls.
 
     Keras hands it each step with a global batch. It runs the step on this worker's rows, as a replica of the strategy.
+
+    records: what farandole's callbacks are told of each training step.
     """
 
     num_replicas_in_sync = 1  # Keras divides losses by it, which are means over the global batch here
@@ -35,6 +38,7 @@ class Distribution:
     def __init__(self, model: Any, strategy: TensorFlowStrategy) -> None:
         self._model = model
         self._strategy = strategy
+        self.records = Records(strategy)
         self._steps = 0
         # tf.data's tuner takes up to seconds to end when an epoch's iterator is dropped, on one worker or another, and
         # all wait. What Keras makes of arrays needs none; a dataset of the user's may.
@@ -144,7 +148,8 @@ class Distribution:
             keep_when_standing_in(self._model, counts),
         ):
             logs = step(rows.data)
-        return metrics.reduce(logs, rows.share, fingerprint(batch), name, OTHER_ORDER)
+        logs = metrics.reduce(logs, rows.share, fingerprint(batch), name, OTHER_ORDER)
+        return {**logs, LOSS: metrics.step_loss()} if self.records.told else logs
 
     def _test(self, step: Callable[[Any], Any], batch: Any, name: str) -> Any:
         self._agree(batch)

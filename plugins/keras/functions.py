@@ -11,11 +11,12 @@ import tensorflow as tf
 
 from ...adapters.errors import DataError
 from ...adapters.worker import Worker
+from .records import Records, stamped
 
 Step = Callable[[Any], Any]
 
 
-def make_functions_of(model: Any, worker: Worker, run: Callable[[Step, tuple[Any]], Any]) -> None:
+def make_functions_of(model: Any, worker: Worker, run: Callable[[Step, tuple[Any]], Any], records: Records) -> None:
     """Give a model functions that look a step's graph up once for each iterator, and say where data end too soon.
 
     Keras calls a `tf.function` at each step, which examines its arguments anew, and wraps the results in an optional
@@ -24,6 +25,7 @@ def make_functions_of(model: Any, worker: Worker, run: Callable[[Step, tuple[Any
 
     Args:
         run: runs a step on a batch, as `tf.distribute.Strategy.run` does.
+        records: what is told of each training step.
     """
     stock = model._make_function
 
@@ -32,16 +34,21 @@ def make_functions_of(model: Any, worker: Worker, run: Callable[[Step, tuple[Any
         function: Step = stock(step)
         # In a loop, in Python or under XLA, Keras compiles a step otherwise, or not at all.
         if not (model.steps_per_execution > 1 or model.run_eagerly or model.jit_compile):
-            function = _looking_up_once(model, lambda batch: run(step, (batch,)), function)
-        return function if worker.world_size == 1 else _telling_of_the_end(function)
+            on_batch = model._autoconvert_optionals(lambda batch: run(step, (batch,)))
+            function = _looking_up_once(on_batch, function, records.stamped and step == model.train_step)
+        if worker.world_size > 1:
+            function = _telling_of_the_end(function)
+        return records.of(function) if step == model.train_step else function
 
     model._make_function = make_function
 
 
-def _looking_up_once(model: Any, step: Step, stock: Step) -> Step:
-    on_batch = model._autoconvert_optionals(step)
+def _looking_up_once(on_batch: Step, stock: Step, with_stamps: bool) -> Step:
+    def next_of(iterator: Any) -> Any:
+        return iterator.get_next()
+
     compiled = tf.function(
-        lambda iterator: on_batch(iterator.get_next()),
+        stamped(next_of, on_batch) if with_stamps else lambda iterator: on_batch(next_of(iterator)),
         autograph=False,
         reduce_retracing=True,  # iterators whose sizes differ get the graphs that they would get from Keras
     )

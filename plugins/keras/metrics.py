@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from ...adapters.errors import OptionError
@@ -45,8 +46,23 @@ class MetricStates:
             added, logs = self._sum(added, logs, share, print_, name, problem)
         for variable, before, more in zip(self._variables, self._before, added, strict=True):
             variable.assign(before + tf.cast(more, before.dtype))
+        self._added, self._logs = added, logs
         known = self._model.get_metrics_result()
         return {key: known.get(key, value) for key, value in logs.items()}
+
+    def step_loss(self) -> tf.Tensor:
+        """Return the mean loss over the global batch of the step that was reduced, and of no other: (), float64.
+
+        NaN where a `train_step` of the user's own tells neither a metric of that name nor the logs.
+        """
+        own = self._logs.get("loss")
+        loss = tf.cast(own, tf.float64) if _is_number(own) else tf.constant(float("nan"), tf.float64)
+        added_to = {id(variable): more for variable, more in zip(self._variables, self._added, strict=True)}
+        for metric in self._model.metrics:
+            if metric.name == "loss" and isinstance(metric, keras.metrics.Mean):
+                total, count = added_to[id(metric.total)], added_to[id(metric.count)]
+                loss = tf.where(count > 0, tf.math.divide_no_nan(total, count), loss)
+        return loss
 
     def _sum(
         self, added: list[tf.Tensor], logs: dict[str, Any], share: tf.Tensor, print_: tf.Tensor, name: str, problem: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,16 @@ import pytest
 import tensorflow as tf
 from keras_scenarios import VALIDATION_X, VALIDATION_Y, X, Y, build, compile_model
 
-from farandole.adapters import DataError, OptionError, StrategyStateError
+from farandole.adapters import (
+    Callback,
+    CallbackError,
+    DataError,
+    OptionError,
+    Progress,
+    Run,
+    StepRecord,
+    StrategyStateError,
+)
 from farandole.plugins.keras import (
     BroadcastInitialState,
     LearningRateWarmup,
@@ -34,10 +43,10 @@ def check(function: Check) -> Check:
     return function
 
 
-def made(strategy: Any, make: Callable[[], Any]) -> Any:
+def made(strategy: Any, make: Callable[[], Any], callbacks: Sequence[Callback] = ()) -> Any:
     with strategy.scope():
         model = make()
-    return distribute(model, strategy)
+    return distribute(model, strategy, callbacks)
 
 
 def fit(model: Any, x: Any = X, y: Any = Y, **options: Any) -> Any:
@@ -47,6 +56,47 @@ def fit(model: Any, x: Any = X, y: Any = Y, **options: Any) -> Any:
 def batches() -> Iterator[tuple[Any, Any]]:
     for start in range(0, 96, 32):
         yield X[start : start + 32], Y[start : start + 32]
+
+
+class Watcher(Callback):
+    """Watches everything, and makes a mistake in the method that `wrong` names."""
+
+    watches = frozenset({"data", "forward", "backward", "update", "save", "load"})
+    wrong = ""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, Progress]] = []
+        self.ahead: list[Progress] = []
+        self.records: list[StepRecord] = []
+        self.ended: list[BaseException | None] = []
+
+    def on_begin(self, run: Run) -> None:
+        self.begun.append((run.frontend, run.progress))
+        self._err("on_begin")
+
+    def on_step_begin(self, progress: Progress) -> None:
+        self.ahead.append(progress)
+        self._err("on_step_begin")
+
+    def on_step_end(self, step: StepRecord) -> None:
+        self.records.append(step)
+        self._err("on_step_end")
+
+    def on_end(self, error: BaseException | None) -> None:
+        self.ended.append(error)
+        self._err("on_end")
+
+    def _err(self, method: str) -> None:
+        if method == self.wrong:
+            raise ValueError("the mistake")
+
+
+class Halves(Callback):
+    """Changes the model: its last layer starts with half of its weights, and is not trained."""
+
+    def on_prepare(self, model: Any, run: Run) -> None:
+        model.layers[-1].kernel.assign(model.layers[-1].kernel / 2)
+        model.layers[-1].trainable = False
 
 
 @check
@@ -61,6 +111,19 @@ def what_cannot_work_is_refused(strategy: Any, folder: Path) -> None:
             made(strategy, make)
     with pytest.raises(StrategyStateError, match="already"):
         distribute(made(strategy, build()), strategy)
+    for callbacks, match in [
+        ([Halves()], r"Halves changes the model .* distribute\(model, strategy, callbacks=\[Halves"),
+        ([type("Wrong", (Callback,), {"watches": frozenset({"foward"})})()], "Wrong watches 'foward'"),
+    ]:
+        with pytest.raises(OptionError, match=match):
+            fit(made(strategy, build()), callbacks=callbacks)
+    with pytest.raises(OptionError, match="Watcher sees training only"):
+        made(strategy, build()).evaluate(X, Y, callbacks=[Watcher()])
+    with pytest.raises(AttributeError, match=r"farandole\.plugins\.keras\.distribute\(model, strategy\)"):
+        outside.fit(X, Y, verbose=0, callbacks=[Watcher()])
+    if strategy.steps_in_control_flow:
+        with pytest.raises(OptionError, match="steps_per_execution=2: callbacks of farandole's are told of each step"):
+            fit(made(strategy, build(steps_per_execution=2)), callbacks=[Watcher()])
     if not strategy.owns(outside.variables[0].value):
         with pytest.raises(OptionError, match=r"outside of strategy\.scope"):
             distribute(outside, strategy)
@@ -266,7 +329,7 @@ def callbacks_that_horovods_users_know(strategy: Any, folder: Path) -> None:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             logs["rank"] = float(worker.rank)
 
-    metrics = WorkerMetrics(strategy)
+    metrics = WorkerMetrics()
     warmup = LearningRateWarmup(strategy, 0.01, warmup_epochs=2, policy="linear")
     model = made(strategy, build())
     history = fit(model, x=X[:96], y=Y[:96], epochs=3, callbacks=[warmup, Note(), MetricAverage(strategy), metrics])
@@ -276,7 +339,8 @@ def callbacks_that_horovods_users_know(strategy: Any, folder: Path) -> None:
     assert history.history["rank"] == pytest.approx([(worker.world_size - 1) / 2] * 3)
     assert len(metrics.epochs) == 3 and all(len(epoch) == worker.world_size for epoch in metrics.epochs)
     assert strategy.gather(metrics.epochs) == [metrics.epochs] * worker.world_size
-    assert all(0 < own["step_ms"] <= own["step_ms_max"] for own in metrics.epochs[-1])
+    for own in metrics.epochs[-1]:
+        assert 0 < own["step_ms"] <= own["step_ms_max"] and 0 < own["data_ms"] <= own["between_ms"]
     last = worker.world_size - 1
     for variable in model.trainable_variables:
         variable.assign(tf.ones_like(variable) * (worker.rank + 2.0))
@@ -286,6 +350,44 @@ def callbacks_that_horovods_users_know(strategy: Any, folder: Path) -> None:
     assert all((np.asarray(weight) == last + 2.0).all() for weight in model.trainable_weights)
     with pytest.raises(OptionError, match="policy"):
         LearningRateWarmup(strategy, 0.01, policy="cubic")  # type: ignore[arg-type]
+
+
+@check
+def callbacks_of_farandoles_see_each_step(strategy: Any, folder: Path) -> None:
+    rank, watchers, plain = strategy.worker.rank, [Watcher(), Watcher()], made(strategy, build())
+    model = made(strategy, build(), [watchers[0], Halves()])
+    assert np.allclose(model.layers[-1].kernel, plain.layers[-1].kernel / 2)
+    frozen = np.array(model.layers[-1].kernel)
+    lengths = (32, 32, 32, 1)
+    history = fit(model, epochs=2, callbacks=[keras.callbacks.TerminateOnNaN(), watchers[1]]).history
+    assert np.array_equal(model.layers[-1].kernel, frozen) and set(history) == {"loss", "accuracy", "top2"}
+    after = [Progress(0, 1), Progress(0, 2), Progress(0, 3), Progress(1), Progress(1, 1), Progress(1, 2)]
+    after += [Progress(1, 3), Progress(2)]
+    for watcher in watchers:
+        assert watcher.begun == [("keras", Progress())] and watcher.ended == [None]
+        assert watcher.ahead == [record.progress for record in watcher.records] == after
+        losses = np.array([float(record.loss) for record in watcher.records]).reshape(2, 4)
+        assert (losses * lengths).sum(1) / 97 == pytest.approx(history["loss"], rel=1e-6)
+        assert strategy.gather(losses.tolist()) == [losses.tolist()] * strategy.worker.world_size
+        for record in watcher.records:
+            (data, update) = record.phases
+            assert (data.name, update.name) == ("data", "update")
+            assert data.start <= data.end == update.start < update.end
+    # It changes nothing: the same model without it, and then with it, goes on as one that never had it.
+    thawed = [made(strategy, build()) for _ in range(2)]
+    fit(thawed[0], epochs=2)
+    fit(thawed[1])
+    fit(thawed[1], initial_epoch=1, epochs=2, callbacks=[watcher := Watcher()])
+    assert watcher.begun == [("keras", Progress(1))]
+    for mine, other in zip(*(model.get_weights() for model in thawed), strict=True):
+        assert np.allclose(mine, other, atol=1e-6)
+    for method in ("on_begin", "on_step_begin", "on_step_end", "on_end"):
+        watcher, other = Watcher(), Watcher()
+        watcher.wrong = method
+        with pytest.raises(CallbackError, match=rf"Watcher.{method} on worker {rank} raised ValueError: the mistake"):
+            fit(thawed[1], x=X[:32], y=Y[:32], callbacks=[other, watcher])
+        assert len(watcher.ended) == 1
+        assert [type(error) for error in other.ended] == [type(None) if method == "on_end" else CallbackError]
 
 
 @check

@@ -37,7 +37,11 @@ CHECKED_ON_BOTH = {
     "data_that_end_too_soon_are_an_error",
     "workers_start_from_rank_0",
 }
-CHECKED_ON_HOROVOD = {"callbacks_that_horovods_users_know", "a_run_that_was_cut_off_goes_on"}
+CHECKED_ON_HOROVOD = {
+    "callbacks_that_horovods_users_know",
+    "callbacks_of_farandoles_see_each_step",
+    "a_run_that_was_cut_off_goes_on",
+}
 
 Run = Callable[[str, int], JobResult]
 exhaustive = pytest.mark.exhaustive

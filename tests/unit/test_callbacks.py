@@ -20,8 +20,11 @@ from farandole.adapters import (
     StepRecord,
     Strategy,
     Training,
+    Worker,
     create_strategy,
 )
+from farandole.adapters.seam import Seam
+from farandole.plugins.metrics import WorkerMetrics
 
 pytestmark = pytest.mark.usefixtures("no_launcher", "one_thread")
 
@@ -118,6 +121,57 @@ def test_phases_that_nobody_watches_are_not_timed(strategy: Strategy) -> None:
     (batch,) = training.batches(DATA, 20)
     training.step(batch)
     assert seen == [["update"]]
+
+
+def test_times_of_phases_inside_of_others_are_exclusive() -> None:
+    """As in Lightning, whose optimizer runs forward and backward; also of those that nobody watches."""
+    watcher = Watcher()
+    watcher.watches = frozenset({"update", "backward", "data"})
+    seam = Seam([watcher], Worker())
+    begun = time.perf_counter()
+    with seam.phase("update"):
+        time.sleep(0.01)
+        with seam.phase("forward", 0):
+            time.sleep(0.02)
+        with seam.phase("backward", 0):
+            pass
+    assert list(seam.each("data", [1, 2])) == [1, 2]
+    seam.note("update", begun, begun + 5)
+    seam.note("forward", begun, begun + 5)
+    seam.end_step(Progress(0, 1), 0.0)
+    (record,) = [what for _, what in watcher.calls]
+    names = [phase.name for phase in record.phases]
+    assert names == ["update", "update", "backward", "update", "data", "data", "data", "update"]
+    first, again, *_ = record.phases
+    assert first.end - first.start >= 0.01
+    assert again.start - first.end >= 0.02
+
+
+def test_worker_metrics_in_a_loop(strategy: Strategy) -> None:
+    seen = []
+
+    class Metrics(WorkerMetrics):
+        def on_record(self, epoch: int, workers: list[dict[str, float]]) -> None:
+            seen.append((epoch, workers))
+
+    metrics = Metrics()
+    training = prepare(strategy, [metrics], accumulate=2)
+    for batch in training.batches(DATA, 8, epochs=2):
+        training.step(batch)
+        time.sleep(0.01)
+    assert seen == list(enumerate(metrics.epochs)) and len(seen) == 2
+    for (own,) in metrics.epochs:
+        names = {"step_ms", "between_ms", "data_ms"}
+        assert own.keys() == names | {f"{name}_max" for name in names}
+        assert own["between_ms"] >= 10 + own["data_ms"] > 10
+        assert 0 < own["step_ms"] <= own["step_ms_max"]
+
+
+def test_a_frontend_that_cannot_take_one_says_how(strategy: Strategy) -> None:
+    with pytest.raises(AttributeError, match=r"farandole\.plugins\.lightning\.LightningCallback"):
+        _ = Watcher().state_key
+    with pytest.raises(AttributeError, match=r"'Watcher' object has no attribute 'kept_'$"):
+        _ = Watcher().kept_
 
 
 def test_what_changes_the_model_comes_before_the_engine(strategy: Strategy) -> None:

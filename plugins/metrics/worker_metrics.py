@@ -1,0 +1,72 @@
+"""Measures each worker's steps, so that a straggler shows."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+from ...adapters.callback import PHASES, Callback, Run, StepRecord
+from ...adapters.progress import Progress
+
+
+class WorkerMetrics(Callback):
+    """Measures each worker's steps, so that a straggler shows.
+
+    Workers wait for each other inside a step, which therefore takes all of them as long; between steps (data,
+    callbacks) each has a time of its own.
+
+    epochs: for each epoch a list in rank order of `{"step_ms", "step_ms_max", "between_ms", "between_ms_max"}`, medians
+        and maxima in milliseconds, the same on every worker. Where the frontend tells how long a step waits for its
+        data, or the engine how long it waits for other workers, "data_ms" and "wait_ms" too, likewise. The data's time
+        is a part of "between", the other workers' one of "step". An epoch that ends early has none.
+    """
+
+    watches = frozenset({"data", "wait"} & set(PHASES))
+
+    def __init__(self) -> None:
+        self.epochs: list[list[dict[str, float]]] = []
+        self._run: Run | None = None
+        self._seconds: dict[str, list[float]] = {}
+        self._begun = self._ended = 0.0
+
+    def on_begin(self, run: Run) -> None:
+        self._run = run
+        self._begin_epoch()
+
+    def on_step_begin(self, progress: Progress) -> None:
+        self._begun = time.perf_counter()
+
+    def on_step_end(self, step: StepRecord) -> None:
+        now = time.perf_counter()
+        # A compiled step fetches its data itself.
+        fetches = [phase for phase in step.phases if phase.name == "data" and phase.start > self._begun]
+        inside = sum(phase.end - phase.start for phase in fetches)
+        self._note("step", now - self._begun - inside)
+        if self._ended:
+            self._note("between", self._begun - self._ended + inside)
+        for name in self.watches:
+            if any(phase.name == name for phase in step.phases):
+                self._note(name, step.seconds(name))
+        self._ended = now
+        if step.progress.step == 0:
+            self._report(step.progress.epoch - 1)
+
+    def on_record(self, epoch: int, workers: list[dict[str, float]]) -> None:
+        """Called on every worker with an epoch's measures; for those who log them."""
+
+    def _begin_epoch(self) -> None:
+        self._seconds = {"step": [], "between": []}
+        self._ended = 0.0  # between two epochs there is more: validation, for one
+
+    def _note(self, name: str, seconds: float) -> None:
+        self._seconds.setdefault(name, []).append(seconds)
+
+    def _report(self, epoch: int) -> None:
+        own: dict[str, float] = {}
+        for name, seconds in self._seconds.items():
+            own[f"{name}_ms"] = 1000 * median(seconds) if seconds else 0.0
+            own[f"{name}_ms_max"] = 1000 * max(seconds, default=0.0)
+        assert self._run is not None
+        self.epochs.append(self._run.strategy.gather(own))
+        self._begin_epoch()
+        self.on_record(epoch, self.epochs[-1])
