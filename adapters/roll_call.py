@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from .errors import LauncherError
+from .origin import PATIENCE, is_stranger, own_origin
 
 Address = tuple[str, int]
 
@@ -39,45 +40,90 @@ def roll_call(addresses: Sequence[Address], rank: int, said: Any, deadline: floa
 
 def _take(address: Address, cluster: list[str], said: Any, deadline: float) -> list[Any]:
     ends = time.monotonic() + deadline
-    heard: dict[int, Any] = {0: said}
-    lines: list[TextIO] = []
-    problem = ""
+    call = _Call(cluster, said)
     with _listen(address, cluster) as server:
-        while len(heard) < len(cluster) and not problem:
-            server.settimeout(max(0.01, ends - time.monotonic()))
+        while len(call.heard) < len(cluster) and not call.problem:
+            server.settimeout(max(0.01, min([ends, *call.aside]) - time.monotonic()))
             try:
                 connection, _ = server.accept()
             except TimeoutError:
-                missing = [f"worker {rank} ({cluster[rank]})" for rank in range(len(cluster)) if rank not in heard]
-                problem = f"{' and '.join(missing)} did not join within {deadline:g} s, while others waited"
-                break
-            line = _stream(connection, min(ends, time.monotonic() + _GRACE))
-            lines.append(line)
-            problem = _hear(line, cluster, heard)
-        reply = {"problem": problem, "said": None if problem else [heard[rank] for rank in range(len(cluster))]}
+                call.take_from_aside()
+                if time.monotonic() >= ends:
+                    call.name_the_missing(deadline)
+                continue
+            call.hear(_stream(connection, min(ends, time.monotonic() + _GRACE)))
     # Only now: who hears of it may come to the next roll call, and would be heard by this one's server.
-    for line in lines:
-        _say(line, reply)
-    if problem:
-        raise LauncherError(problem)
-    return [heard[rank] for rank in range(len(cluster))]
+    call.reply()
+    if call.problem:
+        raise LauncherError(call.problem)
+    return [call.heard[rank] for rank in range(len(cluster))]
 
 
-def _hear(line: TextIO, cluster: list[str], heard: dict[int, Any]) -> str:
-    """Note what one worker says; return what is wrong with it."""
-    try:
-        message = json.loads(line.readline())
-        rank, theirs = message["rank"], message["cluster"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""  # a port scanner, or a worker that died: it will be missed
-    if theirs != cluster:
-        return (
-            f"worker {rank} was told of the cluster {', '.join(theirs)}, worker 0 of {', '.join(cluster)}: they differ"
-        )
-    if rank in heard:
-        return f"two processes say that they are worker {rank}: each needs an index of its own in TF_CONFIG's task"
-    heard[rank] = message["said"]
-    return ""
+class _Call:
+    """What worker 0 hears.
+
+    heard: what was said, by rank.
+    aside: by when they are heard, workers that may be another job's; one of this job's comes before them.
+    """
+
+    def __init__(self, cluster: list[str], said: Any) -> None:
+        self.heard: dict[int, Any] = {0: said}
+        self.aside: dict[float, tuple[TextIO, int, Any]] = {}
+        self.problem = ""
+        self._cluster = cluster
+        self._lines: list[TextIO] = []
+
+    def hear(self, line: TextIO) -> None:
+        """Note what one worker says."""
+        try:
+            message = json.loads(line.readline())
+            rank, theirs, said, origin = (message[name] for name in ("rank", "cluster", "said", "origin"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # a port scanner, or a worker that died: it will be missed
+        if theirs == self._cluster and is_stranger(origin, own_origin()):
+            self.aside[time.monotonic() + PATIENCE] = line, rank, said
+            return
+        self._lines.append(line)
+        if theirs != self._cluster:
+            told, own = ", ".join(theirs), ", ".join(self._cluster)
+            self.problem = f"worker {rank} was told of the cluster {told}, worker 0 of {own}: they differ"
+        elif rank in self.heard:
+            self.problem = f"{_two_are(rank)}: each needs an index of its own in TF_CONFIG's task"
+        else:
+            self.heard[rank] = said
+
+    def take_from_aside(self) -> None:
+        """Hear those for whom nobody of this job has come."""
+        for until in [until for until in self.aside if until <= time.monotonic()]:
+            line, rank, said = self.aside.pop(until)
+            if rank in self.heard:
+                self._refuse(line, rank)
+            else:
+                self._lines.append(line)
+                self.heard[rank] = said
+
+    def name_the_missing(self, deadline: float) -> None:
+        """Fail, as the deadline has passed."""
+        ranks = [rank for rank in range(len(self._cluster)) if rank not in self.heard]
+        missing = " and ".join(f"worker {rank} ({self._cluster[rank]})" for rank in ranks)
+        self.problem = f"{missing} did not join within {deadline:g} s, while others waited"
+
+    def reply(self) -> None:
+        """Tell all what all have said, or what is wrong."""
+        said = None if self.problem else [self.heard[rank] for rank in range(len(self._cluster))]
+        for line in self._lines:
+            _say(line, {"problem": self.problem, "said": said})
+        for line, rank, _ in self.aside.values():
+            self._refuse(line, rank)
+
+    def _refuse(self, line: TextIO, rank: int) -> None:
+        own = ", ".join(self._cluster)
+        problem = f"{_two_are(rank)} of the cluster {own}: two jobs were told the same TF_CONFIG; choose other ports"
+        _say(line, {"problem": self.problem or problem})
+
+
+def _two_are(rank: int) -> str:
+    return f"two processes say that they are worker {rank}"
 
 
 def _answer(address: Address, cluster: list[str], rank: int, said: Any, deadline: float) -> list[Any]:
@@ -94,7 +140,7 @@ def _answer(address: Address, cluster: list[str], rank: int, said: Any, deadline
                 ) from None
             time.sleep(0.1)
     line = _stream(connection, ends)
-    _say(line, {"rank": rank, "cluster": cluster, "said": said})
+    _say(line, {"rank": rank, "cluster": cluster, "said": said, "origin": own_origin()})
     try:
         reply = json.loads(line.readline())
     except (OSError, ValueError):

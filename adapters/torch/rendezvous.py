@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -20,6 +22,7 @@ from ..errors import LauncherError
 from ..horovodrun_store import find_horovodrun_store
 from ..launchers import Launch
 from ..strategy import Strategy
+from .admission import announce, free_port_advice, take_rank, turn_workers_away, wait_for_all, where
 
 _KEY = "torch_master"
 # By the launcher's address. They live as long as the process: of rank 0's the others may still read.
@@ -33,15 +36,22 @@ def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None
         LauncherError: no address to meet at, or it cannot be used; the message names the variables to set.
     """
     worker = launch.worker
-    try:
+    with explained(launch):
         store = PrefixStore("group", open_store(launch, timeout))
         dist.init_process_group(backend, store=store, rank=worker.rank, world_size=worker.world_size, timeout=timeout)
+
+
+@contextlib.contextmanager
+def explained(launch: Launch) -> Iterator[None]:
+    """Make a `LauncherError` of what torch says of a store that cannot be kept or reached."""
+    try:
+        yield
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        reason = str(error).splitlines()[0]
-        where = "MASTER_ADDR={}, MASTER_PORT={}".format(*(launch.address or ("?", "?")))
+        worker = launch.worker
+        reason = str(error).splitlines()[0].rstrip(".")
         raise LauncherError(
-            f"worker {worker.rank} of {worker.world_size} cannot meet the others at {where}: {reason}. "
-            "If another program uses the port, choose a free one in MASTER_PORT."
+            f"worker {worker.rank} of {worker.world_size} cannot meet the others at {where(launch)}: {reason}. "
+            f"Look at rank 0 for an error; if another program uses the port, {free_port_advice(launch)}."
         ) from None
 
 
@@ -68,7 +78,7 @@ def open_store(launch: Launch, timeout: timedelta, *, wait_for_workers: bool = T
     Without `wait_for_workers`, rank 0 returns before the others have come, and can tell who has not.
 
     Raises:
-        LauncherError: the launcher tells no address to meet at.
+        LauncherError: the launcher tells no address to meet at, it cannot be used, or it is another job's.
     """
     worker = launch.worker
     if worker.world_size == 1 and launch.address is None:
@@ -78,7 +88,8 @@ def open_store(launch: Launch, timeout: timedelta, *, wait_for_workers: bool = T
         store, _, _ = next(rendezvous("env://", timeout=timeout))
         return _of_this_entry(store)
     if launch.address not in _stores:
-        _stores[launch.address] = _keep_or_reach(launch, timeout, wait_for_workers)
+        with explained(launch):
+            _stores[launch.address] = _keep_or_reach(launch, timeout, wait_for_workers)
     _stores[launch.address].set_timeout(timeout)
     return _of_this_entry(_stores[launch.address])
 
@@ -92,7 +103,7 @@ def _keep_or_reach(launch: Launch, timeout: timedelta, wait_for_workers: bool) -
     """Keep the store on rank 0, and connect the others to it."""
     worker = launch.worker
     if launch.address is not None:
-        return _tcp_store(launch, launch.address, timeout, wait_for_workers)
+        return _at_the_address(launch, launch.address, timeout, wait_for_workers)
     told = find_horovodrun_store()
     if told is None:
         raise LauncherError(
@@ -102,25 +113,37 @@ def _keep_or_reach(launch: Launch, timeout: timedelta, wait_for_workers: bool) -
     if worker.is_main:
         # It listens before it says where: a port that was only found free could be another job's by then.
         host = host_towards(told.host, told.port)
-        store = _tcp_store(launch, (host, 0), timeout, wait_for_workers=False)
+        store = _tcp_store(launch, (host, 0), timeout)
         told.put(_KEY, f"{host}:{store.port}")
         return store
     address = told.wait(_KEY, timeout.total_seconds())
     if address is None:
         raise LauncherError(f"rank 0 did not say within {timeout.total_seconds():.0f} s where to meet it")
     host, _, port = address.rpartition(":")
-    return _tcp_store(launch, (host, int(port)), timeout, wait_for_workers)
+    return _tcp_store(launch, (host, int(port)), timeout)
 
 
-def _tcp_store(launch: Launch, address: tuple[str, int], timeout: timedelta, wait_for_workers: bool) -> TCPStore:
+def _at_the_address(launch: Launch, address: tuple[str, int], timeout: timedelta, wait_for_workers: bool) -> TCPStore:
+    """Keep or reach the store where all workers were told to meet, as another job's may have been too."""
+    if not launch.worker.is_main:
+        store = _tcp_store(launch, address, timeout)
+        take_rank(store, launch, timeout)
+        return store
+    try:
+        store = _tcp_store(launch, address, timeout)
+    except dist.DistNetworkError:
+        turn_workers_away(address)
+        raise
+    announce(store, launch)
+    if wait_for_workers:
+        wait_for_all(store, launch, timeout)
+    return store
+
+
+def _tcp_store(launch: Launch, address: tuple[str, int], timeout: timedelta) -> TCPStore:
     # Multi-tenant, as torch's own: a group that the user's code makes at this address is served by the same server.
     return TCPStore(
-        *address,
-        world_size=launch.worker.world_size,
-        is_master=launch.worker.is_main,
-        timeout=timeout,
-        wait_for_workers=wait_for_workers,
-        multi_tenant=True,
+        *address, is_master=launch.worker.is_main, timeout=timeout, wait_for_workers=False, multi_tenant=True
     )
 
 

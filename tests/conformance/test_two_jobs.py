@@ -1,14 +1,19 @@
-"""Two jobs of one user that start at the same time on one machine: each trains by itself, with the right losses."""
+"""Two jobs of one user that start at the same time on one machine: each trains by itself, or says what to type."""
 
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from farandole.plugins.conformance.reentry import DONE
-from farandole.plugins.launch.command import launch_command
+from farandole.plugins.launch.command import find_launcher, launch_command
 from farandole.plugins.launch.job import JobResult, run_marked
 
 MODULE = "farandole.plugins.conformance.reentry"
+PROGRAM = str(Path(__file__).with_name("two_jobs_program.py"))
 
 
 def run(strategy: str) -> JobResult:
@@ -30,3 +35,40 @@ def test_two_jobs_at_once(strategy: str) -> None:
     for job in jobs:
         assert job.returncode == 0 and not job.survivors, job.describe()
         assert job.output.count(DONE) == 2, job.describe()
+
+
+def run_both(argv: Sequence[Sequence[str]], env: dict[str, str] | None = None) -> list[JobResult]:
+    """Run two jobs of `two_jobs_program.py`; whoever joins one is of it."""
+    with ThreadPoolExecutor(2) as threads:
+        jobs = list(threads.map(lambda each: run_marked(each, env=env, timeout=120), argv))
+    for name, job in zip("AB", jobs, strict=True):
+        assert "met A B" not in job.output and "met B A" not in job.output, job.describe()
+        assert (job.returncode == 0) == (job.output.count(f"met {name} {name}") == 2), job.describe()
+        assert not job.survivors, job.describe()
+    return jobs
+
+
+def programs(folder: Path, late: str = "", workers: int = 4) -> list[list[str]]:
+    return [[PROGRAM, name, str(folder), str(workers), late] for name in "AB"]
+
+
+def test_two_jobs_that_were_told_one_port(tmp_path: Path, free_ports: Any, by_hand: Any) -> None:
+    """The second job's worker 1 is there before the first's, and before its own worker 0 finds the port taken."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": "2"}
+    told = [{**meeting, "RANK": str(rank)} for rank in range(2)]
+    commands = [by_hand(told, [sys.executable, *program]) for program in programs(tmp_path, late="A1,B0")]
+    first, second = run_both(commands)
+    assert first.returncode == 0, first.describe()
+    assert second.returncode != 0, second.describe()
+    assert second.output.count("choose a free one in MASTER_PORT") >= 2, second.describe()
+    assert f"MASTER_PORT={meeting['MASTER_PORT']}" in second.output, second.describe()
+
+
+@pytest.mark.exhaustive
+def test_two_jobs_with_one_port_of_the_deepspeed_launcher(tmp_path: Path, free_ports: Any) -> None:
+    launcher = find_launcher("deepspeed")
+    assert launcher is not None
+    argv = [launcher, "--num_accelerators", "2", "--no_local_rank", "--master_port", str(free_ports(1)[0])]
+    jobs = run_both([[*argv, *program] for program in programs(tmp_path, late="A1,B0")])
+    assert [job.returncode == 0 for job in jobs] == [True, False], [job.describe() for job in jobs]
+    assert "deepspeed --master_port" in jobs[1].output, jobs[1].describe()

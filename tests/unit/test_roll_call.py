@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from farandole.adapters import LauncherError
+from farandole.adapters import roll_call as roll_call_module
 from farandole.adapters.roll_call import Address, roll_call
 
 pytestmark = pytest.mark.timeout(30)
@@ -76,6 +80,53 @@ def test_two_workers_of_one_index_are_told(cluster: list[Address]) -> None:
     found = call((cluster, 0), (cluster, 1), (cluster, 1))
     assert "two processes say that they are worker 1" in found[0]
     assert all(isinstance(said, str) for said in found)
+
+
+STRANGER = """
+import sys
+from farandole.adapters import LauncherError
+from farandole.adapters.roll_call import roll_call
+port, deadline = int(sys.argv[1]), float(sys.argv[2])
+try:
+    print(roll_call([("127.0.0.1", port), ("127.0.0.1", 1)], 1, "the other's", deadline))
+except LauncherError as error:
+    print(error)
+"""
+
+
+def other_jobs_worker(port: int, deadline: float) -> str:
+    """Return what worker 1 hears where another process than the one that started worker 0, or worker 0, starts it."""
+    by_shell = ["sh", "-c", '"$@"; exit', "sh", sys.executable, "-c", STRANGER, str(port), str(deadline)]
+    return subprocess.run(by_shell, capture_output=True, text=True, check=True).stdout.rstrip()
+
+
+def test_another_jobs_worker_gives_way(cluster: list[Address]) -> None:
+    addresses = [cluster[0], ("127.0.0.1", 1)]
+    with ThreadPoolExecutor(2) as threads:
+        other = threads.submit(other_jobs_worker, cluster[0][1], 10)
+        main = threads.submit(roll_call, addresses, 0, "ours", 10)
+        while not other.done() and len(connections_to(cluster[0][1])) < 1:
+            time.sleep(0.02)
+        assert not other.done() and not main.done()
+        assert roll_call(addresses, 1, "ours", 5) == main.result() == ["ours", "ours"]
+        said = f"two processes say that they are worker 1 of the cluster 127.0.0.1:{cluster[0][1]}, 127.0.0.1:1: "
+        assert other.result().startswith(said) and "TF_CONFIG; choose other ports" in other.result()
+
+
+def test_a_worker_that_something_else_started_joins_later(
+    cluster: list[Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roll_call_module, "PATIENCE", 0.3)
+    with ThreadPoolExecutor(1) as thread:
+        other = thread.submit(other_jobs_worker, cluster[0][1], 10)
+        assert roll_call([cluster[0], ("127.0.0.1", 1)], 0, "ours", 10) == ["ours", "the other's"]
+        assert other.result() == "['ours', \"the other's\"]"
+
+
+def connections_to(port: int) -> list[str]:
+    """Return the connections of this machine that are established at this end."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return [line for line in lines if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "01"]
 
 
 def test_two_workers_0_are_told(cluster: list[Address]) -> None:
