@@ -15,7 +15,7 @@ from small_training import train as train_small
 from torch import nn
 from torch.nn import functional
 
-from farandole.adapters import Progress, Strategy, Training, create_strategy
+from farandole.adapters import Callback, Progress, Strategy, Training, create_strategy
 from farandole.adapters.torch.checkpoint import CheckpointReader
 from farandole.plugins.cli.checkpoint.zero_layout import sub_groups
 from farandole.plugins.cli.main import main
@@ -25,6 +25,11 @@ deepspeed = pytest.importorskip("deepspeed", reason="DeepSpeed is not installed"
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(3))
 Y = X.sum(1, keepdim=True)
 SAVED, MORE = 4, 4
+
+
+class Kept(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"n": 1}
 
 
 class Zoo(nn.Module):
@@ -75,11 +80,15 @@ def decay(optimizer: Any) -> Any:
     return torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.7)
 
 
+def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
+    return functional.mse_loss(model(batch[0]), batch[1])
+
+
 def ours(strategy: Strategy, make: Make, schedule: bool = True) -> Training:
     model = Zoo()
     optimizer = make(model)
     scheduler = decay(optimizer) if schedule else None
-    return strategy.prepare(model, optimizer, lambda m, b: functional.mse_loss(m(b[0]), b[1]), scheduler)
+    return strategy.prepare(model, optimizer, loss_of, scheduler, callbacks=[Kept()])
 
 
 def train(training: Training, start: Progress, steps: int) -> list[float]:
@@ -184,7 +193,11 @@ def test_plain_deepspeed_goes_on_from_ours(tmp_path: Path, stage: int, optimizer
         engine = plain(stage, make)
         path, client = engine.load_checkpoint(str(tmp_path / "theirs"))
         assert path is not None
-        assert client["farandole"] == {"progress": {"epoch": SAVED, "step": 0}, "extras": {"best": 0.5}}
+        assert client["farandole"] == {
+            "progress": {"epoch": SAVED, "step": 0},
+            "extras": {"best": 0.5},
+            "callbacks": {"Kept": {"n": 1}},
+        }
         assert engine.module.note == "kept"
         assert train_plain(engine, MORE) == pytest.approx(losses, abs=1e-6)
         assert largest(weights_of(engine), weights) <= 1e-6
@@ -220,6 +233,7 @@ def test_there_and_back_is_the_same(tmp_path: Path, stage: int, no_launcher: Non
     assert after.tensors == before.tensors
     for name in before.tensors:
         assert torch.equal(after.read(name), before.read(name)), name
+    assert after.manifest.callbacks == {"Kept": {"n": 1}}
     for name in ("progress", "extras", "optimizer", "scheduler", "aliases"):
         assert getattr(after.manifest, name) == getattr(before.manifest, name)
     frozen = {"frozen.weight", "frozen.bias"}

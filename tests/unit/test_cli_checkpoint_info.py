@@ -43,6 +43,7 @@ def test_what_is_in_it(path: Path) -> None:
         "optimizer": "AdamW",
         "scheduler": "StepLR",
         "extras": ["best", "history"],
+        "callbacks": [],
         "model_tensors": 9,
         "model_numel": 4 * 6 + 6 + 4 * 6 + 1 + 6 + 1,
         "files": 3,

@@ -28,6 +28,7 @@ def write_checkpoint(
     scheduler: str = "none",
     extras: Mapping[str, Any] | None = None,
     aliases: Mapping[str, str] | None = None,
+    callbacks: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
     """Write a checkpoint that any training of this optimizer and scheduler loads, tensor by tensor as they come.
 
@@ -37,6 +38,7 @@ def write_checkpoint(
         strategy: what it is said to be saved by.
         optimizer, scheduler: names of their classes.
         aliases: other names of tied parameters, with their first.
+        callbacks: their states, by their names.
 
     Raises:
         CheckpointError: it cannot be saved so that it loads without running code.
@@ -55,6 +57,7 @@ def write_checkpoint(
         data=new_data(),
         files={},
         tensors={},
+        callbacks=json.loads(json.dumps(dict(callbacks or {}))),
     )
     packed = pack(plain(objects))
     storage.folder(manifest.data).make()

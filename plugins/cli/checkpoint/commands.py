@@ -112,7 +112,7 @@ def convert(path: str, out: str, to: Kind, **options: Any) -> None:
     --to deepspeed  a folder that plain DeepSpeed loads, model, optimizer and
                     scheduler, at this --stage and on so many --workers
     --to dcp        a folder that torch.distributed.checkpoint loads, with the
-                    model's state
+                    model's state, and nothing else
     --to farandole  a checkpoint that any strategy loads, from either of those;
                     DeepSpeed's with optimizer and scheduler
 

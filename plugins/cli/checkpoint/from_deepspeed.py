@@ -58,6 +58,7 @@ def convert_deepspeed(
         scheduler=scheduler_name,
         extras=known.get("extras"),
         aliases=files.aliases,
+        callbacks=known.get("callbacks"),
     )
     lines = [f"{out}: optimizer {optimizer_name}, scheduler {scheduler_name}, after {files.steps} steps"]
     if not progress and not known:

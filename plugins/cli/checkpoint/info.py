@@ -65,6 +65,7 @@ def _print_manifest(out: Console, found: Look, manifest: Manifest) -> None:
         "optimizer": f"{manifest.optimizer}, {_numel(slots):,} numbers in {len(slots)} tensors",
         "scheduler": manifest.scheduler,
         "extras": ", ".join(sorted(manifest.extras)) or "none",
+        "callbacks": ", ".join(sorted(manifest.callbacks)) or "none",
         "size": f"{_size(found.bytes)} in {len(manifest.files)} files",
     }
     for name, line in lines.items():

@@ -89,6 +89,7 @@ def describe(found: Look) -> dict[str, Any]:
         "optimizer": manifest.optimizer,
         "scheduler": manifest.scheduler,
         "extras": sorted(manifest.extras),
+        "callbacks": sorted(manifest.callbacks),
         "model_tensors": len(model),
         "model_numel": sum(info.numel for info in model),
         "files": len(manifest.files),

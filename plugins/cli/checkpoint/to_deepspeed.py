@@ -35,7 +35,7 @@ def write_deepspeed(path: str, out: str, stage: int, workers: int, bf16: bool) -
 
     With `bf16`, for one that computes in bf16 and updates in float32; else for one that does all in float32. One
     worker's part is in memory at a time and, at stages 1 and 2, the model. What we know beyond DeepSpeed is in the
-    client state that it returns, by the key "farandole": progress and extras.
+    client state that it returns, by the key "farandole": progress, extras and the states of callbacks.
 
     Raises:
         CheckpointError: the checkpoint is missing, torn or damaged, or DeepSpeed could not continue its curve; or
@@ -110,7 +110,11 @@ class _Source:
             "checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1},
             "ds_config": {},
             "ds_version": self._version,
-            CLIENT_STATE: {"progress": manifest.progress.as_json(), "extras": manifest.extras},
+            CLIENT_STATE: {
+                "progress": manifest.progress.as_json(),
+                "extras": manifest.extras,
+                "callbacks": manifest.callbacks,
+            },
         }
 
     def optimizer_file(self, rank: int) -> dict[str, Any]:
