@@ -31,7 +31,7 @@ class Seam:
 
     def __init__(self, callbacks: Sequence[Callback], worker: Worker) -> None:
         for callback in callbacks:
-            _check(callback)
+            check_callback(callback)
         self._callbacks = list(callbacks)
         self._worker = worker
         self._watched: frozenset[str] = frozenset().union(*(callback.watches for callback in callbacks))
@@ -182,7 +182,8 @@ def changes_the_model(callback: Callback) -> bool:
     return getattr(callback.on_prepare, "__func__", None) is not Callback.on_prepare
 
 
-def _check(callback: Any) -> None:
+def check_callback(callback: Any) -> None:
+    """Raise `OptionError` where it is no `Callback`, or watches what is no phase."""
     if not isinstance(callback, Callback):
         kind = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
         raise OptionError(f"callbacks take instances of farandole.adapters.Callback, but {kind} was given")

@@ -151,6 +151,10 @@ class Strategy(NoticesLostWorkers):
         if seam:
             self._seams.append(seam)
 
+    def stand_by(self) -> None:
+        """Have the collectives work in a job that a frontend has joined, and will leave, by means of its own."""
+        self._state = "joined"
+
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Build the model and its optimizer inside: where variables are born matters to some engines."""

@@ -7,6 +7,7 @@ trainer = pl.Trainer(strategy="horovod", devices=2, accelerator="cpu")
 trainer.fit(model, dataloader)
 """
 
+from .callbacks import LightningCallback, WorkerMetrics
 from .deepspeed import DeepSpeedStrategy
 from .environment import LauncherEnvironment
 from .fabric import FabricDeepSpeedStrategy, FabricHorovodStrategy
@@ -19,6 +20,8 @@ __all__ = [
     "FabricHorovodStrategy",
     "HorovodStrategy",
     "LauncherEnvironment",
+    "LightningCallback",
+    "WorkerMetrics",
 ]
 
 register()

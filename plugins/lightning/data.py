@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torch.utils.data import BatchSampler, Sampler
@@ -74,6 +74,7 @@ class ShareLoader:
     """A DataLoader that tells, for each batch it yields, which share of the workers' batch it is; `None` at the end.
 
     position: of the training that it loads for, which goes into checkpoints; `None` for an evaluation.
+    timed: yields what is loaded, and times how long that is waited for.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class ShareLoader:
         sampler: ShareSampler,
         tell: Callable[[ShareLoader, Share | None], None],
         position: Position | None = None,
+        timed: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> None:
         self._loader = loader
+        self._timed = timed
         self._share_sampler = sampler
         self._tell = tell
         self._position = position
@@ -104,7 +107,7 @@ class ShareLoader:
     def __iter__(self) -> Iterator[Any]:
         shares = self._share_sampler.shares()
         try:
-            for batch in self._loader:
+            for batch in self._timed(self._loader):
                 self._tell(self, next(shares))
                 yield batch
         finally:

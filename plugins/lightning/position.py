@@ -42,17 +42,17 @@ def take_out_position(checkpoint: dict[str, Any]) -> None:
     state = checkpoint["loops"]["fit_loop"]["state_dict"]
     loaders = state.get("combined_loader", ())
     if loaders and all("samples" in loader for loader in loaders):
-        checkpoint[_KEY] = {"combined_loader": state.pop("combined_loader")}
+        checkpoint.setdefault(_KEY, {})["combined_loader"] = state.pop("combined_loader")
 
 
 def put_back_position(checkpoint: dict[str, Any]) -> None:
     """Move what `take_out_position` took out to where Lightning looks for it."""
     loop = checkpoint.get("loops", {}).get("fit_loop")
-    kept = checkpoint.get(_KEY)
+    kept = checkpoint.get(_KEY, {}).get("combined_loader")
     if not loop or not kept:
         return
-    loop["state_dict"].update(kept)
-    inside = any(loader["samples"] < loader["length"] for loader in kept["combined_loader"])
+    loop["state_dict"]["combined_loader"] = kept
+    inside = any(loader["samples"] < loader["length"] for loader in kept)
     if inside and not loop["epoch_loop.batch_progress"]["is_last_batch"]:
         # Stopped by max_steps, for one: Lightning counts the epoch as done, and would leave out the rest of it.
         for counters in loop["epoch_progress"].values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,19 +18,24 @@ from .joining import Joining
 from .package import fabric_part, trainer_part
 from .plans import Share, order_seed, plan_of, refuse_different_plans
 from .position import TrainingPosition
+from .records import NOBODY
 from .unshared import watch
 
 _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
 
 
 class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
-    """A strategy of Lightning's that gives each worker its share of the data, and knows its weight."""
+    """A strategy of Lightning's that gives each worker its share of the data, and knows its weight.
+
+    seam: the callbacks of farandole's that watch the training.
+    """
 
     def _share_nothing_yet(self) -> None:
         self._own_sampling = False
         self._shares: dict[ShareLoader, Share] = {}  # of the batches being trained on
         self._shares_used = False
         self._evaluated: Share | None = None
+        self.seam = NOBODY
 
     def _begin_sharing(self, trainer: Any) -> None:
         """Begin a run: nothing is loaded yet, and what is will be shared out here."""
@@ -48,13 +54,14 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         seed_workers = fabric_part("utilities.data")._auto_add_worker_init_fn
         seed, broadcast = order_seed(self.adapter), self.adapter.broadcast
         plan = plan_of(dataloader, worker, seed, broadcast, trainer.training) if ours else None
-        if plan is None and worker.world_size == 1:
+        timed = self._timed if trainer.training and self.seam.watches("data") else None
+        if plan is None and worker.world_size == 1 and timed is None:
             return dataloader
         if plan is None:
             seed_workers(dataloader, self.global_rank)
             outlive_sigterm(dataloader)
             copies = ours and isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
-            return watch(dataloader, self.adapter, trainer.training, refuse_copies=copies)
+            return watch(dataloader, self.adapter, trainer.training, copies, timed)
         sampler = ShareSampler(plan, worker, alone=dataloader.batch_sampler is None)
         refuse_different_plans(plan, self.adapter)
         loader = rebuild(dataloader, sampler, trainer.predicting)
@@ -68,7 +75,10 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
                     stacklevel=2,
                 )
             return ShareLoader(loader, sampler, self._note_evaluated)
-        return ShareLoader(loader, sampler, self._note_trained, TrainingPosition(trainer.fit_loop))
+        return ShareLoader(loader, sampler, self._note_trained, TrainingPosition(trainer.fit_loop), timed or iter)
+
+    def _timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        return self.seam.each("data", batches)
 
     def on_train_start(self) -> None:
         super().on_train_start()

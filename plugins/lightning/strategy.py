@@ -18,6 +18,7 @@ from .held import engines_of, hand_over, release
 from .joining import ON_DEMAND
 from .package import fabric_part, trainer_part
 from .position import put_back_position, take_out_position
+from .recording import Recording
 from .reducing import Reducing
 from .sharing import Sharing
 from .sigterm import SigtermWatch
@@ -26,7 +27,7 @@ _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
 _TrainerFn: Any = trainer_part("trainer.states").TrainerFn
 
 
-class AdapterStrategy(Reducing, Sharing):
+class AdapterStrategy(Recording, Reducing, Sharing):
     """Base of Lightning's strategies on ours. Lightning starts processes, and we join, share out data and reduce.
 
     Lightning's own DDP strategy is the base because it is what Lightning, and its users' code, take for data-parallel
@@ -42,6 +43,7 @@ class AdapterStrategy(Reducing, Sharing):
         self._stand_for(name, options)
         self._share_nothing_yet()
         self._reduce_nothing_yet()
+        self._record_nothing_yet()
         self._known: set[int] = set()
         self._stepping = False
         self._step_hooks: list[Any] = []
@@ -199,6 +201,8 @@ class AdapterStrategy(Reducing, Sharing):
         share = self._share_of_loss()
         if share is not None:
             closure_loss = self.weigh(closure_loss, share.weight, share.total)
+        if share is None or share.weight > 0:
+            self.note_loss(closure_loss)
         loss: torch.Tensor = super().backward(closure_loss, optimizer, *args, **kwargs)
         return loss
 
@@ -227,10 +231,12 @@ class AdapterStrategy(Reducing, Sharing):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         take_out_position(checkpoint)
-        _DDPStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+        with self.seam.phase("save"):
+            _DDPStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        checkpoint: dict[str, Any] = _DDPStrategy.load_checkpoint(self, checkpoint_path, *arguments, **options)
+        with self.seam.phase("load"):
+            checkpoint: dict[str, Any] = _DDPStrategy.load_checkpoint(self, checkpoint_path, *arguments, **options)
         put_back_position(checkpoint)
         return checkpoint
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,11 +13,18 @@ from ...adapters import DataError
 from ...adapters.torch.strategy import TorchStrategy
 
 
-def watch(loader: Any, adapter: TorchStrategy, training: bool, refuse_copies: bool) -> Any:
+def watch(
+    loader: Any,
+    adapter: TorchStrategy,
+    training: bool,
+    refuse_copies: bool,
+    timed: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> Any:
     """Return `loader`, or one that compares it with the other workers' while it is read.
 
     Args:
         refuse_copies: whether all workers must not get the same first batch.
+        timed: yields what is loaded, and times how long that is waited for; `None` where nobody asks.
 
     Raises:
         DataError: the workers' loaders have different lengths, so that some would wait for the others for ever.
@@ -30,20 +37,29 @@ def watch(loader: Any, adapter: TorchStrategy, training: bool, refuse_copies: bo
             f"the workers' DataLoaders have different numbers of batches ({told}), and a step needs all workers: give "
             "all of them as many, or leave the sharing to farandole (no sampler by rank, use_distributed_sampler=True)"
         )
-    if length is not None and not (training and refuse_copies):
+    if length is not None and not (training and refuse_copies) and timed is None:
         return loader
     kind = WatchedLoader if length is None else _SizedWatchedLoader
-    return kind(loader, adapter, length is None, training and refuse_copies)
+    several = adapter.worker.world_size > 1
+    return kind(loader, adapter, length is None and several, training and refuse_copies and several, timed or iter)
 
 
 class WatchedLoader:
     """A loader that ends on all workers after the same batch, or says on all of them that it does not."""
 
-    def __init__(self, loader: Any, adapter: TorchStrategy, compare_ends: bool, compare_first: bool) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        adapter: TorchStrategy,
+        compare_ends: bool,
+        compare_first: bool,
+        timed: Callable[[Iterable[Any]], Iterable[Any]],
+    ) -> None:
         self._loader = loader
         self._adapter = adapter
         self._compare_ends = compare_ends
         self._compare_first = compare_first
+        self._timed = timed
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_loader":
@@ -51,7 +67,7 @@ class WatchedLoader:
         return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._loader)
+        batches = iter(self._timed(self._loader))
         end = object()
         while True:
             batch = next(batches, end)

@@ -108,12 +108,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *command: str) -> dict[int, float]:
-    """Run a job in `folder` and return the loss of each epoch that it printed."""
+def run(folder: Path, *command: str, waits: int = 0) -> dict[int, float]:
+    """Run a job in `folder` and return the loss of each epoch that it printed; `waits` workers tell of their data."""
     with contextlib.chdir(folder):
         job = run_marked(command, timeout=60)
     assert job.returncode == 0 and not job.survivors, job.describe()
+    assert len(re.findall(r"waited \d+\.\d{3} s for data", job.output)) == waits, job.describe()
     return {int(epoch): float(loss) for epoch, loss in re.findall(r"epoch (\d+): loss ([\d.]+)", job.output)}
+
+
+def plug_in(folder: Path, name: str) -> None:
+    """Change a program as the README says that a callback is plugged in."""
+    (patch,) = (block for block in fences("diff") if block.startswith(f" # {name}\n"))
+    lines, place = programs()[name].splitlines(), 0
+    for change in patch.splitlines():
+        if change.startswith("+"):
+            lines.insert(place, change[1:])
+            place += 1
+        else:
+            place = lines.index(change[1:], place) + (change[0] == " ")
+            if change.startswith("-"):
+                del lines[place]
+    (folder / name).write_text("\n".join(lines))
 
 
 def test_programs_are_all_run_here() -> None:
@@ -136,18 +152,18 @@ def test_loop_as_written(folder: Path) -> None:
 @pytest.mark.timeout(60)
 def test_callback_as_written(folder: Path) -> None:
     line = next(line for line in commands() if "waits.py" in line)
-    with contextlib.chdir(folder):
-        job = run_marked([*FARANDOLE, *shlex.split(line)[1:]], timeout=50)
-    assert job.returncode == 0, job.describe()
-    assert len(re.findall(r"waited \d+\.\d{3} s for data", job.output)) == 2, job.describe()
+    run(folder, *FARANDOLE, *shlex.split(line)[1:], waits=2)
 
 
 @pytest.mark.skipif(HOROVOD_IS_MISSING or package("tensorflow") is None, reason="an engine is not installed")
 @pytest.mark.timeout(200)
 def test_fit_as_written(folder: Path) -> None:
-    """The commands below `fit`: one process, and two engines at two numbers of workers."""
+    """The commands below `fit`: one process, and two engines at two numbers of workers, the last with a callback."""
     block = next(block for block in fences("bash") if "fit.py" in block)
-    alone, two, three = (run(folder, *FARANDOLE, *shlex.split(line)[1:]) for line in block.splitlines())
+    commands = [[*FARANDOLE, *shlex.split(line)[1:]] for line in block.splitlines()]
+    alone, two = (run(folder, *command) for command in commands[:2])
+    plug_in(folder, "fit.py")
+    three = run(folder, *commands[2], waits=3)
     assert list(alone) == [1, 2, 3]
     assert two == pytest.approx(alone, abs=1e-5)
     assert three == pytest.approx(alone, abs=1e-5)
@@ -156,11 +172,13 @@ def test_fit_as_written(folder: Path) -> None:
 @pytest.mark.skipif(HOROVOD_IS_MISSING or package("lightning") is None, reason="Horovod or Lightning is not installed")
 @pytest.mark.timeout(200)
 def test_trainer_as_written(folder: Path) -> None:
-    """The commands below the Trainer: it starts its own workers, and two launchers start them."""
+    """The commands below the Trainer: it starts its own workers, and two launchers do, the last with a callback."""
     block = next(block for block in fences("bash") if "python lightning_train.py" in block)
     own = {"python": [sys.executable], "farandole": FARANDOLE, "horovodrun": [find_launcher("horovodrun")]}
     commands = [[part for word in shlex.split(line) for part in own.get(word, [word])] for line in block.splitlines()]
-    alone, by_horovodrun, by_us = (run(folder, *command) for command in commands)
+    alone, by_horovodrun = (run(folder, *command) for command in commands[:2])
+    plug_in(folder, "lightning_train.py")
+    by_us = run(folder, *commands[2], waits=2)
     assert list(alone) == [1, 2, 3]
     assert by_horovodrun == pytest.approx(alone, abs=1e-5)
     assert by_us == pytest.approx(alone, abs=1e-5)

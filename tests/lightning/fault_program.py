@@ -21,8 +21,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, TensorDataset
 
-import farandole.plugins.lightning  # noqa: F401
+from farandole.adapters import Callback, Progress
 from farandole.plugins.launch.job import watch_stacks
+from farandole.plugins.lightning import LightningCallback
 
 
 class Module(pl.LightningModule):
@@ -61,6 +62,16 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
+class Breaks(Callback):
+    """A callback of farandole's that breaks as the module is told to."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+
+    def on_step_begin(self, progress: Progress) -> None:
+        self.module.break_down("callback", progress.step - 1)
+
+
 class End(pl.Callback):
     """Says after which step of which training a worker was ended, and why."""
 
@@ -97,16 +108,17 @@ def main() -> None:
     workers = {"strategy": options.strategy, "devices": options.devices, "num_nodes": options.num_nodes}
     for number, training in enumerate(options.trainings):
         rank, where = training.split(":")
+        processes = 0 if number else options.loader_processes
+        module = Module(options.fault, None if rank == "all" else int(rank), where, group=processes > 0)
+        own = [End(training), LightningCallback(Breaks(module))]
         trainer = pl.Trainer(
             **workers,
             accelerator="cpu",
-            max_epochs=50 if where == "train" else 1,
+            max_epochs=50 if where in ("train", "callback") else 1,
             num_sanity_val_steps=0,
-            callbacks=[End(training), *(saves(options.save, training) if options.save else [])],
+            callbacks=[*own, *(saves(options.save, training) if options.save else [])],
             **quiet,
         )
-        processes = 0 if number else options.loader_processes
-        module = Module(options.fault, None if rank == "all" else int(rank), where, group=processes > 0)
         data = TensorDataset(torch.ones(64, 4))
         loader = DataLoader(data, 2, num_workers=processes, multiprocessing_context="fork" if processes else None)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import runpy
 import sys
@@ -15,17 +16,19 @@ from broken_job import BOUND, Broken
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import cross_entropy
 
-from farandole.adapters import LauncherError, StrategyStateError
+from farandole.adapters import Callback, LauncherError, OptionError, StrategyStateError
 from farandole.adapters.order import GlobalOrder
 from farandole.plugins.launch.command import find_launcher
 from farandole.plugins.launch.job import JobResult, run_marked
 from farandole.plugins.launch.ports import hold_ports, port_of
-from farandole.plugins.lightning import HorovodStrategy
+from farandole.plugins.lightning import HorovodStrategy, LightningCallback
+from farandole.plugins.metrics import WorkerMetrics
 
 EXAMPLES = Path(__file__).parents[2] / "experiments/examples"
 DIGITS = EXAMPLES / "digits_lightning.py"
 BYTES = EXAMPLES / "bytes_lightning.py"
 FAULTS = Path(__file__).with_name("fault_program.py")
+OWN = Path(__file__).with_name("own_strategy_program.py")
 EPOCHS = 2
 WORKERS = 2
 
@@ -147,24 +150,24 @@ def saved_after_three_steps(path: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "strategy", "fault", "rank"),
+    ("launcher", "strategy", "fault", "rank", "where"),
     [
-        ("python", "horovod", "raise", 1),
-        ("torchrun", "deepspeed_zero_2", "raise", 1),
-        ("python", "horovod", "exit0", 0),
-        pytest.param("horovodrun", "horovod", "raise", 1, marks=exhaustive),
-        pytest.param("python", "horovod", "raise", 0, marks=exhaustive),
-        pytest.param("python", "horovod", "exit0", 1, marks=exhaustive),
-        pytest.param("python", "horovod", "exit1", 0, marks=exhaustive),
-        pytest.param("python", "deepspeed_zero_2", "exit0", 0, marks=exhaustive),
-        pytest.param("torchrun", "deepspeed_zero_3", "exit1", 1, marks=exhaustive),
+        ("python", "horovod", "raise", 1, "callback"),
+        ("torchrun", "deepspeed_zero_2", "raise", 1, "train"),
+        ("python", "horovod", "exit0", 0, "train"),
+        pytest.param("horovodrun", "horovod", "raise", 1, "train", marks=exhaustive),
+        pytest.param("python", "horovod", "raise", 0, "train", marks=exhaustive),
+        pytest.param("python", "horovod", "exit0", 1, "train", marks=exhaustive),
+        pytest.param("python", "horovod", "exit1", 0, "train", marks=exhaustive),
+        pytest.param("python", "deepspeed_zero_2", "exit0", 0, "train", marks=exhaustive),
+        pytest.param("torchrun", "deepspeed_zero_3", "exit1", 1, "train", marks=exhaustive),
     ],
 )
 def test_workers_that_leave_a_training_all_and_one(
-    launcher: str, strategy: str, fault: str, rank: int, tmp_path: Path
+    launcher: str, strategy: str, fault: str, rank: int, where: str, tmp_path: Path
 ) -> None:
     """Where all leave, the exception's checkpoints are saved together; where one does, it waits for nobody for long."""
-    argv = command(launcher, strategy, FAULTS, fault, "all:train", f"{rank}:train", "--save", str(tmp_path))
+    argv = command(launcher, strategy, FAULTS, fault, "all:train", f"{rank}:{where}", "--save", str(tmp_path))
     broken = Broken(argv)
     output = broken.job.output
     assert broken.job.returncode != 0, broken.job.describe()
@@ -173,11 +176,13 @@ def test_workers_that_leave_a_training_all_and_one(
     assert "TRAINED" not in output
     for way in ("callback", "model"):
         assert saved_after_three_steps(tmp_path / f"all-train-{way}.ckpt"), broken.job.describe()
-        alone = tmp_path / f"{rank}-train-{way}.ckpt"
+        alone = tmp_path / f"{rank}-{where}-{way}.ckpt"
         if "zero" in strategy:
             assert f"checkpoint lost: cannot save to {alone}" in output and not alone.exists(), broken.job.describe()
         else:  # rank 0 has a whole replica, whether it fails itself or loses the other worker
             assert saved_after_three_steps(alone), broken.job.describe()
+    if where == "callback":
+        assert f"CallbackError: callback Breaks.on_step_begin on worker {rank} raised" in output, broken.job.describe()
     if fault == "raise":
         mistake = "ValueError: the mistake in the module"
         assert f'File "{FAULTS}", line ' in output
@@ -244,6 +249,23 @@ def test_other_numbers_than_the_launchers(given: dict[str, int], said: str, monk
         monkeypatch.setenv(f"HOROVOD_{name}", str(value))
     with pytest.raises(LauncherError, match=said):
         pl.Trainer(strategy="horovod", accelerator="cpu", logger=False, **given)
+
+
+def test_callbacks_of_farandoles_on_lightnings_own_ddp() -> None:
+    job = run_marked([sys.executable, str(OWN), "ddp"], timeout=100)
+    assert job.returncode == 0, job.describe()
+    assert set(re.findall(r"worker \d is done", job.output)) == {"worker 0 is done", "worker 1 is done"}, job.describe()
+
+
+def test_a_callback_of_farandoles_that_lightning_cannot_call() -> None:
+    with pytest.raises(AttributeError, match=r"give Lightning's Trainer farandole.*LightningCallback\(callback\)"):
+        pl.Trainer(callbacks=[Callback()], logger=False)
+    with pytest.raises(OptionError, match=r"farandole\.adapters\.Callback, but a EarlyStopping was given"):
+        LightningCallback(pl.callbacks.EarlyStopping("loss"))
+    kinds = [type("Mine", (Callback,), {}), WorkerMetrics]
+    made = [type(LightningCallback(kind())) for kind in kinds for _ in range(2)]
+    assert made[0] is made[1] is not made[2] is made[3], "Lightning replaces callbacks by their classes"
+    assert isinstance(pickle.loads(pickle.dumps(LightningCallback(WorkerMetrics()))), made[2])
 
 
 def test_a_strategy_object_for_two_trainers() -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch import callbacks
 
 from farandole.adapters import DataError
 
-from .setting import HELD_OUT, Net, Numbers, Setting, data, metrics, scenario, weights
+from .setting import HELD_OUT, Net, Numbers, Setting, Watcher, data, metrics, scenario, weights
 
 
 @scenario
@@ -58,12 +58,16 @@ def resumed(setting: Setting) -> Numbers:
             assert self.trainer.estimated_stepping_batches >= 7  # has Lightning make the loaders now
             return torch.optim.AdamW(self.layers.parameters(), lr=0.01, weight_decay=0.1)
 
+    from farandole.plugins.lightning import LightningCallback
+
     def fit(*checkpoints: Any, max_steps: int = -1, **options: Any) -> tuple[pl.Trainer, Numbers]:
-        own: Any = {"callbacks": list(checkpoints), "enable_checkpointing": bool(checkpoints), "max_steps": max_steps}
+        counting = Watcher()
+        own: Any = {"enable_checkpointing": bool(checkpoints), "max_steps": max_steps}
+        own["callbacks"] = [LightningCallback(counting), *checkpoints]
         torch.manual_seed(3 if checkpoints else 4)
         trainer = setting.trainer(accumulate_grad_batches=2, **own)
         trainer.fit(Estimating(), setting.loader(data()), setting.loader(data(HELD_OUT, 3)), **options)
-        return trainer, weights(trainer)
+        return trainer, {**weights(trainer), "steps": counting.steps, "ends": counting.ahead[-1].epoch}
 
     _, whole = fit(every)
     if setting.is_stock:

@@ -7,15 +7,29 @@ from typing import Any
 import torch
 from lightning.pytorch import callbacks
 
-from .setting import HELD_OUT, Net, Numbers, Setting, data, metrics, scenario, weights
+from farandole.adapters import Progress
+
+from .setting import HELD_OUT, Net, Numbers, Setting, Watcher, data, metrics, scenario, weights
 
 
 @scenario
 def logged(setting: Setting) -> Numbers:
-    trainer = setting.trainer(gradient_clip_val=0.5, accumulate_grad_batches=4)
+    """Watched by two of a kind, one of which changes the model before it is wrapped."""
+    from farandole.plugins.lightning import LightningCallback, WorkerMetrics
+
+    watchers, timing = [Watcher(halves=True), Watcher()], WorkerMetrics()
+    plugged = [LightningCallback(watchers[0]), timing, LightningCallback(watchers[1])]
+    trainer = setting.trainer(gradient_clip_val=0.5, accumulate_grad_batches=4, callbacks=plugged)
     train, held_out = setting.loader(data()), setting.loader(data(HELD_OUT, 3))
     trainer.fit(Net(), train, held_out)
     found = {**weights(trainer), **metrics(trainer)}
+    for watcher in watchers:
+        watcher.check([4, 4, 1] * 3, fetched=not setting.is_stock)
+        found["step_losses"] = [float(record.loss) for record in watcher.records]
+    after = [Progress(epoch, step) for epoch in range(3) for step in (1, 2)] + [Progress(epoch) for epoch in (1, 2, 3)]
+    assert watchers[0].ahead == sorted(after)
+    assert [len(epoch) for epoch in timing.epochs] == [setting.workers] * 3
+    assert all(own["step_ms"] > 0 and ("data_ms" in own) != setting.is_stock for own in timing.epochs[-1])
     tested = trainer.test(trainer.lightning_module, held_out, verbose=False)[0]
     return {**found, **{f"test_{name}": value for name, value in tested.items()}}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import lightning.pytorch as pl
 import torch
 import torchmetrics
 from torch.utils.data import DataLoader, TensorDataset
+
+from farandole.adapters import Callback, Progress, Run, StepRecord
 
 Numbers = dict[str, Any]
 SCENARIOS: dict[str, Callable[[Setting], Numbers]] = {}
@@ -96,6 +99,55 @@ class Net(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1)
+
+
+class Watcher(Callback):
+    """Watches everything, counts steps over restarts, and begins with half of the last layer's weights."""
+
+    watches = frozenset({"data", "forward", "backward", "update", "save", "load"})
+
+    def __init__(self, halves: bool = False) -> None:
+        self.halves = halves
+        self.steps = 0
+        self.ahead: list[Progress] = []
+        self.records: list[StepRecord] = []
+        self.ended: list[BaseException | None] = []
+
+    def on_prepare(self, model: Any, run: Run) -> None:
+        assert not run.strategy.gather(0)[run.strategy.worker.rank]
+        if self.halves:
+            model.layers[2].weight.data /= 2
+
+    def on_step_begin(self, progress: Progress) -> None:
+        self.ahead.append(progress)
+
+    def on_step_end(self, step: StepRecord) -> None:
+        self.steps += 1
+        self.records.append(step)
+
+    def on_end(self, error: BaseException | None) -> None:
+        self.ended.append(error)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+
+    def check(self, micros: list[int], fetched: bool) -> None:
+        """Look at records of steps that have so many micro-batches; Lightning's own strategies tell of no fetches."""
+        assert self.ended == [None]
+        assert self.ahead == [record.progress for record in self.records]
+        for record, count in zip(self.records, micros, strict=True):
+            expected: list[tuple[str, int | None]] = []
+            for micro in range(count):
+                expected += [("data", None)] if fetched else []
+                expected += [("forward", micro), ("backward", micro)]
+            assert {(phase.name, phase.micro) for phase in record.phases} == {*expected, ("update", None)}
+            phases = [key for key, _ in itertools.groupby(record.phases, lambda phase: (phase.name, phase.micro))]
+            assert [key for key in phases if key[0] != "update"] == expected
+            times = [at for phase in record.phases for at in (phase.start, phase.end)]
+            assert times == sorted(times), "times of phases inside of others are exclusive"
 
 
 class ByHand(Net):

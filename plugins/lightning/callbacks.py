@@ -1,0 +1,131 @@
+"""Farandole's callbacks as Lightning's: for the Trainer, on our strategies and on its own."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Self
+
+from ...adapters.callback import Callback
+from ...adapters.seam import check_callback
+from .. import metrics
+from .package import trainer_part
+from .records import Records
+
+_Callback: Any = trainer_part("callbacks").Callback
+
+
+class LightningCallback(_Callback):  # type: ignore[misc]
+    """A callback of farandole's, for a Trainer: `Trainer(callbacks=[LightningCallback(Waits()), ...])`.
+
+    It sees each `fit`. A record is of one step of the optimizer; with manual optimization it is of one batch, and its
+    loss is the sum of what was given to `manual_backward`.
+
+    On farandole's strategies the loss is that over all workers and micro-batches, the same number on every worker, and
+    one may read it alone. On Lightning's own it is this worker's, and there is no phase "data", of which Lightning's
+    hooks do not tell; `run.strategy` has the workers and the collectives there, and nothing else.
+
+    States travel in Lightning's checkpoints, by the names that they have in farandole's. Fabric's loops are their
+    authors', and have none of these hooks.
+
+    Raises:
+        OptionError: it is no callback of farandole's, or watches what is no phase.
+    """
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        """Make one of a class of its own for each kind: by the class Lightning tells which callbacks replace others."""
+        if cls is LightningCallback and arguments:
+            kind = type(arguments[0])
+            cls = _KINDS.setdefault(kind, type(f"Lightning{kind.__name__}", (cls,), {}))
+        made: Self = super().__new__(cls)
+        return made
+
+    def __init__(self, callback: Callback) -> None:
+        super().__init__()
+        check_callback(callback)
+        self.callback = callback
+        self._records: Records | None = None
+        self._prepared: weakref.ref[Any] | None = None
+
+    def __reduce__(self) -> Any:
+        """Copy what was given: its class may be one that was made here."""
+        return (LightningCallback, (self.callback,)) if type(self) in _KINDS.values() else super().__reduce__()
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        plugged = [callback for callback in trainer.callbacks if isinstance(callback, LightningCallback)]
+        self._records = None
+        if stage != "fit" or plugged[0] is not self:
+            return  # the first tells all of them
+        self._records = Records(trainer, [callback.callback for callback in plugged])
+        if self._prepared is None or self._prepared() is not pl_module:
+            self._prepared = weakref.ref(pl_module)
+            self._records.prepare(pl_module)
+
+    # A step.
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._records is not None:
+            self._records.begin_epoch()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._records is not None:
+            self._records.begin_batch(batch_idx)
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self._tell("on_before_zero_grad")
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        self._tell("on_before_backward")
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        self._tell("on_after_backward")
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self._tell("on_before_optimizer_step")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._records is not None:
+            self._records.end_batch(batch_idx, outputs)
+
+    def _tell(self, hook: str) -> None:
+        if self._records is not None:
+            self._records.hook(hook)
+
+    # Checkpoints.
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if self._records is not None:
+            states = self._records.seam.state()
+            if states:
+                checkpoint.setdefault("farandole", {})["callbacks"] = states
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if self._records is not None:
+            self._records.seam.load_state(checkpoint.get("farandole", {}).get("callbacks", {}))
+
+    # The end.
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        self._end(None)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._end(exception)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._records is not None:  # which stays: a checkpoint may be saved now
+            self._records.end(error)
+
+
+_KINDS: dict[type, type[LightningCallback]] = {}
+
+
+class WorkerMetrics(LightningCallback):
+    """Measures each worker's steps, as `farandole.plugins.metrics.WorkerMetrics` does, for a Trainer."""
+
+    def __init__(self) -> None:
+        super().__init__(metrics.WorkerMetrics())
+
+    @property
+    def epochs(self) -> list[list[dict[str, float]]]:
+        """The measures of each epoch, by worker; see there."""
+        assert isinstance(self.callback, metrics.WorkerMetrics)
+        return self.callback.epochs

@@ -1,0 +1,82 @@
+"""How the Trainer's strategies of ours tell farandole's callbacks of a step: its loss, and its phases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...adapters.pending import Pending
+from ...adapters.seam import Seam
+from ...adapters.torch.earlier import EarlierReduction
+from ...adapters.torch.strategy import TorchStrategy
+
+
+class Recording:
+    """Comes before a strategy class of Lightning's, whose optimizers run forward and backward inside of their step.
+
+    seam: the callbacks of farandole's that watch the training.
+    """
+
+    seam: Seam
+    adapter: TorchStrategy
+
+    def _record_nothing_yet(self) -> None:
+        self._micro = 0
+        self._loss_of_step: torch.Tensor | None = None
+        self._earlier_loss = EarlierReduction()
+        self._loss_name = ""
+
+    def tell(self, seam: Seam) -> None:
+        """Tell these callbacks of what comes."""
+        self.seam = seam
+        self._loss_of_step = None
+        if seam:
+            self._loss_name = f"lightning{self.adapter.next_training()}.loss"
+            self.adapter.settle_before_leaving(self._earlier_loss.settle, keep=False)
+
+    def begin_batch(self, micro: int) -> None:
+        """Call before a batch, with its number within a step."""
+        self._micro = micro
+
+    def end_batch(self, outputs: Any) -> None:
+        """Call after a batch."""
+
+    def note_loss(self, loss: torch.Tensor) -> None:
+        """Add a loss, weighed so that its mean over workers is that over samples, to the step's."""
+        if self.seam:
+            own = loss.detach().to(torch.float64) / self.adapter.worker.world_size
+            self._loss_of_step = own if self._loss_of_step is None else self._loss_of_step + own
+
+    def take_loss(self) -> Pending:
+        """Return the loss of a step; all workers call it."""
+        own = torch.zeros((), dtype=torch.float64) if self._loss_of_step is None else self._loss_of_step
+        self._loss_of_step = None
+        self._earlier_loss.settle()
+        adapter = self.adapter
+        finish = adapter.start_all_reduce(own.reshape(1).to(adapter.device), "sum", self._loss_name)
+        self._earlier_loss.replace(finish)
+
+        def read() -> float:
+            with adapter.noticing_lost_workers():
+                return finish().item()
+
+        return Pending(read)
+
+    def settle_loss(self) -> None:
+        """Wait for a loss that nobody has read; all workers have told theirs."""
+        self._earlier_loss.settle()
+
+    # What is timed.
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.seam.phase("forward", self._micro):
+            return super().training_step(*args, **kwargs)  # type: ignore[misc]
+
+    def backward(self, *args: Any, **kwargs: Any) -> Any:
+        with self.seam.phase("backward", self._micro):
+            return super().backward(*args, **kwargs)  # type: ignore[misc]
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.seam.phase("update"):
+            return super().optimizer_step(*args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,54 @@
+"""Farandole's callbacks on a strategy of Lightning's own, on two workers.
+
+python own_strategy_program.py STRATEGY
+"""
+
+from __future__ import annotations
+
+import sys
+
+import lightning.pytorch as pl
+import pytest
+from scenarios.setting import Net, Watcher, data
+from torch.utils.data import DataLoader
+
+from farandole.plugins.launch.job import watch_stacks
+from farandole.plugins.lightning import LightningCallback, WorkerMetrics
+
+
+class Losses(Net):
+    """Keeps the mean of each two micro-batches' losses."""
+
+    def training_step(self, batch: object, batch_idx: int) -> object:
+        loss = super().training_step(batch, batch_idx)
+        self.seen.append(float(loss))
+        return loss
+
+
+def main() -> None:
+    watch_stacks()
+    watcher, timing, net = Watcher(halves=True), WorkerMetrics(), Losses()
+    whole = net.layers[2].weight.detach().clone()
+    trainer = pl.Trainer(
+        strategy=sys.argv[1],
+        devices=2,
+        accelerator="cpu",
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[LightningCallback(watcher), timing],
+    )
+    trainer.fit(net, DataLoader(data(48), 6))
+    watcher.check([2, 2] * 2, fetched=False)
+    own = [float(record.loss) for record in watcher.records]
+    expected = [sum(net.seen[first : first + 2]) / 2 for first in range(0, 8, 2)]
+    assert own == pytest.approx(expected, rel=1e-6), "this worker's"
+    assert (net.layers[2].weight - whole / 2).abs().max() < 0.1
+    assert [len(workers) for workers in timing.epochs] == [2, 2]
+    print(f"worker {trainer.global_rank} is done\n", end="", flush=True)
+
+
+if __name__ == "__main__":
+    main()
