@@ -13,6 +13,7 @@ from tensorflow.python.eager import context
 from .. import entry
 from ..worker import Worker
 
+TASK_IS_GONE = "was killed, or stopped"
 _POLL = 1_000  # ms; in between, Python can be interrupted
 _CHUNK = 1 << 20  # characters in one value
 
@@ -77,7 +78,7 @@ class ConfigStore:
         for rank, state in enumerate(service.get_task_states(self._jobs)):
             if state is not None:
                 raise tf.errors.UnavailableError(
-                    None, None, f"worker {rank} of {self._worker.world_size} was killed, or stopped: {state}"
+                    None, None, f"worker {rank} of {self._worker.world_size} {TASK_IS_GONE}: {state}"
                 )
 
     def _key(self, rank: int, number: int) -> str:

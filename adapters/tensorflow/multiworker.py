@@ -20,13 +20,17 @@ from ..cluster import read_tf_config
 from ..errors import EngineUnavailableError, LauncherError, OptionError, StrategyStateError
 from ..roll_call import Address, roll_call
 from .cluster import cluster_addresses, tf_config
-from .config_store import ConfigStore
+from .config_store import TASK_IS_GONE, ConfigStore
 from .library import keras_version
 from .strategy import TensorFlowStrategy
 
 START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"
 _START_DEADLINE = 60.0
 _HEARTBEAT = 7_000  # ms without a sign of life after which TensorFlow gives a worker up
+
+# Of collectives, of what tasks call on each other and on the coordination service, and of `ConfigStore`. Others fail by
+# the same types of error, and of sockets too: a file system in the cloud, for one.
+_LOST = ("Collective ops is aborted", "GRPC error information from remote target /job:worker/", TASK_IS_GONE)
 
 _IMPLEMENTATIONS = {
     "auto": tf.distribute.experimental.CommunicationImplementation.AUTO,
@@ -135,11 +139,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
                 )
 
     def _lost_a_worker(self, error: BaseException) -> bool:
-        if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError)):
-            return True
-        words = ("Collective ops is aborted", "Connection reset by peer", "Socket closed")
-        kinds = (tf.errors.InternalError, tf.errors.UnknownError, tf.errors.CancelledError)
-        return isinstance(error, kinds) and any(text in str(error) for text in words)
+        return isinstance(error, tf.errors.OpError) and any(words in str(error) for words in _LOST)
 
     def _refuse_late(self) -> None:
         if self._addresses and self._cluster is None:

@@ -53,6 +53,7 @@ def test_every_method_says_that_a_worker_is_lost(
     assert tuple(said) == METHODS, output
     for method, told in said.items():
         assert told.startswith("WorkerLostError worker 0 of 2 lost another worker of the job"), f"{method}: {output}"
+    assert "READ" not in output or "READ UnavailableError" in output, output
     traceback = output[output.rindex("Traceback (most recent call last)") :]
     frames, told = traceback.split("farandole.adapters.errors.WorkerLostError: ")
     assert frames.count("File ") == 2, "the two lines of the program on the way to the call"
