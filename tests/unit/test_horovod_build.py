@@ -197,6 +197,13 @@ class TestMissing:
         assert f"torch 99.1+cpu (tried up to {tried.TRIED['torch'][-1]})" in said
 
 
+def test_a_compiler_that_a_cache_calls_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, mine = program(tmp_path / "ccache", "exit 1"), program(tmp_path / "mine", "exit 0")
+    monkeypatch.setattr(toolchain, "search_path", lambda: str(tmp_path))
+    monkeypatch.setenv("CXX", f"{cache} mine -m64")
+    assert toolchain.compiler() == str(mine)
+
+
 @pytest.mark.skipif(toolchain.compiler() is None, reason="needs a C++ compiler")
 class TestStandard:
     """A real compiler reads headers that demand what PyTorch's do."""

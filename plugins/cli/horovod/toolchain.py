@@ -26,6 +26,7 @@ _PYTHON_MODULES = {
     "psutil": "psutil",
     "yaml": "pyyaml",
 }
+_CACHES = {"ccache", "sccache", "distcc", "icecc"}  # may stand before a compiler, which they call
 _BDIST_WHEEL = ("command", "bdist_wheel.py")  # in setuptools 70.1 and newer; older ones need the package wheel
 
 
@@ -59,7 +60,7 @@ def check(*, torch: bool) -> None:
     if importlib.util.find_spec("pip") is None:
         missing.append("pip in this environment: python -m ensurepip (or: uv pip install pip)")
     if compiler() is None:
-        chosen = os.environ.get("CXX", "").split()[:1]
+        chosen = _chosen_compiler()
         wanted = f"the C++ compiler that CXX names, {chosen[0]}" if chosen else "a C++ compiler"
         missing.append(f"{wanted}: apt-get install g++ | dnf install gcc-c++ | conda install cxx-compiler")
     cmake = _cmake_problem()
@@ -77,8 +78,12 @@ def check(*, torch: bool) -> None:
 
 def compiler() -> str | None:
     """Return the path of the C++ compiler that CMake will take, `None` without one."""
-    # CMake takes CXX first, where options may stand behind the name.
-    return find(*(os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]))
+    return find(*(_chosen_compiler() or ["c++", "g++", "clang++"]))
+
+
+def _chosen_compiler() -> list[str]:
+    """Return the one that CXX names, which CMake takes first; options may stand behind it."""
+    return [word for word in os.environ.get("CXX", "").split() if Path(word).name not in _CACHES][:1]
 
 
 def _cmake_problem() -> str | None:
