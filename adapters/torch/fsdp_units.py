@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from ..errors import OptionError, did_you_mean
 
@@ -50,11 +49,8 @@ def check_shardable(model: torch.nn.Module, units: Iterable[torch.nn.Module]) ->
     """Refuse by name what FSDP would stop at.
 
     Raises:
-        OptionError: a model that is sharded already or a mere list, a scalar or strided parameter, or types that do not
-            mix.
+        OptionError: a mere list, a scalar or strided parameter, or types that do not mix.
     """
-    if any(isinstance(module, FSDPModule) for module in model.modules()):
-        raise OptionError("the model was prepared before, and FSDP sharded it then: build a new one")
     if isinstance(model, (torch.nn.ModuleList, torch.nn.ModuleDict)):
         raise OptionError(f"FSDP does not shard a {type(model).__name__}: make it part of a module that is the model")
     for name, parameter in model.named_parameters():

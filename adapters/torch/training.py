@@ -218,6 +218,11 @@ def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: 
         )
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise OptionError("ReduceLROnPlateau follows a metric: leave scheduler out and call its step(metric) yourself")
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # of a DTensor
+        raise OptionError(
+            "the model's parameters are shards (DTensors), as strategy 'fsdp' leaves them: build a new model, and load "
+            "a checkpoint into it"
+        )
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     if not trained:
         raise OptionError("the model has no parameter that requires a gradient: there is nothing to train")

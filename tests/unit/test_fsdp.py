@@ -145,3 +145,17 @@ def test_types_may_differ_between_blocks_and_in_what_is_frozen() -> None:
 def test_optimizers_without_kernels_for_shards_are_refused(kind: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
         refuse_without_dtensor(kind(nn.Linear(1, 1).parameters(), **options))
+
+
+@pytest.mark.parametrize("next_one", ["ddp", "fsdp"])
+def test_a_model_that_fsdp_sharded_is_refused_by_name(next_one: str) -> None:
+    model = nn.Linear(4, 1)
+
+    def prepare(name: str) -> None:
+        with create_strategy(name) as strategy:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            strategy.prepare(model, optimizer, lambda model, batch: model(batch).mean())
+
+    prepare("fsdp")
+    with pytest.raises(OptionError, match=r"are shards \(DTensors\), as strategy 'fsdp' leaves them"):
+        prepare(next_one)
