@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
-import os
 import subprocess
 import sys
 import time
@@ -17,10 +15,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
 from ...adapters import WorkerLostError, entry
-from ...adapters.leaving import leaves_in_order
+from ...adapters.leaving import end_timeout, end_with_failure, leaves_in_order
 from ...adapters.torch.meeting import Meeting
 from ...adapters.torch.rendezvous import init_companion_group, open_side_store
 from ...adapters.torch.strategy import TorchStrategy
+
+_LONGEST_ALONE = 300.0  # seconds that workers may go on alone, once the one that started them has left
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,6 @@ _joined: list[Joined] = []
 _meetings: list[Meeting] = []  # also of a strategy that was abandoned
 _companions: list[Any] = []  # the process group of torch's, where we made it beside a strategy
 _started: list[subprocess.Popen[Any]] = []  # the workers that this one has started
-_others_failed = False  # those that this worker left alone
 
 
 def join(key: Any, create: Callable[[], TorchStrategy], started: Sequence[subprocess.Popen[Any]]) -> Joined:
@@ -53,19 +52,12 @@ def join(key: Any, create: Callable[[], TorchStrategy], started: Sequence[subpro
         if known.key == key:
             return known
     leave()
-    _close_beside()  # of one that was abandoned
-    strategy = create()
-    strategy.__enter__()
+    with contextlib.ExitStack() as stack:
+        strategy = stack.enter_context(create())
+        stack.callback(entry.close_later, _close_beside)
+        joined = Joined(key, strategy, _open_beside(strategy))
+        stack.pop_all()
     entry.leave_for_another(leave)
-    meeting = None
-    if strategy.worker.world_size > 1:
-        store = open_side_store(strategy)
-        meeting = Meeting(PrefixStore("meeting", store), strategy.worker)
-        _meetings.append(meeting)
-        if not dist.is_initialized():
-            init_companion_group(strategy, PrefixStore("group", store))
-            _companions.append(dist.group.WORLD)
-    joined = Joined(key, strategy, meeting)
     _joined.append(joined)
     # Anew each time, so that it comes before the handler that Horovod has just added: the last one runs first.
     atexit.unregister(_leave_at_exit)
@@ -76,10 +68,24 @@ def join(key: Any, create: Callable[[], TorchStrategy], started: Sequence[subpro
 def leave() -> None:
     """Leave the job, as all workers do."""
     while _joined:
-        strategy = _joined.pop().strategy
-        strategy.barrier()  # nobody is in a collective of the group any more
-        _close_beside()
-        strategy.__exit__(None, None, None)
+        with contextlib.ExitStack() as stack:
+            strategy = _joined.pop().strategy
+            stack.push(strategy)
+            stack.callback(_close_beside)
+            strategy.barrier()  # nobody is in a collective of the group any more
+
+
+def _open_beside(strategy: TorchStrategy) -> Meeting | None:
+    """Open what a strategy's workers have beside it, and return where they meet."""
+    if strategy.worker.world_size == 1:
+        return None
+    store = open_side_store(strategy)
+    meeting = Meeting(PrefixStore("meeting", store), strategy.worker)
+    _meetings.append(meeting)
+    if not dist.is_initialized():
+        init_companion_group(strategy, PrefixStore("group", store))
+        _companions.append(dist.group.WORLD)
+    return meeting
 
 
 def _close_beside() -> None:
@@ -97,6 +103,7 @@ def abandon(strategy: TorchStrategy, error: BaseException) -> None:
     for known in list(_joined):
         if known.strategy is strategy:
             _joined.remove(known)
+            entry.close_later(_close_beside)  # others may be in a collective of the group
             if known.meeting is not None and not leaves_in_order(error):
                 known.meeting.tell(error)
             try:
@@ -118,23 +125,24 @@ def _leave_at_exit() -> None:
 
 def _leave_alone(known: Joined) -> None:
     """Leave where the others do not: they may need nothing any more, or lose this worker now, and say so."""
-    global _others_failed
     _joined.remove(known)
     _close_beside()
     with contextlib.suppress(WorkerLostError):  # they had lost each other before
         known.strategy.__exit__(None, None, None)
+    until = time.monotonic() + _LONGEST_ALONE
     # Whether this one is missed is for them to say, and the job's exit code is that of the process that started them.
-    codes = [process.wait() for process in _started]
-    _others_failed = any(code != 0 for code in codes)
+    codes = [_wait_for(process, until) for process in _started]
+    if any(codes):
+        end_with_failure()
 
 
-def _exit_as_the_others() -> None:
-    """End with exit code 1 where the others failed: Python has settled its own before it comes here."""
-    if _others_failed:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-
-
-atexit.register(_exit_as_the_others)  # now, so that it comes after what is registered later
+def _wait_for(process: subprocess.Popen[Any], until: float) -> int:
+    """Return the exit code of a worker that this one has started; end it where it does not end by itself."""
+    for seconds, end in ((until - time.monotonic(), process.terminate), (end_timeout(), process.kill)):
+        try:
+            return process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            said = f"worker process {process.pid} goes on long after worker 0 has left the job: ending it"
+            print(f"farandole: {said}", file=sys.stderr, flush=True)
+            end()
+    return process.wait()
