@@ -17,7 +17,7 @@ from . import entry
 from .callback import Callback
 from .capabilities import Capabilities
 from .checkpoint import under_way
-from .errors import OptionError, StrategyStateError, WorkerLostError
+from .errors import CheckpointError, OptionError, StrategyStateError, WorkerLostError
 from .failure_report import report_failure, withdraw_report
 from .launchers import Launch, detect_launch
 from .leaving import leaves_in_order
@@ -122,17 +122,25 @@ class Strategy(NoticesLostWorkers):
         try:
             try:
                 under_way.finish(in_order=True)
-            finally:  # where it failed too: the others, whose saves may be whole, wait for this worker
-                self._leave_with_others()
+            except CheckpointError as lost:
+                # The others, whose saves may be whole, wait for this worker.
+                self._leave_with_others(lost)
+                raise
+            except BaseException:  # Ctrl-C
+                self._abandon()
+                raise
+            self._leave_with_others()
         except BaseException as error:
             report_failure(error, self.worker)
             raise
 
-    def _leave_with_others(self) -> None:
+    def _leave_with_others(self, lost: CheckpointError | None = None) -> None:
         try:
             with self.noticing_lost_workers():
                 self._leave(failed=False)
         except BaseException:
+            if lost is not None:  # what is raised here hides it
+                under_way.say_lost([lost])
             self._abandon()
             raise
         self._state = "left"

@@ -70,7 +70,7 @@ class Background:
             self._thread.join(_LAST_WAIT)  # where it waits for parts it ends, and will not commit any more
         for phase in _PHASES if is_main else _PHASES[:1]:
             if phase in self._errors:
-                if phase == "written" and is_main and not self._save.others_write():
+                if phase == "written" and is_main and not self._others_may_write():
                     self._save.discard()
                 done = f"saved {self.path}, but cannot remove older ones" if phase == "cleaned" else self._cannot
                 return f"{done} (worker {self._save.rank}): {reason_of(self._errors[phase])}"
@@ -83,6 +83,12 @@ class Background:
         self._abandoned.set()
         self._thread.join()
         self._save.discard()
+
+    def _others_may_write(self) -> bool:
+        try:
+            return self._save.others_write()
+        except Exception:  # the storage that this worker could not write to: why is to be told
+            return True
 
     @property
     def _cannot(self) -> str:

@@ -12,11 +12,11 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from ..errors import CheckpointError
-from ..leaving import leave_timeout
+from ..leaving import end_with_failure, leave_timeout
 from . import sigterm
 
 
@@ -61,8 +61,8 @@ def is_under_way(data: str) -> bool:
     return any(save.data == data for save in _saves)
 
 
-def finish(in_order: bool) -> None:
-    """Finish what is under way, as this worker leaves its job.
+def finish(in_order: bool) -> bool:
+    """Finish what is under way, as this worker leaves its job; return whether all checkpoints are whole.
 
     Raises:
         CheckpointError: in order only: a checkpoint is lost. Otherwise a line on stderr says so, beside the error that
@@ -80,9 +80,10 @@ def finish(in_order: bool) -> None:
         for save in list(_saves):
             remove(save)
         if not in_order:
-            _say(told)
+            say_lost(told)
     if told and in_order:
         raise CheckpointError("; ".join(told)) from None  # not beside a SystemExit
+    return not told
 
 
 def _failures() -> Iterator[str]:
@@ -99,10 +100,11 @@ def _end_by_sigterm() -> None:
     for save in list(_saves):  # they stay: the main thread may be waiting for them too
         failure = save.finish(deadline)
         if failure is not None:
-            _say([f"{failure} (ended by SIGTERM)"])
+            say_lost([f"{failure} (ended by SIGTERM)"])
 
 
-def _say(failures: list[str]) -> None:
+def say_lost(failures: Iterable[object]) -> None:
+    """Say what no error of the program says."""
     for failure in failures:
         print(f"farandole: checkpoint lost: {failure}", file=sys.stderr, flush=True)
 
@@ -115,4 +117,9 @@ def _finish_at_exit() -> None:
     import concurrent.futures.thread  # noqa: F401
 
     register = getattr(threading, "_register_atexit", atexit.register)
-    register(finish, in_order=False)
+    register(_finish_what_was_not_left)
+
+
+def _finish_what_was_not_left() -> None:
+    if not finish(in_order=False):
+        end_with_failure()

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from small_training import data_folder
 
 from farandole.adapters import Progress, Strategy, latest
@@ -38,7 +40,7 @@ WHOLE = {  # the exit code of each way out, whose save is whole
     "never_left": 0,
     "generator": 1,
 }
-LOST = {"return": 1, "exit0": 1, "exit1": 1, "raise": 1, "sigterm": SIGTERM, "never_left": 0}
+LOST = {"return": 1, "exit0": 1, "exit1": 1, "raise": 1, "sigterm": SIGTERM, "never_left": 1, "leaving_fails": 1}
 BOUND = 15  # seconds for a way out that waits one second, where all are taken at once; the disk takes 20
 
 
@@ -85,7 +87,7 @@ def test_what_cannot_is_said_to_be_lost(ended: Ended, strategy: Strategy, way: s
     output, path = ended.output(way, "slow"), ended.path(way, "slow")
     assert ended.codes[f"{way}:slow"] == LOST[way], output
     assert f"cannot save to slow://{path} (worker 0): its part was not written within 1 s" in output
-    if way == "raise":
+    if way in ("raise", "leaving_fails"):
         assert output.strip().endswith("ValueError: the user's mistake")  # not hidden by what was lost
     assert ended.seconds[f"{way}:slow"] < BOUND
     assert prepare_as_saved(strategy).load(path) == Progress(0, 1)
@@ -114,7 +116,7 @@ class Part0(Save):
 
     framework = "torch"
 
-    def __init__(self, path: Path, rank: int, write: Any) -> None:
+    def __init__(self, path: Path | str, rank: int, write: Any) -> None:
         self._storage = Storage(path)
         self._worker = Worker(rank, 2)
         self._keep = None
@@ -164,3 +166,20 @@ def test_worker_0_finds_what_the_others_wrote(tmp_path: Path, how: Any, said: tu
         assert failure == (None if reason is None else f"cannot save to {tmp_path} (worker {rank}): {reason}")
     assert (tmp_path / "manifest.json").exists() == (said[0] is None)
     assert not [thread for thread in threading.enumerate() if thread.name == "farandole-save" and said[0] is None]
+
+
+class GoneDisk(LocalFileSystem):  # type: ignore[misc]
+    protocol = "gone"
+
+    def find(self, *arguments: Any, **options: Any) -> Any:
+        raise OSError("no such device")
+
+    ls = find
+
+
+def test_storage_that_is_gone_does_not_hide_why(tmp_path: Path) -> None:
+    fsspec.register_implementation("gone", GoneDisk, clobber=True)
+    save = Part0(f"gone://{tmp_path}", 0, full)
+    assert Background(save, "here", DATA).finish(time.monotonic() + 10) == (
+        "cannot save to here (worker 0): OSError: no space left"
+    )

@@ -116,6 +116,19 @@ def terminate_with_a_handler_of_ones_own() -> None:
     time.sleep(60)
 
 
+def leaving_fails(path: str) -> None:
+    """As where an engine cannot shut down because others are gone: its error says nothing of what came before."""
+
+    def settle() -> None:
+        raise ValueError("the user's mistake") from None
+
+    with create_strategy("local", device="cpu") as strategy:
+        strategy.settle_before_leaving(settle)  # type: ignore[attr-defined]
+        training = training_on(strategy)
+        training.save(path.removeprefix("slow://"), Progress(0, 1))
+        training.save(path, Progress(0, 2), wait=False)
+
+
 def never_left(path: str) -> None:
     saving(path)
 
@@ -147,6 +160,7 @@ WAYS: dict[str, Callable[[str], None]] = {
     "own_handler": in_with(terminate_with_a_handler_of_ones_own),
     "os_exit": in_with(lambda: os._exit(0)),
     "never_left": never_left,
+    "leaving_fails": leaving_fails,
     "generator": outside_of_a_generator,
 }
 
