@@ -22,12 +22,13 @@ import click
 import psutil
 
 from ...adapters.errors import FarandoleError, LauncherError
+from ...adapters.leaving import end_timeout
 from .parent_death import tied_to_this_process
 from .ports import check_ports, hold_ports, port_of
 
 START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"  # read by the strategy
 
-_GRACE = 3.0  # seconds that workers have to end when they are told to
+_GRACE = end_timeout()  # seconds that workers have to end when they are told to
 _LOOK = 0.5  # seconds between looks at whether a worker is stopped
 _STOPPED = 5.0  # seconds that a worker may be stopped
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

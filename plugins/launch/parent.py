@@ -6,11 +6,13 @@ one worker it stays in the terminal's foreground group, may read from the termin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,11 +20,12 @@ import psutil
 
 from ...adapters.errors import LauncherError
 from ...adapters.failure_report import FOLDER_VARIABLE, FailureReport, read_reports
+from ...adapters.leaving import end_timeout
 from .command import Command
 from .parent_death import adopt_orphans, tied_to_this_process
 
 INTERRUPTED = 130  # what a shell makes of Ctrl-C
-_GRACE = 3.0  # seconds in which what a failed job has left behind may end by itself
+_REST = 3.0  # seconds in which what a failed job has left behind may end by itself
 _PASSED_ON = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -57,12 +60,12 @@ def run_launcher(command: Command, workers: int) -> int:
 class _Launcher:
     """The launcher's process.
 
-    told: the signals that it was sent, from here or by the terminal.
+    told: the signals that it was sent, from here or by the terminal, and when (seconds since the epoch).
     is_worker: whether it is the one worker itself, plain Python.
     """
 
     def __init__(self, command: Command, workers: int, folder: str) -> None:
-        self.told: list[signal.Signals] = []
+        self.told: dict[signal.Signals, float] = {}
         self.is_worker = command.is_worker
         self._own_group = workers > 1
         # What is ignored, as SIGHUP under nohup, stays ignored.
@@ -92,7 +95,7 @@ class _Launcher:
             if number == signal.SIGTSTP:
                 self._stop()
             elif number != signal.SIGCHLD:
-                self.told.append(number)
+                self.told.setdefault(number, time.time())
                 # The terminal's own (a positive code: the kernel's) have reached a launcher of the same group already.
                 if self._own_group or info.si_code <= 0:
                     self._process.send_signal(number)
@@ -123,20 +126,21 @@ def _is_terminal(descriptor: int) -> bool:
 def _end_orphans() -> None:
     """End what a failed launcher has left running."""
     left = psutil.Process().children(recursive=True)
-    _, alive = psutil.wait_procs(left, timeout=_GRACE)
-    for process in alive:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(alive, timeout=_GRACE)
+    _, alive = psutil.wait_procs(left, timeout=_REST)
+    for end, seconds in ((psutil.Process.terminate, end_timeout()), (psutil.Process.kill, _REST)):
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        _, alive = psutil.wait_procs(alive, timeout=seconds)
 
 
 def _reasons(launcher: _Launcher, code: int, reports: list[FailureReport], workers: int) -> list[str]:
     """Return what to end with: the first worker's traceback, and a line."""
-    ending = [number.name for number in launcher.told if number not in (signal.SIGUSR1, signal.SIGUSR2)]
+    ending = [number for number in launcher.told if number not in (signal.SIGUSR1, signal.SIGUSR2)]
     if ending:
-        return [f"farandole: the job was ended by {ending[0]}"]
+        line = f"farandole: the job was ended by {ending[0].name}"
+        before = [report for report in reports if report.time < launcher.told[ending[0]]]
+        return [line, *_failures(launcher, before)] if before else [line]
     if not reports:
         if launcher.is_worker:
             return [f"farandole: the program was killed by {_name(code - 128)}"] if code > 128 else []
@@ -144,6 +148,10 @@ def _reasons(launcher: _Launcher, code: int, reports: list[FailureReport], worke
             f"farandole: the job ended with exit code {code}; no worker raised an error inside of its strategy: what "
             "the launcher says above names the one that failed"
         ]
+    return _failures(launcher, reports)
+
+
+def _failures(launcher: _Launcher, reports: list[FailureReport]) -> list[str]:
     first = reports[0]
     if first.lost:
         silent = sorted(set(range(first.world_size)) - {report.rank for report in reports})

@@ -21,7 +21,7 @@ def launch(mode: str) -> int:
         signal.signal(number, lambda number, _: got.append(signal.Signals(number).name))
     workers = [subprocess.Popen([sys.executable, __file__, "worker", mode, str(rank)]) for rank in range(2)]
     print("LAUNCHER", os.getpid(), *(worker.pid for worker in workers), flush=True)
-    while all(worker.poll() is None for worker in workers) and not got:
+    while (mode == "raise_early" or all(worker.poll() is None for worker in workers)) and not got:
         time.sleep(0.01)
     if got:
         time.sleep(0.3)  # for a signal that is sent twice
@@ -38,11 +38,16 @@ def work(mode: str, rank: int) -> None:
     try:
         if mode == "lost" or (mode == "raise" and rank == 0):
             raise WorkerLostError("worker 1 is gone")
-        if mode == "raise":
+        if mode == "saving":
+            signal.signal(
+                signal.SIGTERM, lambda *_: (time.sleep(0.3), os.write(1, f"SAVED {rank}\n".encode()), sys.exit())
+            )
+            print(f"READY {rank}\n", end="", flush=True)
+        if mode == "raise" or (mode == "raise_early" and rank == 1):
             time.sleep(0.2)  # the other one reports first
             raise ValueError("the mistake\nin two lines")
     except Exception as error:
-        if mode == "raise" or rank == 0:
+        if mode != "lost" or rank == 0:
             report_failure(error, worker)
         raise
     time.sleep(60)

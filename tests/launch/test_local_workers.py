@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from farandole.adapters.leaving import leave_timeout
 from farandole.plugins.launch.job import JobResult, Marked, run_marked
 from farandole.plugins.launch.local_workers import START_DEADLINE_VARIABLE
 
 LAUNCHER = [sys.executable, "-P", "-m", "farandole.plugins.launch.local_workers"]
-GRACE, STOPPED, LOOK = 3.0, 5.0, 0.5  # its patience, in seconds
+GRACE, STOPPED, LOOK = leave_timeout() + 3, 5.0, 0.5  # its patience, in seconds: a worker may be saving
+SOON = 3.0
 IMPATIENT = 1.0, 1.5, 0.1  # what is enough where a test waits until it is at an end
 # What each worker of each test starts with.
 PROGRAM = """
@@ -184,7 +186,7 @@ def test_a_worker_that_fails_is_named_and_ends_the_job(tmp_path: Path, fault: st
     run = Run(tmp_path, f"if index == 1: time.sleep(0.5); {fault}\n{WAIT}", workers=3, children=True)
     assert run.result.returncode == code, run.result.describe()
     assert run.said == [f"farandole: worker 1 (process {run.told[1]['pid']}) {said}; ending the others"]
-    assert run.seconds_after < GRACE
+    assert run.seconds_after < SOON
     assert ("ValueError: the mistake" in run.result.output) is ("ValueError" in fault)
 
 
@@ -207,7 +209,7 @@ def test_a_worker_that_is_killed_from_outside(tmp_path: Path) -> None:
     run = Run(tmp_path, WAIT, children=True, disturb=to_worker(0, signal.SIGKILL))
     assert run.result.returncode == 137, run.result.describe()
     assert run.said == [f"farandole: worker 0 (process {run.told[0]['pid']}) was killed by SIGKILL; ending the others"]
-    assert run.seconds_after < GRACE
+    assert run.seconds_after < SOON
 
 
 def test_a_stopped_worker_is_noticed(tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ def test_a_signal_to_the_launcher_is_passed_on(tmp_path: Path, number: signal.Si
     assert {"TOLD 0", "TOLD 1"} <= set(run.result.output.splitlines()), run.result.describe()
     names = ", ".join(f"worker {index} (process {told['pid']})" for index, told in enumerate(run.told))
     assert run.said == [f"farandole: {number.name}: ending {names}"]
-    assert run.seconds_after < GRACE
+    assert run.seconds_after < SOON
 
 
 def test_control_c_ends_the_job_even_where_workers_do_not_listen(tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ def test_a_second_control_c_does_not_wait(tmp_path: Path) -> None:
 
     run = Run(tmp_path, WAIT, first=DEAF, disturb=disturb)
     assert run.result.returncode == 130, run.result.describe()
-    assert run.seconds_after < GRACE - 1
+    assert run.seconds_after < SOON - 1
 
 
 def test_a_killed_launcher_takes_its_workers_along(tmp_path: Path) -> None:

@@ -181,6 +181,26 @@ def test_a_parent_that_is_killed_leaves_nothing(started: list[Parent]) -> None:
     assert gone(processes)
 
 
+def test_a_failure_that_came_before_control_c_is_shown(started: list[Parent]) -> None:
+    parent = start(started, str(STAND_IN), "raise_early")
+    parent.read_until("in two lines")
+    parent.type("\x03")
+    assert parent.end() == 130
+    assert parent.lines()[-1].startswith("farandole: worker 1 of 2 failed at "), parent.output
+    assert "farandole: the job was ended by SIGINT" in parent.lines()
+
+
+def test_workers_that_save_have_time_after_their_launcher_was_killed(started: list[Parent]) -> None:
+    parent = start(started, str(STAND_IN), "saving")
+    launcher, *workers = parent.launcher_and_workers()
+    parent.read_until("READY 0")
+    parent.read_until("READY 1")
+    os.kill(launcher, signal.SIGKILL)
+    assert parent.end() == 137
+    assert {"SAVED 0", "SAVED 1"} <= set(parent.lines()), parent.output
+    assert gone(workers)
+
+
 def test_a_launcher_that_is_killed_leaves_nothing(started: list[Parent]) -> None:
     parent = start(started, str(STAND_IN), "sleep")
     launcher, *workers = parent.launcher_and_workers()
