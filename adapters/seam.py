@@ -8,13 +8,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 from .callback import PHASES, Callback, Phase, Run, StepRecord
 from .errors import CallbackError, OptionError, did_you_mean
 from .leaving import leaves_in_order
 from .progress import Progress
 from .worker import Worker
+
+if TYPE_CHECKING:
+    from .strategy import Strategy
 
 T = TypeVar("T")
 
@@ -43,6 +46,22 @@ class Seam:
 
     def __bool__(self) -> bool:
         return bool(self._callbacks)
+
+    def refuse_others(self, strategy: Strategy) -> None:
+        """Compare the callbacks of all workers, which all call this: some would wait for others in what one calls.
+
+        Raises:
+            OptionError: a worker has others, or they watch something else.
+        """
+        known = [f"{type(callback).__name__}{sorted(callback.watches)}" for callback in self._callbacks]
+        everyone = strategy.gather(known)
+        for rank, other in enumerate(everyone):
+            if other != everyone[0]:
+                own, first = ", ".join(other), ", ".join(everyone[0])
+                raise OptionError(
+                    f"worker {rank} has the callbacks [{own}], worker 0 has [{first}]: give all workers the same, and "
+                    "have them ask run.strategy.worker.is_main for what one is to do"
+                )
 
     def watches(self, name: str) -> bool:
         """Whether anybody watches this phase."""

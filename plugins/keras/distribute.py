@@ -60,6 +60,7 @@ def distribute(model: M, strategy: Strategy, callbacks: Sequence[Callback] = ())
     if not getattr(model, "compiled", False):
         raise OptionError(f"the model {model.name!r} is not compiled: compile it inside strategy.scope(), before")
     lasting = Seam(callbacks, strategy.worker)
+    lasting.refuse_others(strategy)
     with strategy.scope():
         lasting.prepare(model, Run(strategy, "keras", Progress()))
     distribution = Distribution(model, strategy)
@@ -94,6 +95,7 @@ def _fit(
         own, plugged = parted(bound.get("callbacks"))
         refuse_changing(plugged)
         seam = Seam([*lasting, *plugged], strategy.worker)
+        seam.refuse_others(strategy)
         hooks = [StepHooks(distribution.records)] if seam else []
         bound["callbacks"] = [*hooks, *callbacks_of(own, strategy), Agreement(strategy)]
         if not strategy.worker.is_main:

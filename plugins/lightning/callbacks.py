@@ -6,7 +6,7 @@ import weakref
 from typing import Any, Self
 
 from ...adapters.callback import Callback
-from ...adapters.seam import check_callback
+from ...adapters.seam import Seam, check_callback
 from .. import metrics
 from .package import trainer_part
 from .records import Records
@@ -43,7 +43,8 @@ class LightningCallback(_Callback):  # type: ignore[misc]
         super().__init__()
         check_callback(callback)
         self.callback = callback
-        self._records: Records | None = None
+        self._records: Records | None = None  # of the fit under way
+        self._seam: Seam | None = None
         self._prepared: weakref.ref[Any] | None = None
 
     def __reduce__(self) -> Any:
@@ -56,6 +57,7 @@ class LightningCallback(_Callback):  # type: ignore[misc]
         if stage != "fit" or plugged[0] is not self:
             return  # the first tells all of them
         self._records = Records(trainer, [callback.callback for callback in plugged])
+        self._seam = self._records.seam  # which stays: a checkpoint may be saved after the fit
         if self._prepared is None or self._prepared() is not pl_module:
             self._prepared = weakref.ref(pl_module)
             self._records.prepare(pl_module)
@@ -93,14 +95,14 @@ class LightningCallback(_Callback):  # type: ignore[misc]
     # Checkpoints.
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if self._records is not None:
-            states = self._records.seam.state()
+        if self._seam is not None:
+            states = self._seam.state()
             if states:
                 checkpoint.setdefault("farandole", {})["callbacks"] = states
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if self._records is not None:
-            self._records.seam.load_state(checkpoint.get("farandole", {}).get("callbacks", {}))
+        if self._seam is not None:
+            self._seam.load_state(checkpoint.get("farandole", {}).get("callbacks", {}))
 
     # The end.
 
@@ -111,8 +113,9 @@ class LightningCallback(_Callback):  # type: ignore[misc]
         self._end(exception)
 
     def _end(self, error: BaseException | None) -> None:
-        if self._records is not None:  # which stays: a checkpoint may be saved now
-            self._records.end(error)
+        records, self._records = self._records, None
+        if records is not None:
+            records.end(error)
 
 
 _KINDS: dict[type, type[LightningCallback]] = {}

@@ -99,6 +99,8 @@ class AdapterStrategy(Recording, Reducing, Sharing):
     def setup(self, trainer: Any) -> None:
         self.accelerator.setup(trainer)
         fitting = trainer.state.fn == _TrainerFn.FITTING
+        if fitting:
+            self.seam.refuse_others(self.adapter)
         if fitting and self._layer_sync:
             self._synchronize_batch_norm()
         self._begin_sharing(trainer)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import re
 import runpy
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from broken_job import BOUND, Broken
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch.nn.functional import cross_entropy
 
-from farandole.adapters import Callback, LauncherError, OptionError, StrategyStateError
+from farandole.adapters import Callback, CallbackError, LauncherError, OptionError, StrategyStateError
 from farandole.adapters.order import GlobalOrder
 from farandole.plugins.launch.command import find_launcher
 from farandole.plugins.launch.job import JobResult, run_marked
@@ -255,6 +259,52 @@ def test_callbacks_of_farandoles_on_lightnings_own_ddp() -> None:
     job = run_marked([sys.executable, str(OWN), "ddp"], timeout=100)
     assert job.returncode == 0, job.describe()
     assert set(re.findall(r"worker \d is done", job.output)) == {"worker 0 is done", "worker 1 is done"}, job.describe()
+
+
+METHODS = ("on_prepare", "on_begin", "on_step_begin", "on_step_end", "on_end", "state_dict", "load_state_dict")
+
+
+def test_what_callbacks_of_farandoles_raise_and_return_in_a_trainer(tmp_path: Path) -> None:
+    """Each method is named; what it was raised by may be told on_end; and neither keeps the module."""
+
+    class Wrong(Callback):
+        ended: tuple[Any, ...] = ()
+
+        def on_end(self, error: BaseException | None) -> None:
+            self.ended = (*self.ended, type(error).__name__)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"n": 1}
+
+    def wrong(*arguments: Any) -> None:
+        raise ValueError("the mistake")
+
+    def fit(*callbacks: Callback, **options: Any) -> tuple[pl.Trainer, weakref.ref[Any]]:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        plugged = [LightningCallback(callback) for callback in callbacks]
+        trainer = pl.Trainer(accelerator="cpu", max_steps=2, callbacks=plugged, enable_checkpointing=False, **quiet)
+        module = BoringModel()
+        trainer.fit(module, **options)
+        return trainer, weakref.ref(module)
+
+    path = tmp_path / "two.ckpt"
+    known = [Wrong(), Wrong()]
+    trainer, module = fit(*known)
+    trainer.save_checkpoint(path)
+    del trainer
+    gc.collect()
+    assert module() is None and [callback.ended for callback in known] == [("NoneType",)] * 2
+    for method in METHODS:
+        callback, other = Wrong(), Wrong()
+        setattr(callback, method, wrong)
+        with pytest.raises(CallbackError, match=rf"Wrong\.{method} on worker 0 raised ValueError: the mistake"):
+            fit(other, callback, ckpt_path=path if method == "load_state_dict" else None)[0].save_checkpoint(path)
+        if method.startswith("on_step"):
+            assert other.ended == ("CallbackError",)
+    nonsense = Wrong()
+    nonsense.state_dict = lambda: {"n": object()}  # type: ignore[method-assign]
+    with pytest.raises(CallbackError, match=r"Wrong\.state_dict on worker 0 returned what a checkpoint cannot hold"):
+        fit(nonsense)[0].save_checkpoint(path)
 
 
 def test_a_callback_of_farandoles_that_lightning_cannot_call() -> None:

@@ -32,6 +32,11 @@ def test_an_iterable_dataset_that_shares_itself_out_is_trained_on(found: list[di
     assert found[0]["shared by itself"][1] == found[1]["shared by itself"][1] == pytest.approx(2.972, abs=1e-4)
 
 
+def test_waiting_for_their_data_is_timed(found: list[dict[str, Any]]) -> None:
+    """Lightning reads one batch ahead of data that have no length, and once more to find their end."""
+    assert [worker["fetches"] for worker in found] == [[2, 1, 1]] * 2
+
+
 def test_samplers_of_the_users_are_left_alone(found: list[dict[str, Any]]) -> None:
     assert [worker["sampler by rank"][0] for worker in found] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
     assert [worker["left alone"][0] for worker in found] == [list(range(10))] * 2
@@ -43,6 +48,7 @@ def test_samplers_of_the_users_are_left_alone(found: list[dict[str, Any]]) -> No
         ("copies", "every worker got the same first batch of its IterableDataset"),
         ("other ends", "ended on 1 of 2 workers, while the others have more batches"),
         ("other lengths", "different numbers of batches (4, 6)"),
+        ("other callbacks", "worker 1 has the callbacks [], worker 0 has [Watcher"),
     ],
 )
 def test_refused_on_all_workers(found: list[dict[str, Any]], case: str, words: str) -> None:

@@ -16,12 +16,21 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-import farandole.plugins.lightning  # noqa: F401
-from farandole.adapters import DataError, detect_launch
+from farandole.adapters import Callback, DataError, OptionError, StepRecord, detect_launch
 from farandole.adapters.torch.strategy import TorchStrategy
 from farandole.plugins.launch.job import watch_stacks
-from farandole.plugins.lightning import job
+from farandole.plugins.lightning import LightningCallback, job
 from farandole.plugins.lightning.unshared import watch
+
+
+class Watcher(Callback):
+    watches = frozenset({"data"})
+
+    def __init__(self) -> None:
+        self.records: list[StepRecord] = []
+
+    def on_step_end(self, step: StepRecord) -> None:
+        self.records.append(step)
 
 
 class Stream(IterableDataset[torch.Tensor]):
@@ -81,7 +90,9 @@ def main(folder: Path) -> None:
     watch_stacks()
     found: dict[str, Any] = {}
     rank = detect_launch().worker.rank
-    found["shared by itself"] = fit(DataLoader(Stream(rank, 12, 2), 2))
+    watcher = Watcher()
+    found["shared by itself"] = fit(DataLoader(Stream(rank, 12, 2), 2), callbacks=[LightningCallback(watcher)])
+    found["fetches"] = [sum(phase.name == "data" for phase in record.phases) for record in watcher.records]
     data = TensorDataset(torch.arange(10.0).reshape(-1, 1))
     whole = DataLoader(Rows(data), 2, sampler=DistributedSampler(data, 2, rank, shuffle=False))
     found["sampler by rank"] = fit(whole)
@@ -91,6 +102,10 @@ def main(folder: Path) -> None:
     found["copies that are meant"] = read(joined.strategy, Stream(0, 12), refuse_copies=False)
     found["other ends"] = read(joined.strategy, Stream(rank, 8 + 4 * rank), refuse_copies=True)
     found["other lengths"] = read(joined.strategy, torch.zeros(8 + 4 * rank), refuse_copies=False)
+    try:
+        fit(whole, callbacks=[LightningCallback(Watcher())] if rank == 0 else [])
+    except OptionError as error:
+        found["other callbacks"] = str(error)
     (folder / f"found-{rank}.json").write_text(json.dumps(found))
 
 

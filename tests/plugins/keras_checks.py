@@ -117,6 +117,8 @@ def what_cannot_work_is_refused(strategy: Any, folder: Path) -> None:
     ]:
         with pytest.raises(OptionError, match=match):
             fit(made(strategy, build()), callbacks=callbacks)
+    with pytest.raises(OptionError, match=r"worker 1 has the callbacks \[\], worker 0 has \[Watcher"):
+        fit(made(strategy, build()), callbacks=[Watcher()] if strategy.worker.is_main else [])
     with pytest.raises(OptionError, match="Watcher sees training only"):
         made(strategy, build()).evaluate(X, Y, callbacks=[Watcher()])
     with pytest.raises(AttributeError, match=r"farandole\.plugins\.keras\.distribute\(model, strategy\)"):

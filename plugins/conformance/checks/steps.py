@@ -105,6 +105,9 @@ def callbacks_watch_and_change_nothing(strategy: Strategy, folder: Path) -> None
         assert {"data", "update"} <= {phase.name for phase in record.phases}
         assert all(phase.start <= phase.end for phase in record.phases)
 
+    if strategy.worker.world_size > 1:
+        with pytest.raises(OptionError, match=r"worker 1 has the callbacks \[\], worker 0 has \[_Watcher"):
+            curves.prepare(strategy, variant, "float32", callbacks=[watcher] if rank == 0 else [])
     training.save(folder / "watched", progress)
     training.load(folder / "watched")
     assert watcher.kept == {"rank": 0}, "rank 0's state is the one that travels"
