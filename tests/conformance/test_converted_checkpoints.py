@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from farandole.plugins.cli.main import main
+from farandole.cli.main import main
 from farandole.plugins.launch.command import launch_command
 from farandole.plugins.launch.job import run_marked
 

@@ -25,7 +25,7 @@ from markdown_it.token import Token
 
 from farandole.adapters import detect_launch, strategy_row, strategy_rows
 from farandole.adapters.registry import ENTRY_POINT_GROUP
-from farandole.plugins.cli.main import main
+from farandole.cli.main import main
 from farandole.plugins.launch.command import find_launcher
 from farandole.plugins.launch.installed import package, problem
 from farandole.plugins.launch.job import run_marked
@@ -33,7 +33,7 @@ from farandole.plugins.launch.job import run_marked
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 TOKENS = MarkdownIt("commonmark").enable("table").parse(README)
-FARANDOLE = [sys.executable, "-m", "farandole.plugins.cli.main"]
+FARANDOLE = [sys.executable, "-m", "farandole.cli.main"]
 TOY = (ROOT / "tests/plugins/toy_strategy.py").read_text()
 
 HOROVOD_IS_MISSING = package("horovod") is None
@@ -287,7 +287,7 @@ def test_launcher_is_read_from_the_variables_of_its_row(launcher: str, environ: 
 
 @pytest.mark.parametrize("words", [inline(row[0]) for row in table("The message says", "What to do")])
 def test_quoted_messages_are_in_the_code(words: str) -> None:
-    sources = (path for folder in ("adapters", "plugins") for path in (ROOT / folder).rglob("*.py"))
+    sources = (path for folder in ("adapters", "plugins", "cli") for path in (ROOT / folder).rglob("*.py"))
     assert any(words in path.read_text() for path in sources)
 
 

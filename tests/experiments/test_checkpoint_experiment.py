@@ -23,7 +23,7 @@ from farandole.experiments.runner import run_jobs
 )
 def test_a_sample_of_pairs_and_a_small_state(tmp_path: Path, strategies: tuple[str, ...]):
     # No throughput is judged of so small a state: this machine has other things to do.
-    main = "from farandole.plugins.cli.main import main; main(prog_name='farandole')"
+    main = "from farandole.cli.main import main; main(prog_name='farandole')"
     arguments = ["--strategies", ",".join(strategies), "--workers", "2", "--state-mb", "25", "--saves", "2"]
     kept = tmp_path / "temporary"
     kept.mkdir()

@@ -28,7 +28,7 @@ TENSORFLOW = ("tf_multiworker", "tf_horovod")
 
 
 def experiment(*arguments: str, path: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    main = "from farandole.plugins.cli.main import main; main(prog_name='farandole')"
+    main = "from farandole.cli.main import main; main(prog_name='farandole')"
     environ = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     done = subprocess.run(
         [sys.executable, "-c", main, "experiment", *arguments, "--json", str(path)],
@@ -119,7 +119,7 @@ def test_a_job_that_takes_too_long_is_killed_and_reported(capfd: pytest.CaptureF
 
 
 def test_ending_the_command_ends_its_workers():
-    main = "from farandole.plugins.cli.main import main; main(prog_name='farandole')"
+    main = "from farandole.cli.main import main; main(prog_name='farandole')"
     arguments = ["experiment", "overhead", "--strategies", "local", "--models", "large", "--pairs", "100000"]
     with subprocess.Popen([sys.executable, "-c", main, *arguments], stderr=subprocess.PIPE, text=True) as command:
         assert command.stderr is not None

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from farandole.plugins.cli.checks import probe
+from farandole.cli.checks import probe
 
-FARANDOLE = [sys.executable, "-m", "farandole.plugins.cli.main"]
+FARANDOLE = [sys.executable, "-m", "farandole.cli.main"]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from farandole.plugins.launch.installed import package
 from farandole.plugins.launch.job import JobResult, Marked, run_marked
 
 PROGRAM = Path(__file__).with_name("fault_program.py")
-FARANDOLE = [sys.executable, "-m", "farandole.plugins.cli.main"]
+FARANDOLE = [sys.executable, "-m", "farandole.cli.main"]
 BOUND = 15.0  # seconds from a failure to the end of the job
 ENGINES = {"ddp": "torch", "horovod": "horovod", "tf_multiworker": "tensorflow"}
 
@@ -166,7 +166,7 @@ def test_the_lines_for_several_hosts_start_one_job(free_ports: Callable[[int], l
 def test_the_command_line_imports_no_framework() -> None:
     heavy = ["torch", "tensorflow", "horovod", "deepspeed", "numpy", "sklearn", "rich", "farandole.adapters"]
     code = (
-        "import sys\nfrom farandole.plugins.cli.main import main\nmain(['--help'], standalone_mode=False)\n"
+        "import sys\nfrom farandole.cli.main import main\nmain(['--help'], standalone_mode=False)\n"
         f"print('LOADED', [name for name in {heavy} if name in sys.modules])"
     )
     for _ in range(5):

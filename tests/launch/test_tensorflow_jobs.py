@@ -205,7 +205,7 @@ def test_fit_in_one_process() -> None:
 
 @exhaustive
 def test_fit_under_farandole_run() -> None:
-    argv = [sys.executable, "-m", "farandole.plugins.cli.main", "run", "--strategy", "tf_multiworker", "-n", "2"]
+    argv = [sys.executable, "-m", "farandole.cli.main", "run", "--strategy", "tf_multiworker", "-n", "2"]
     job = run_marked([*argv, str(FIT), "--epochs", "5"], timeout=120)
     assert job.returncode == 0, job.describe()
     assert len(re.findall(r"tf_multiworker: (9[5-9]|100)\.\d% of 297", job.output)) == 1, job.describe()

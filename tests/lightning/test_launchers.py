@@ -43,7 +43,7 @@ exhaustive = pytest.mark.exhaustive
 def command(launcher: str, strategy: str, program: Path, *arguments: str) -> list[str]:
     """Return how a user starts a program on two workers: by a launcher, or by itself."""
     if launcher == "farandole":
-        run = [sys.executable, "-m", "farandole.plugins.cli.main", "run", "--strategy", strategy, "-n", "2"]
+        run = [sys.executable, "-m", "farandole.cli.main", "run", "--strategy", strategy, "-n", "2"]
         return [*run, str(program), *arguments]
     itself = [str(program), *arguments, "--strategy", strategy]
     if launcher == "python":

@@ -21,7 +21,7 @@ from pathlib import Path
 from mutant_table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("adapters", "plugins", "experiments")
+PACKAGES = ("adapters", "plugins", "experiments", "cli")
 
 
 def copy_tree(folder: Path) -> None:

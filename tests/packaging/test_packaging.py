@@ -14,7 +14,7 @@ import pytest
 from packaging.metadata import Metadata
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("adapters", "plugins", "experiments")
+FOLDERS = ("adapters", "plugins", "experiments", "cli")
 EXTRAS = {"horovod", "deepspeed", "torch", "tensorflow", "lightning", "comet", "all"}
 
 # Runs in an environment that has Farandole and nothing else. It prints where the package is.

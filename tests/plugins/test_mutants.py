@@ -30,7 +30,7 @@ def test_parity_finds_each_mutant_in_the_variants_that_it_breaks(
     report = tmp_path / "parity.json"
     command = ["experiment", "parity", "--strategies", ",".join(mutants), "--workers", "2", "--json", str(report)]
     done = subprocess.run(
-        [sys.executable, "-m", "farandole.plugins.cli.main", *command],
+        [sys.executable, "-m", "farandole.cli.main", *command],
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,

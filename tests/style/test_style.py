@@ -22,5 +22,5 @@ def test_ruff() -> None:
 
 def test_mypy(tmp_path: Path) -> None:
     (tmp_path / "farandole").symlink_to(ROOT, target_is_directory=True)
-    packages = [f"-pfarandole.{folder}" for folder in ("adapters", "plugins", "experiments")]
+    packages = [f"-pfarandole.{folder}" for folder in ("adapters", "plugins", "experiments", "cli")]
     run("mypy", *packages, env={"MYPYPATH": str(tmp_path)})

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 
 from farandole.adapters import Progress, Strategy, Training
-from farandole.plugins.cli.main import main
+from farandole.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # by plain `dcp` here
 

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from farandole.adapters import Callback, Progress, Strategy, Training, create_strategy
 from farandole.adapters.torch.checkpoint import CheckpointReader
-from farandole.plugins.cli.checkpoint.zero_layout import sub_groups
-from farandole.plugins.cli.main import main
+from farandole.cli.checkpoint.zero_layout import sub_groups
+from farandole.cli.main import main
 
 deepspeed = pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 

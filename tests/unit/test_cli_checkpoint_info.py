@@ -13,7 +13,7 @@ from small_training import content, data_folder, edit, net, prepare, sgd, step_l
 from torch import nn
 
 from farandole.adapters import Progress, Strategy, latest
-from farandole.plugins.cli.main import main
+from farandole.cli.main import main
 
 
 def info(*words: object) -> Result:
@@ -157,7 +157,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
 def test_no_framework_is_imported(path: Path) -> None:
     """Neither for help nor for looking at one."""
     program = (
-        "import sys; from farandole.plugins.cli.main import main\n"
+        "import sys; from farandole.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
     )

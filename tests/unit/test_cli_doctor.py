@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from farandole.plugins.cli.checks import Check, check_environment, judge_launcher
+from farandole.cli.checks import Check, check_environment, judge_launcher
 
 
 def script(path: Path, interpreter: str = sys.executable) -> str:

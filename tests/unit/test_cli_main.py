@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from farandole.adapters import DataError
-from farandole.plugins.cli.lazy import LazyCommand, LazyGroup
-from farandole.plugins.cli.main import COMMANDS, main
+from farandole.cli.lazy import LazyCommand, LazyGroup
+from farandole.cli.main import COMMANDS, main
 
 
 def test_help_names_every_command() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from farandole.plugins.cli.main import main
+from farandole.cli.main import main
 
 
 @pytest.fixture(autouse=True)

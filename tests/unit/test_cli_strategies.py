@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from farandole.adapters.registry import Requirement, StrategyRow, strategy_rows
-from farandole.plugins.cli import strategies as module
-from farandole.plugins.cli.main import main
+from farandole.cli import strategies as module
+from farandole.cli.main import main
 
 
 def strategies(*arguments: str) -> Result:

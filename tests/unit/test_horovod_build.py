@@ -17,15 +17,15 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from farandole.adapters.errors import FarandoleError, OptionError
-from farandole.plugins.cli.horovod import edits, frameworks, gpu, process, source, standard, target, toolchain, tried
-from farandole.plugins.cli.horovod.builder import Follower, explain
-from farandole.plugins.cli.horovod.cache import Slot, is_sound
-from farandole.plugins.cli.horovod.commands import horovod
-from farandole.plugins.cli.horovod.edits import EDITS, Edit
-from farandole.plugins.cli.horovod.failure import HorovodBuildError
-from farandole.plugins.cli.horovod.installer import missing_requirements
-from farandole.plugins.cli.horovod.progress import Reporter
-from farandole.plugins.cli.horovod.target import Target
+from farandole.cli.horovod import edits, frameworks, gpu, process, source, standard, target, toolchain, tried
+from farandole.cli.horovod.builder import Follower, explain
+from farandole.cli.horovod.cache import Slot, is_sound
+from farandole.cli.horovod.commands import horovod
+from farandole.cli.horovod.edits import EDITS, Edit
+from farandole.cli.horovod.failure import HorovodBuildError
+from farandole.cli.horovod.installer import missing_requirements
+from farandole.cli.horovod.progress import Reporter
+from farandole.cli.horovod.target import Target
 
 LIBRARIES = ("horovod/torch/mpi_lib_v2",)
 TARGET = Target(python="3.11", abi="cpython-311", platform="linux-x86_64", torch="2.13.0", tensorflow="2.21.0")
@@ -438,7 +438,7 @@ class TestProcess:
 
     def test_all_descendants_end_when_we_are_killed_outright(self, tmp_path: Path) -> None:
         program = (
-            "import os, pathlib, sys; from farandole.plugins.cli.horovod.process import watch; "
+            "import os, pathlib, sys; from farandole.cli.horovod.process import watch; "
             "watch(['sh', '-c', 'sleep 60 & echo $!; wait'], env=os.environ, cwd=pathlib.Path(), "
             "line=lambda line: print(line, flush=True))"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....adapters.errors import FarandoleError
+from ...adapters.errors import FarandoleError
 
 
 class HorovodBuildError(FarandoleError, RuntimeError):

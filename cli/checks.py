@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ...adapters.errors import LauncherError
-from ...adapters.launchers import detect_launch
-from ..launch.command import find_launcher, script_folders
-from ..launch.installed import HOROVOD_FRAMEWORKS, horovod_frameworks, package
+from ..adapters.errors import LauncherError
+from ..adapters.launchers import detect_launch
+from ..plugins.launch.command import find_launcher, script_folders
+from ..plugins.launch.installed import HOROVOD_FRAMEWORKS, horovod_frameworks, package
 
 Status = Literal["ok", "absent", "broken", "note"]
 

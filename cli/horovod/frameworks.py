@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....adapters.errors import EngineUnavailableError, OptionError, did_you_mean
+from ...adapters.errors import EngineUnavailableError, OptionError, did_you_mean
 
 NAMES = ("torch", "tensorflow")
 _HOROVOD_NAMES = {"torch": "PYTORCH", "tensorflow": "TENSORFLOW"}

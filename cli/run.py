@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from ...adapters.errors import OptionError, did_you_mean
-from ..launch.command import launch_command
-from ..launch.hosts import parse_hosts
-from ..launch.parent import run_launcher
+from ..adapters.errors import OptionError, did_you_mean
+from ..plugins.launch.command import launch_command
+from ..plugins.launch.hosts import parse_hosts
+from ..plugins.launch.parent import run_launcher
 
 
 # What follows the script belongs to the script.

@@ -11,9 +11,9 @@ from typing import Any
 import click
 from rich.text import Text
 
-from ...adapters.errors import LauncherError
-from ...adapters.registry import StrategyRow, create_strategy, strategy_row, strategy_rows
-from ..launch.installed import problem
+from ..adapters.errors import LauncherError
+from ..adapters.registry import StrategyRow, create_strategy, strategy_row, strategy_rows
+from ..plugins.launch.installed import problem
 from .console import console, table
 
 

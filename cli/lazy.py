@@ -45,7 +45,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.lazy:
-            from ...adapters.errors import did_you_mean
+            from ..adapters.errors import did_you_mean
 
             ctx.fail(f"There is no command {args[0]!r}.{did_you_mean(args[0], self.lazy)}")
         return super().resolve_command(ctx, args)
@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            from ...adapters.errors import FarandoleError
+            from ..adapters.errors import FarandoleError
 
             if isinstance(error, FarandoleError):
                 raise click.ClickException(str(error)) from None

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ....adapters.checkpoint.manifest import DATA, MANIFEST, Manifest, check_file, read_manifest
-from ....adapters.checkpoint.storage import Storage
-from ....adapters.errors import CheckpointError
+from ...adapters.checkpoint.manifest import DATA, MANIFEST, Manifest, check_file, read_manifest
+from ...adapters.checkpoint.storage import Storage
+from ...adapters.errors import CheckpointError
 
 
 @dataclass(frozen=True)

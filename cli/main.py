@@ -15,7 +15,7 @@ COMMANDS = {
     ),
     "horovod": LazyCommand(".horovod.commands:horovod", "Build Horovod for the PyTorch and TensorFlow you have."),
     "experiment": LazyCommand(
-        "...experiments.cli:experiment", "Run a study that compares strategies, and say whether it passed."
+        "..experiments.cli:experiment", "Run a study that compares strategies, and say whether it passed."
     ),
 }
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ....adapters.checkpoint.manifest import TensorInfo
-from ....adapters.torch.checkpoint import CheckpointReader
+from ...adapters.checkpoint.manifest import TensorInfo
+from ...adapters.torch.checkpoint import CheckpointReader
 
 
 class ModelState:

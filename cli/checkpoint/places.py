@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from ....adapters.checkpoint.manifest import DATA, MANIFEST
-from ....adapters.checkpoint.storage import Storage
-from ....adapters.errors import CheckpointError, EngineUnavailableError, OptionError
-from ...launch.installed import package
+from ...adapters.checkpoint.manifest import DATA, MANIFEST
+from ...adapters.checkpoint.storage import Storage
+from ...adapters.errors import CheckpointError, EngineUnavailableError, OptionError
+from ...plugins.launch.installed import package
 
 Kind = Literal["farandole", "deepspeed", "dcp"]
 

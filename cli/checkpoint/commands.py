@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from ....adapters.checkpoint.storage import Storage
-from ....adapters.errors import CheckpointError, OptionError
+from ...adapters.checkpoint.storage import Storage
+from ...adapters.errors import CheckpointError, OptionError
 from .look import describe, look, look_inside, newest
 from .places import Kind, kind_of, refuse_existing, refuse_untrusted, require
 

@@ -7,8 +7,8 @@ from collections import defaultdict
 from rich.console import Console
 from rich.text import Text
 
-from ....adapters.checkpoint.manifest import Manifest, TensorInfo, slots_by_parameter
-from ....adapters.progress import Progress
+from ...adapters.checkpoint.manifest import Manifest, TensorInfo, slots_by_parameter
+from ...adapters.progress import Progress
 from ..console import console, table
 from .look import Look, newest
 

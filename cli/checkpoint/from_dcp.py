@@ -9,9 +9,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from ....adapters.errors import CheckpointError, OptionError
-from ....adapters.progress import Progress
-from ....adapters.torch.checkpoint import write_checkpoint
+from ...adapters.errors import CheckpointError, OptionError
+from ...adapters.progress import Progress
+from ...adapters.torch.checkpoint import write_checkpoint
 from .one_process import alone
 
 _BYTES_AT_ONCE = 256 << 20

@@ -10,8 +10,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from ....adapters.torch.checkpoint import CheckpointReader
-from ....adapters.torch.checkpoint.dtypes import dtype_of
+from ...adapters.torch.checkpoint import CheckpointReader
+from ...adapters.torch.checkpoint.dtypes import dtype_of
 from .model_state import ModelState
 from .one_process import alone
 from .places import new_place

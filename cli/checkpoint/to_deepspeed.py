@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from ....adapters.checkpoint.manifest import slots_by_parameter
-from ....adapters.errors import CheckpointError
-from ....adapters.torch.checkpoint import CheckpointReader
-from ....adapters.torch.checkpoint.dtypes import dtype_of
-from ....adapters.torch.checkpoint.reader import Target
-from ....adapters.torch.deepspeed.library import import_deepspeed
-from ....adapters.torch.elementwise import ELEMENTWISE
+from ...adapters.checkpoint.manifest import slots_by_parameter
+from ...adapters.errors import CheckpointError
+from ...adapters.torch.checkpoint import CheckpointReader
+from ...adapters.torch.checkpoint.dtypes import dtype_of
+from ...adapters.torch.checkpoint.reader import Target
+from ...adapters.torch.deepspeed.library import import_deepspeed
+from ...adapters.torch.elementwise import ELEMENTWISE
 from .model_state import ModelState
 from .places import new_place
 from .zero_layout import Partition, joined, sharded, share_of, sub_groups

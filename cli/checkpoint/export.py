@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from safetensors.torch import save_file
 
-from ....adapters.torch.checkpoint import CheckpointReader
-from ....adapters.torch.checkpoint.dtypes import dtype_of
+from ...adapters.torch.checkpoint import CheckpointReader
+from ...adapters.torch.checkpoint.dtypes import dtype_of
 from .model_state import ModelState
 from .places import new_place
 

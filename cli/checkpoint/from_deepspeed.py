@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ....adapters.errors import OptionError
-from ....adapters.progress import Progress
-from ....adapters.torch.checkpoint import write_checkpoint
+from ...adapters.errors import OptionError
+from ...adapters.progress import Progress
+from ...adapters.torch.checkpoint import write_checkpoint
 from .places import tag_folder
 from .zero_files import ZeroFiles
 
