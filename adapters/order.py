@@ -114,8 +114,8 @@ class GlobalOrder:
         micro_batches = []
         for number in range(accumulate):
             indices = tuple(int(i) for i in share[part(len(share), number, accumulate)])
-            stand_in = (int(batch[0]),) * 2
-            micro_batches.append(MicroBatch(indices or stand_in, len(indices)))
+            placeholder = (int(batch[0]),) * 2
+            micro_batches.append(MicroBatch(indices or placeholder, len(indices)))
         return tuple(micro_batches)
 
 

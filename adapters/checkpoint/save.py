@@ -1,4 +1,4 @@
-"""Save a training, on all its workers, as one commit; or behind its back, while it trains on.
+"""Save a training, on all its workers, as one commit; or in the background, while it trains on.
 
 What a framework's state consists of, and how it is written, is a `Save` of its own.
 """

@@ -16,7 +16,7 @@ from types import FrameType
 
 _STOP = b"\0"  # no signal has number 0
 
-_installed: SigtermWatch | None = None
+_installed: SigtermDelay | None = None
 
 
 def watch(end: Callable[[], None]) -> None:
@@ -24,7 +24,7 @@ def watch(end: Callable[[], None]) -> None:
     global _installed
     if _installed is None and _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         with contextlib.suppress(_Taken):
-            _installed = SigtermWatch(end)
+            _installed = SigtermDelay(end)
 
 
 def unwatch() -> None:
@@ -35,7 +35,7 @@ def unwatch() -> None:
         _installed = None
 
 
-class SigtermWatch:
+class SigtermDelay:
     """The handler, and the thread that it tells. Made and stopped in the main thread."""
 
     def __init__(self, end: Callable[[], None]) -> None:

@@ -20,7 +20,7 @@ from ..worker import Worker
 from .pipeline import batch_size_of, check_order, reshuffles
 from .step import Spec, spec_of
 
-_STAND_IN = (0, 0)  # rows of a global batch that stand in for an empty share: two, as for `order.MicroBatch`
+_PLACEHOLDER = (0, 0)  # rows of a global batch that stand in for an empty share: two, as for `order.MicroBatch`
 
 
 class StepData(ABC):
@@ -188,7 +188,7 @@ def _spec(spec: Any) -> Any:
 def _rows(leaf: Any, start: int, stop: int) -> Any:
     if isinstance(leaf, tf.SparseTensor):
         raise DataError("a sparse tensor of a tf.data.Dataset cannot be shared out by rows: map it to a dense one")
-    return leaf[start:stop] if stop > start else tf.gather(leaf, _STAND_IN)
+    return leaf[start:stop] if stop > start else tf.gather(leaf, _PLACEHOLDER)
 
 
 def _columns(dataset: Any) -> Any:

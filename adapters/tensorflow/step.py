@@ -111,7 +111,7 @@ class CompiledStep:
 
     def _backward(self, micro_batch: Any, share: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
         counts = share > 0
-        with keep_when_standing_in(self._model, counts), tf.GradientTape(watch_accessed_variables=False) as tape:
+        with keep_when_placeholder(self._model, counts), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in self._variables])
             loss = self._loss_fn(self._model, micro_batch)
             _check_loss(loss)
@@ -182,7 +182,7 @@ def _kind(gradient: Any) -> int:
 
 
 @contextlib.contextmanager
-def keep_when_standing_in(model: Any, counts: tf.Tensor) -> Iterator[None]:
+def keep_when_placeholder(model: Any, counts: tf.Tensor) -> Iterator[None]:
     """Undo what the block did to statistics (BatchNormalization's) where `counts` is false, in a compiled step."""
     seeds = {id(generator.state) for generator in random_seed_generators(model)}
     kept = [variable for variable in model.non_trainable_variables if id(variable) not in seeds]

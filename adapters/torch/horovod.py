@@ -191,7 +191,7 @@ class HorovodStrategy(TorchStrategy):
 class _HorovodEngine(Engine):
     """Horovod's DistributedOptimizer reduces the gradients; the user's own optimizer applies them.
 
-    Its hooks and `synchronize()` are all that is needed of it, so it wraps a stand-in: the user's optimizer stays the
+    Its hooks and `synchronize()` are all that is needed of it, so it wraps an SGD: the user's optimizer stays the
     object that schedulers and the user hold, with its state.
     """
 

@@ -25,7 +25,7 @@ from .data import StepLoader, order_of, to_device
 from .earlier import EarlierReduction
 from .engine import LossModule
 from .evaluation import evaluation_mode
-from .stand_in import refuse_gradients_of_nothing, without_side_effects
+from .placeholder import refuse_gradients_of_nothing, without_side_effects
 from .strategy import TorchStrategy
 from .weighing import is_nothing, weigh
 

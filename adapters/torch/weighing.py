@@ -14,5 +14,5 @@ def weigh(loss: torch.Tensor, weight: float, total: float, world_size: int) -> t
 
 
 def is_nothing(loss: torch.Tensor, weight: float) -> bool:
-    """Whether the loss is of a stand-in and not finite; `refuse_gradients_of_nothing` then looks at its gradient."""
+    """Whether the loss is of a placeholder and not finite; `refuse_gradients_of_nothing` then looks at its gradient."""
     return weight == 0 and not bool(torch.isfinite(loss).all())

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from ...adapters.errors import OptionError
-from ...adapters.tensorflow.step import agree, keep_when_standing_in
+from ...adapters.tensorflow.step import agree, keep_when_placeholder
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 from ...adapters.tensorflow.training import prepare_variables
 from .data import OTHER_ORDER, fingerprint, own_rows
@@ -145,7 +145,7 @@ class Distribution:
         metrics = MetricStates(self._model, self._strategy)
         with (
             reduce_before_applying(self._model, self._strategy, rows.share, name),
-            keep_when_standing_in(self._model, counts),
+            keep_when_placeholder(self._model, counts),
         ):
             logs = step(rows.data)
         logs = metrics.reduce(logs, rows.share, fingerprint(batch), name, OTHER_ORDER)

@@ -51,7 +51,7 @@ class Plan(ABC):
         """Return the number of samples of a whole epoch."""
 
     @abstractmethod
-    def stand_ins(self) -> int:
+    def placeholders(self) -> int:
         """Return how many workers have no samples of the last batch of an epoch."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class SamplePlan(Plan):
         self._length = whole * batch_size if drop_last else length
         last = self._length - (self._count - 1) * batch_size if self._count else world_size
         self._balanced = balance and last < world_size and self._count > 1 and batch_size + last >= 2 * world_size
-        self._stand_ins = 0 if self._balanced else max(0, world_size - last)
+        self._placeholders = 0 if self._balanced else max(0, world_size - last)
 
     def __len__(self) -> int:
         return self._count
@@ -90,8 +90,8 @@ class SamplePlan(Plan):
     def length(self) -> int:
         return self._length
 
-    def stand_ins(self) -> int:
-        return self._stand_ins
+    def placeholders(self) -> int:
+        return self._placeholders
 
     def batches(self, epoch: int, skip: int) -> Iterator[list[Any]]:
         order = self._order(epoch)
@@ -118,7 +118,7 @@ class BatchPlan(Plan):
     def length(self) -> int:
         return self._count
 
-    def stand_ins(self) -> int:
+    def placeholders(self) -> int:
         return -self._count % self._world_size
 
     def batches(self, epoch: int, skip: int) -> Iterator[list[Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...adapters.torch.engine import Engine
-from ...adapters.torch.stand_in import refuse_gradients_of_nothing
+from ...adapters.torch.placeholder import refuse_gradients_of_nothing
 from ...adapters.torch.weighing import is_nothing, weigh
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ...adapters import DataError
 from ...adapters.torch.loader_sigterm import outlive_sigterm
-from ...adapters.torch.stand_in import without_side_effects
+from ...adapters.torch.placeholder import without_side_effects
 from .data import ShareLoader, ShareSampler, rebuild
 from .forks import warn_of_forks
 from .joining import Joining
@@ -68,10 +68,10 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         seed_workers(loader, self.global_rank)  # Lightning would give this to the loader around it
         outlive_sigterm(loader)
         if not trainer.training:
-            if plan.stand_ins() > 0 and worker.is_main:
+            if plan.placeholders() > 0 and worker.is_main:
                 warnings.warn(
-                    f"the last batch has no samples for {plan.stand_ins()} worker(s), which repeat one: logged means "
-                    "leave it out, metric objects and predictions do not. A larger batch size avoids it",
+                    f"the last batch has no samples for {plan.placeholders()} worker(s), which repeat one: logged "
+                    "means leave it out, metric objects and predictions do not. A larger batch size avoids it",
                     stacklevel=2,
                 )
             return ShareLoader(loader, sampler, self._note_evaluated)

@@ -22,7 +22,7 @@ _WHERE_NOTHING_DIVIDES = frozenset(
         "parameter_used_by_some_workers_gets_the_mean",
         "replicas_stay_equal_to_the_bit",
         "resumed_run_is_the_same_run",
-        "stand_in_leaves_no_trace",
+        "placeholder_leaves_no_trace",
         "workers_start_from_rank_0",
     }
 )
@@ -36,7 +36,7 @@ OF_THE_STEP = frozenset(
         "parameters_of_some_steps_are_updated_in_those",
         "replicas_stay_equal_to_the_bit",
         "resumed_run_is_the_same_run",
-        "stand_in_leaves_no_trace",
+        "placeholder_leaves_no_trace",
         "workers_start_from_rank_0",
     }
 )

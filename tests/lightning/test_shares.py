@@ -139,7 +139,7 @@ def test_nobody_is_without_held_out_samples_where_it_can_be(length: int, batch_s
     assert len(batches) == len(plan)
     assert all(len(part) <= batch_size for parts in batches for part in parts)
     empty = sum(len(part) == 0 for parts in batches for part in parts)
-    assert empty == plan.stand_ins()
+    assert empty == plan.placeholders()
     assert empty == 0 or batch_size == 1 or length < workers
 
 

@@ -44,10 +44,10 @@ MUTANTS = (
         ("tests/unit/test_order.py",),
     ),
     Mutant(
-        "stand_in_counts",
+        "placeholder_counts",
         "adapters/order.py",
-        "MicroBatch(indices or stand_in, len(indices))",
-        "MicroBatch(indices or stand_in, len(indices or stand_in))",
+        "MicroBatch(indices or placeholder, len(indices))",
+        "MicroBatch(indices or placeholder, len(indices or placeholder))",
         ("tests/unit/test_order.py",),
     ),
     Mutant(

@@ -18,7 +18,7 @@ from farandole.adapters import (
     Progress,
     Strategy,
 )
-from farandole.adapters.torch.stand_in import without_side_effects
+from farandole.adapters.torch.placeholder import without_side_effects
 
 pytestmark = pytest.mark.usefixtures("no_launcher", "one_thread")
 
@@ -132,15 +132,15 @@ def test_a_weight_function_makes_the_mean_one_over_what_it_counts(strategy: Stra
 
     model = net()
     training = strategy.prepare(model, sgd(model, 0.01), masked_mean, accumulate=3)
-    stand_ins = 0
+    placeholders = 0
     losses = []
     for batch in training.batches((x, y, mask), BATCH, epochs=EPOCHS, seed=SEED, weight=lambda part: part[2].sum()):
         losses.append(float(training.step(batch)))
         assert float(batch.global_weight) == sum(batch.weights)
-        stand_ins += batch.weights.count(0.0)
+        placeholders += batch.weights.count(0.0)
     assert losses == pytest.approx(expected, rel=0, abs=1e-12)
     assert distance(model, plain) < 1e-12
-    assert stand_ins == EPOCHS  # a stand-in counts nothing, whatever the function says of its samples
+    assert placeholders == EPOCHS  # a placeholder counts nothing, whatever the function says of its samples
 
 
 def test_a_micro_batch_in_which_nothing_counts_changes_nothing(strategy: Strategy) -> None:
@@ -192,7 +192,7 @@ def test_a_negative_weight_is_refused(strategy: Strategy) -> None:
 
 
 class Noisy(nn.Module):
-    """Batch statistics and dropout: what a stand-in for an empty share must leave no trace in."""
+    """Batch statistics and dropout: what a placeholder for an empty share must leave no trace in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,16 +210,16 @@ def noisy() -> Noisy:
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_stand_in_leaves_no_trace(strategy: Strategy, place: int) -> None:
+def test_a_placeholder_leaves_no_trace(strategy: Strategy, place: int) -> None:
     x, y = data()
-    real, stand_in = (x[:5], y[:5]), (x[[6, 6]], y[[6, 6]])
+    real, placeholder = (x[:5], y[:5]), (x[[6, 6]], y[[6, 6]])
     models, losses, streams = [], [], []
     for accumulate in (1, 2):
         model = noisy()
         training = strategy.prepare(model, sgd(model), mse, accumulate=accumulate)
         micro, weights = [real], [5.0]
         if accumulate == 2:
-            micro.insert(place, stand_in)
+            micro.insert(place, placeholder)
             weights.insert(place, 0.0)
         for _ in range(3):
             losses.append(float(training.step(Batch(tuple(micro), tuple(weights), 5.0, Progress(0, 1)))))
@@ -248,7 +248,7 @@ class Tracing(Noisy):
         return output
 
 
-def test_backward_of_a_stand_in_may_come_later() -> None:
+def test_backward_of_a_placeholder_may_come_later() -> None:
     model = Tracing()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with without_side_effects(model):

@@ -14,7 +14,7 @@ from ...structure import map_structure
 from ..earlier import GradientCounts
 from ..engine import Engine, Shard, Slots
 from ..graph import leaves_of
-from .fragments import Fragment, StandInOptimizer
+from .fragments import DelegatingOptimizer, Fragment
 from .use import Comparison, Gate
 
 
@@ -28,7 +28,7 @@ class ZeroEngine(Engine):
     Args:
         deepspeed_engine: what `deepspeed.initialize` returned.
         optimizer: the user's.
-        stand_in: what DeepSpeed took for the optimizer.
+        delegating: what DeepSpeed took for the optimizer.
         counts: for the counts of workers that have a gradient; `None` where all use the same parameters.
     """
 
@@ -36,7 +36,7 @@ class ZeroEngine(Engine):
         self,
         deepspeed_engine: Any,
         optimizer: torch.optim.Optimizer,
-        stand_in: StandInOptimizer,
+        delegating: DelegatingOptimizer,
         counts: GradientCounts | None,
     ) -> None:
         super().__init__(deepspeed_engine.module, optimizer)
@@ -64,7 +64,7 @@ class ZeroEngine(Engine):
             fragment = self._find_fragment(parameter)
             if fragment is not None:
                 self._fragments[parameter] = fragment
-        stand_in.serve(self._fragments, self.groups, self._used.__contains__)
+        delegating.serve(self._fragments, self.groups, self._used.__contains__)
 
     @property
     def deepspeed_engine(self) -> Any:

@@ -1,7 +1,7 @@
 """Let the user's own optimizer update what ZeRO leaves to this worker, parameter by parameter.
 
 ZeRO joins the parameters of a group to one flat tensor, cuts it into partitions, and has an optimizer update this
-worker's. We give it a stand-in, which hands each parameter's fragment of the partition, and of its gradient, to the
+worker's. We give it an optimizer that hands each parameter's fragment of the partition, and of its gradient, to the
 user's optimizer: parameters keep their own step counts, those without a gradient are left alone (ZeRO would decay
 them), and schedulers and the user hold the object that does the work. An elementwise optimizer cannot tell the
 difference.
@@ -38,7 +38,7 @@ class Fragment:
         return cls(start, partition, offset, torch.nn.Parameter(partition.detach().narrow(0, offset, numel)))
 
 
-class StandInOptimizer(torch.optim.Optimizer):
+class DelegatingOptimizer(torch.optim.Optimizer):
     """What ZeRO takes for the optimizer: it knows the groups, and passes `step` on.
 
     ZeRO puts the partitions to be updated in the groups' "params" before it calls `step`.

@@ -19,7 +19,7 @@ from ..elementwise import refuse_unless_elementwise
 from ..engine import Engine
 from ..process_group import ProcessGroupStrategy
 from .config import Precision, check_batch, check_prepared, full_config, read_config
-from .fragments import StandInOptimizer
+from .fragments import DelegatingOptimizer
 from .library import import_deepspeed, join_deepspeed, leave_deepspeed, quiet
 from .partitioned import partitioned_building
 from .stages import ENGINES
@@ -96,13 +96,13 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             )
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
-        stand_in = StandInOptimizer(optimizer)
+        delegating = DelegatingOptimizer(optimizer)
         with quiet():
             engine, *_ = self._deepspeed.initialize(
-                model=module, optimizer=stand_in, config=self._config, dist_init_required=False
+                model=module, optimizer=delegating, config=self._config, dist_init_required=False
             )
         counts = GradientCounts(self, f"zero{self.next_training()}") if self._find_unused_parameters else None
-        wrapped = ENGINES[self._stage](engine, optimizer, stand_in, counts)
+        wrapped = ENGINES[self._stage](engine, optimizer, delegating, counts)
         self.settle_before_leaving(wrapped.settle, keep=False)
         self.release_after_leaving(wrapped)
         return wrapped

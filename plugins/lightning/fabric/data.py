@@ -95,8 +95,8 @@ class PlanByUse(Plan):
     def length(self) -> int:
         return self._trained.length()
 
-    def stand_ins(self) -> int:
-        return self._trained.stand_ins()
+    def placeholders(self) -> int:
+        return self._trained.placeholders()
 
     def batches(self, epoch: int, skip: int) -> Iterator[list[Any]]:
         plan = self._trained if torch.is_grad_enabled() else self._evaluated

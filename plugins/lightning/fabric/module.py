@@ -9,7 +9,7 @@ import torch
 
 from ....adapters import OptionError
 from ....adapters.torch.deepspeed.engine import ZeroEngine
-from ....adapters.torch.stand_in import without_side_effects
+from ....adapters.torch.placeholder import without_side_effects
 from .data import LossShares
 
 

@@ -90,7 +90,7 @@ def parameter_used_by_some_workers_gets_the_mean(strategy: Strategy, folder: Pat
 
 
 @TENSORFLOW.add
-def stand_in_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
+def placeholder_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
     rank, world_size = strategy.worker.rank, strategy.worker.world_size
     with strategy.scope(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -108,5 +108,5 @@ def stand_in_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
     before = [variable.numpy().copy() for variable in own]
     loss = training.step(dataclasses.replace(short, random_seed=None))
     untouched = all(map(np.array_equal, before, [variable.numpy() for variable in own]))
-    assert untouched == (rank > 0), "only a stand-in leaves the statistics alone"
+    assert untouched == (rank > 0), "only a placeholder leaves the statistics alone"
     assert math.isfinite(float(loss)) and math.isfinite(float(training.step(full)))

@@ -89,7 +89,7 @@ def parameter_used_by_some_workers_gets_the_mean(strategy: Strategy, folder: Pat
 
 
 @TORCH.add
-def stand_in_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
+def placeholder_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
     rank, world_size = strategy.worker.rank, strategy.worker.world_size
     with strategy.scope(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -104,8 +104,8 @@ def stand_in_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
     state = torch.random.get_rng_state()
     loss = training.step(dataclasses.replace(short, random_seed=None))
     untouched = all(map(torch.equal, buffers, model.buffers()))
-    assert untouched == (rank > 0), "only a stand-in leaves buffers alone"
-    assert torch.equal(state, torch.random.get_rng_state()) == (rank > 0), "only a stand-in draws nothing at random"
+    assert untouched == (rank > 0), "only a placeholder leaves buffers alone"
+    assert torch.equal(state, torch.random.get_rng_state()) == (rank > 0), "only a placeholder draws nothing at random"
     assert math.isfinite(float(loss)) and math.isfinite(float(training.step(full)))
 
 

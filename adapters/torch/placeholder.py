@@ -13,7 +13,7 @@ from .engine import Engine
 
 @contextlib.contextmanager
 def without_side_effects(model: torch.nn.Module) -> Iterator[None]:
-    """Run a stand-in's forward pass inside: it leaves no trace in buffers (BatchNorm) or random streams.
+    """Run a placeholder's forward pass inside: it leaves no trace in buffers (BatchNorm) or random streams.
 
     Its backward pass may run inside or after.
     """
@@ -31,7 +31,7 @@ def without_side_effects(model: torch.nn.Module) -> Iterator[None]:
 
 
 def refuse_gradients_of_nothing(engine: Engine) -> None:
-    """Look at the gradients that a stand-in, whose loss was not finite, has a part in.
+    """Look at the gradients that a placeholder, whose loss was not finite, has a part in.
 
     A mean over nothing is NaN; its gradient may be 0, as cross_entropy's, or NaN, and 0 times that is NaN.
 
