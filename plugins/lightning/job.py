@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
 from ...adapters import WorkerLostError, entry
-from ...adapters.leaving import end_timeout, end_with_failure, leaves_in_order
+from ...adapters.leaving import end_timeout, end_with_failure, leave_timeout, leaves_in_order
 from ...adapters.torch.meeting import Meeting
 from ...adapters.torch.rendezvous import init_companion_group, open_side_store
 from ...adapters.torch.strategy import TorchStrategy
@@ -48,6 +48,8 @@ def join(key: Any, create: Callable[[], TorchStrategy], started: Sequence[subpro
         started: the workers that this process has started: the job's exit code is theirs too.
     """
     _started[:] = started
+    atexit.unregister(_end_started)
+    atexit.register(_end_started)
     for known in _joined:
         if known.key == key:
             return known
@@ -136,13 +138,21 @@ def _leave_alone(known: Joined) -> None:
         end_with_failure()
 
 
+def _end_started() -> None:
+    """Leave no worker behind that this one has started, where it fails: they may be waiting for it."""
+    if getattr(sys, "last_value", None) is not None:
+        until = time.monotonic() + leave_timeout() / 3
+        for process in _started:
+            _wait_for(process, until)
+
+
 def _wait_for(process: subprocess.Popen[Any], until: float) -> int:
     """Return the exit code of a worker that this one has started; end it where it does not end by itself."""
     for seconds, end in ((until - time.monotonic(), process.terminate), (end_timeout(), process.kill)):
         try:
             return process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
-            said = f"worker process {process.pid} goes on long after worker 0 has left the job: ending it"
+            said = f"worker process {process.pid} goes on after worker 0 has left the job: ending it"
             print(f"farandole: {said}", file=sys.stderr, flush=True)
             end()
     return process.wait()

@@ -72,3 +72,16 @@ def test_two_jobs_with_one_port_of_the_deepspeed_launcher(tmp_path: Path, free_p
     jobs = run_both([[*argv, *program] for program in programs(tmp_path, late="A1,B0")])
     assert [job.returncode == 0 for job in jobs] == [True, False], [job.describe() for job in jobs]
     assert "deepspeed --master_port" in jobs[1].output, jobs[1].describe()
+
+
+@pytest.mark.exhaustive
+def test_two_trainers_with_one_port_that_start_their_workers(free_ports: Any) -> None:
+    program = str(Path(__file__).with_name("trainers_program.py"))
+    argv, env = [sys.executable, program, "1", "horovod"], {"MASTER_PORT": str(free_ports(1)[0])}
+    with ThreadPoolExecutor(2) as threads:
+        started = [threads.submit(run_marked, argv, env=env, timeout=120) for _ in range(2)]
+        jobs = sorted((job.result() for job in started), key=lambda job: job.returncode != 0)
+    assert jobs[0].returncode == 0 and jobs[0].output.count(DONE) == 2, jobs[0].describe()
+    assert jobs[1].returncode != 0 and DONE not in jobs[1].output, jobs[1].describe()
+    assert "start again, or choose a free one in MASTER_PORT" in jobs[1].output, jobs[1].describe()
+    assert not any(job.survivors for job in jobs), [job.describe() for job in jobs]

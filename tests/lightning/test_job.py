@@ -67,4 +67,4 @@ def test_a_failure(companion: None) -> None:
 def test_a_worker_that_goes_on_alone_is_ended(capfd: pytest.CaptureFixture[str]) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as worker:
         assert job._wait_for(worker, time.monotonic()) != 0
-    assert f"worker process {worker.pid} goes on long after worker 0 has left" in capfd.readouterr().err
+    assert f"worker process {worker.pid} goes on after worker 0 has left" in capfd.readouterr().err
