@@ -36,8 +36,9 @@ def distribute(model: M, strategy: Strategy, callbacks: Sequence[Callback] = ())
     data, and reads all of them; it trains on its rows of each batch. Files are written by rank 0 only.
 
     `fit(callbacks=[...])` takes farandole's callbacks among Keras's own, and calls them first. A record is of one step,
-    with its loss over the global batch, and the phases "data" and "update". Keras's files have no place for the states
-    of these callbacks: `state_dict` and `load_state_dict` are yours to call.
+    with its loss over the global batch (NaN where a `train_step` of your own updates no metric of that name), and the
+    phases "data" and "update". Keras's files have no place for the states of these callbacks: `state_dict` and
+    `load_state_dict` are yours to call.
 
     Args:
         model: built and compiled inside of `strategy.scope()`.

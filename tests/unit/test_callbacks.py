@@ -15,6 +15,7 @@ from farandole.adapters import (
     Callback,
     CallbackError,
     OptionError,
+    Phase,
     Progress,
     Run,
     StepRecord,
@@ -165,6 +166,23 @@ def test_worker_metrics_in_a_loop(strategy: Strategy) -> None:
         assert own.keys() == names | {f"{name}_max" for name in names}
         assert own["between_ms"] >= 10 + own["data_ms"] > 10
         assert 0 < own["step_ms"] <= own["step_ms_max"]
+
+
+@pytest.mark.parametrize(("inside", "between"), [(False, 0.0), (True, 1000.0)])
+def test_worker_metrics_take_a_fetch_inside_of_a_step_for_time_between(
+    strategy: Strategy, inside: bool, between: float
+) -> None:
+    metrics = WorkerMetrics()
+    metrics.on_begin(Run(strategy, "keras", Progress()))
+    for progress in (Progress(0, 1), Progress(1)):
+        before = time.perf_counter() - 2
+        metrics.on_step_begin(progress)
+        start = time.perf_counter() if inside else before
+        metrics.on_step_end(StepRecord(progress, 0.0, (Phase("data", None, start, start + 1),)))
+    ((own,),) = metrics.epochs
+    assert own["data_ms"] == pytest.approx(1000)
+    assert own["between_ms"] == pytest.approx(between, abs=500)
+    assert own["step_ms"] == pytest.approx(-between, abs=500)
 
 
 def test_a_frontend_that_cannot_take_one_says_how(strategy: Strategy) -> None:
