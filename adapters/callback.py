@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 Frontend = Literal["loop", "lightning", "keras"]
 
-PHASES = ("data", "forward", "backward", "update", "save", "load")
+PHASES = ("data", "forward", "backward", "wait", "update", "save", "load")
 """What of a step can be timed.
 
-data: waiting for the next batch. forward, backward: of each micro-batch; where the engine reduces gradients while
-backward runs, backward has its waiting for other workers. update: reducing what is left, clipping, the optimizer and
-the scheduler. save, load: of a checkpoint, told with the next step. TensorFlow compiles forward, backward and update
-into one function: they are one phase there, "update".
+data: waiting for the next batch. forward, backward: of each micro-batch. wait: for other workers, in the engine's
+collectives; what those take by themselves is in it, so that the least of all workers is what nobody waited for. update:
+reducing what is left, clipping, the optimizer and the scheduler. save, load: of a checkpoint, told with the next step.
+No two phases have the same time: backward is without its waiting, where that is watched. TensorFlow compiles forward,
+backward and update into one function: they are one phase there, "update".
 """
 
 

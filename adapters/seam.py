@@ -83,8 +83,9 @@ class Seam:
             yield item
 
     def note(self, name: str, start: float, end: float) -> None:
-        """Take up a phase that was timed elsewhere, if anybody watches it."""
+        """Take up a phase that was timed elsewhere, if anybody watches it; there the one around it has a gap."""
         if name in self._watched:
+            self._close_span(start, end)
             self._phases.append(Phase(name, None, start, end))
 
     def prepare(self, model: Any, run: Run) -> None:
@@ -154,20 +155,21 @@ class Seam:
 
     @contextlib.contextmanager
     def _timed(self, name: str, micro: int | None) -> Iterator[None]:
-        self._close_span()
+        now = time.perf_counter()
+        self._close_span(now, now)
         self._open.append((name, micro))
         try:
             yield
         finally:
-            self._close_span()
+            now = time.perf_counter()
+            self._close_span(now, now)
             self._open.pop()
 
-    def _close_span(self) -> None:
-        """Note what went by since the last call for the innermost phase that is open."""
-        now = time.perf_counter()
+    def _close_span(self, end: float, again: float) -> None:
+        """Note what went by up to `end` for the innermost phase that is open, which goes on from `again`."""
         if self._open and self._open[-1][0] in self._watched:
-            self._phases.append(Phase(*self._open[-1], self._since, now))
-        self._since = now
+            self._phases.append(Phase(*self._open[-1], self._since, end))
+        self._since = again
 
     def _named(self) -> Iterator[tuple[str, Callback]]:
         """Yield callbacks by the names of their classes; a second one of a kind has a number."""

@@ -45,6 +45,11 @@ _ENTRIES = (
         ".checkpoint.experiment:Checkpoint",
         "Load what each engine saved into each other one and train on; time large saves against raw PyTorch's.",
     ),
+    Entry(
+        "waiting",
+        ".waiting.experiment:Waiting",
+        "Hold up one worker before each step, and find out from the others' waiting for how long.",
+    ),
 )
 EXPERIMENTS = {entry.name: entry for entry in _ENTRIES}
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from ..errors import DataError, OptionError
 from ..training import StepOptions
 from .library import random_seed_generators
+from .stamps import stamp_after
 from .strategy import TensorFlowStrategy
 
 Spec = Any
@@ -36,6 +37,7 @@ class CompiledStep:
         loss_fn: Callable[[Any, Any], Any],
         options: StepOptions,
         name: str,
+        stamped: bool = False,
     ) -> None:
         self._strategy = strategy
         self._model = model
@@ -43,14 +45,17 @@ class CompiledStep:
         self._loss_fn = convert(loss_fn)
         self._options = options
         self._name = name
+        self._stamped = stamped
         self._variables = list(model.trainable_variables)
         self._generators = random_seed_generators(model)
         self._functions: dict[Any, Any] = {}
 
     def __call__(
         self, micro: tuple[Any, ...], spec: Spec, shares: Sequence[float], random_seed: int | None
-    ) -> tf.Tensor:
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Return the mean loss of the global batch, and the norm of its gradient where it is measured: (1,) or (2,).
+
+        Where the step is stamped, also when this worker had its own gradients, and when the workers' sum: (1, 2).
 
         Args:
             micro: this worker's micro-batches.
@@ -63,11 +68,12 @@ class CompiledStep:
         if key not in self._functions:
             self._functions[key] = self._compile(spec, len(micro), seeded)
         seed = tf.constant(random_seed if seeded else 0, tf.int64)
-        return self._functions[key](micro, tf.constant(shares, tf.float64), seed)
+        found: tuple[tf.Tensor, tf.Tensor | None] = self._functions[key](micro, tf.constant(shares, tf.float64), seed)
+        return found
 
     def _compile(self, spec: Spec, count: int, seeded: bool) -> Any:
-        def step(micro: tuple[Any, ...], shares: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-            def replica(micro: tuple[Any, ...], shares: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        def step(micro: tuple[Any, ...], shares: tf.Tensor, seed: tf.Tensor) -> Any:
+            def replica(micro: tuple[Any, ...], shares: tf.Tensor, seed: tf.Tensor) -> Any:
                 if seeded:
                     self._seed(seed)
                 return self._train(micro, shares, str(spec))
@@ -83,7 +89,7 @@ class CompiledStep:
             start = tf.random.experimental.stateless_fold_in(tf.stack([seed, 0]), number)
             generator.state.assign(tf.cast(start, generator.state.dtype))
 
-    def _train(self, micro: tuple[Any, ...], shares: tf.Tensor, spec: str) -> tf.Tensor:
+    def _train(self, micro: tuple[Any, ...], shares: tf.Tensor, spec: str) -> tuple[tf.Tensor, tf.Tensor | None]:
         total = tf.zeros((), tf.float64)
         gradients: list[Any] = [None] * len(self._variables)
         for number, micro_batch in enumerate(micro):
@@ -98,7 +104,9 @@ class CompiledStep:
         # With a type of its own the loss would take a reduction of its own, whose latency a step then waits for.
         wide = (gradient.dtype for gradient in used if gradient.dtype in (tf.float32, tf.float64))
         total = tf.cast(total, next(wide, tf.float64))
+        begin = stamp_after(used) if self._stamped else None
         *reduced, total = self._strategy.sum_in_graph([*used, total], self._name)
+        stamps = tf.stack([[begin, stamp_after(reduced)]]) if self._stamped else None
         found = [total]
         if self._options.grad_norm:
             scale = self._optimizer.scale_loss(tf.ones((), reduced[0].dtype))
@@ -107,7 +115,7 @@ class CompiledStep:
             if self._options.clip_norm is not None:
                 reduced, _ = tf.clip_by_global_norm(reduced, self._options.clip_norm * scale, use_norm=norm)
         self._optimizer.apply(reduced, variables)
-        return tf.stack(found)
+        return tf.stack(found), stamps
 
     def _backward(self, micro_batch: Any, share: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
         counts = share > 0

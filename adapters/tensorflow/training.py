@@ -22,6 +22,7 @@ from .checkpoint import TensorFlowSave, load, named_weights
 from .data import StepData, step_data
 from .evaluation import compiled_evaluation
 from .library import check_model, check_optimizer
+from .stamps import Clock
 from .step import CompiledStep, Spec, fits, spec_of
 from .strategy import TensorFlowStrategy
 
@@ -48,7 +49,8 @@ class TensorFlowTraining(Training):
         self._specs: list[Spec] = []
         prepare_variables(strategy, model, optimizer)
         name = f"training{strategy.next_training()}"
-        self._compiled = CompiledStep(strategy, model, optimizer, loss_fn, options, name)
+        stamped = self._seam.watches("wait")
+        self._compiled = CompiledStep(strategy, model, optimizer, loss_fn, options, name, stamped)
         self._saver = Saver(strategy, lambda storage, keep: TensorFlowSave(storage, self, strategy, keep))
         if strategy.worker.world_size > 1:
             warn_of_batch_norm(model, stacklevel=5)
@@ -61,7 +63,10 @@ class TensorFlowTraining(Training):
         spec = next((spec for spec in self._specs if fits(batch.micro, spec)), None) or spec_of(batch.micro[0])
         shares = [own / total for own in batch.weights]
         with self._seam.phase("update"):
-            found = self._compiled(batch.micro, spec, shares, batch.random_seed)
+            clock = Clock()
+            found, stamps = self._compiled(batch.micro, spec, shares, batch.random_seed)
+            for span in clock.spans(stamps) if stamps is not None else ():
+                self._seam.note("wait", *span)
         if self._options.grad_norm:
             self._grad_norm = self._pending(found, 1)
         return self._pending(found, 0)

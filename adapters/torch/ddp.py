@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import time
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from ..capabilities import Capabilities
 from ..errors import OptionError
 from .engine import Engine
 from .process_group import ProcessGroupStrategy
+from .waiting import Note
 
 # Buffers are broadcast once, not at each forward: Horovod and the sharding engines do not either, and one meaning
 # serves all. torch 2.13 renamed the argument and warns of the old name.
@@ -86,6 +88,22 @@ class _DDPEngine(Engine):
     def __init__(self, module: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(module, optimizer)
         self._first_step = True
+        self._last_gradient = 0.0  # when this worker had its last one
+
+    def time_waiting(self, note: Note) -> None:
+        super().time_waiting(note)
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+
+    def _note_gradient(self, _parameter: torch.Tensor) -> None:
+        self._last_gradient = time.perf_counter()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._last_gradient = 0.0
+        super().backward(loss)
+        if self._last_gradient:  # DDP waits at the end of backward, for all of its buckets
+            self.waiting.since(self._last_gradient)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         # A static graph is recorded by a first backward that synchronizes, and DDP asserts when there was none.

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .waiting import Note, Waiting
+
 Slots = dict[str, Any]
 """What an optimizer keeps for a parameter, by the optimizer's names: `{"exp_avg": tensor, "step": tensor, ...}`."""
 
@@ -56,6 +58,7 @@ class Engine:
     `reduce_gradients()`, `clip_grad_norm()` or `measure_grad_norm()`, and `update()`; `grad_norm()` is known then.
 
     groups: the module's parameters that the optimizer updates, by its groups.
+    waiting: the spans of a step in which this worker waits for the others.
     """
 
     def __init__(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -63,6 +66,7 @@ class Engine:
         self.optimizer = optimizer
         self.groups: list[list[torch.nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
         self._grad_norm: torch.Tensor | None = None
+        self.waiting = Waiting()
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -72,6 +76,10 @@ class Engine:
     def forward(self, *inputs: Any) -> Any:
         """Run the module."""
         return self.module(*inputs)
+
+    def time_waiting(self, note: Note) -> None:
+        """Have `note(start, end)` called for each span in which this worker waits for others, from now on."""
+        self.waiting.tell(note)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """While it is open, forward and backward keep gradients on this worker, where the engine can."""

@@ -15,7 +15,9 @@ from ..structure import map_structure
 from .earlier import GradientCounts
 from .engine import Engine, Shard, Slots
 from .fsdp_state import first_row, flat_slots, local_of, sharded_like
+from .fsdp_waiting import time_collectives
 from .graph import leaves_below, leaves_of
+from .waiting import Note
 
 if TYPE_CHECKING:
     from .strategy import TorchStrategy
@@ -69,6 +71,10 @@ class FSDPEngine(Engine):
             self._hooks.append(module.register_forward_hook(self._keep_outputs))
         self._hooks.append(model.register_forward_hook(self._shard_again, always_call=True))
 
+    def time_waiting(self, note: Note) -> None:
+        super().time_waiting(note)
+        time_collectives(self.module, self.waiting)
+
     def scale_loss(self, scaler: torch.amp.GradScaler) -> None:
         """Scale losses, so that small gradients survive in float16, and skip updates where some are not finite."""
         self._scaler = scaler
@@ -109,7 +115,7 @@ class FSDPEngine(Engine):
         self._with_gradient.clear()
         self._counts.start(present)
         if not all(present):
-            for parameter, count in zip(parameters, self._counts.read(), strict=True):
+            for parameter, count in zip(parameters, self._counts.read(self.waiting), strict=True):
                 if count == 0:
                     parameter.grad = None
         if self._scaler is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from os import PathLike
 from typing import Any, SupportsFloat
 
@@ -53,6 +54,8 @@ class TorchTraining(Training):
         if strategy.broadcast(bool(optimizer.state)):  # before an engine cuts it up
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
         self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, options.accumulate)
+        if self._seam.watches("wait"):
+            self.engine.time_waiting(partial(self._seam.note, "wait"))
         self.optimizer = self.engine.optimizer
         self._frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         self._earlier_loss = EarlierReduction()

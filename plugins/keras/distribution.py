@@ -16,7 +16,7 @@ from ...adapters.tensorflow.training import prepare_variables
 from .data import OTHER_ORDER, fingerprint, own_rows
 from .metrics import MetricStates
 from .optimizer import reduce_before_applying
-from .records import LOSS, Records
+from .records import LOSS, WAITS, Records
 
 _REFUSED_REDUCTIONS = {
     "sum": "a sum grows with the batch: use reduction='sum_over_batch_size'",
@@ -143,12 +143,15 @@ class Distribution:
         rows = own_rows(batch, self._strategy.worker)
         counts = rows.share > 0
         metrics = MetricStates(self._model, self._strategy)
+        waits: list[tf.Tensor] | None = [] if self.records.waits else None
         with (
-            reduce_before_applying(self._model, self._strategy, rows.share, name),
+            reduce_before_applying(self._model, self._strategy, rows.share, name, waits),
             keep_when_placeholder(self._model, counts),
         ):
             logs = step(rows.data)
         logs = metrics.reduce(logs, rows.share, fingerprint(batch), name, OTHER_ORDER)
+        if waits:
+            logs = {**logs, WAITS: tf.stack(waits)}
         return {**logs, LOSS: metrics.step_loss()} if self.records.told else logs
 
     def _test(self, step: Callable[[Any], Any], batch: Any, name: str) -> Any:

@@ -9,15 +9,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from ...adapters.tensorflow.stamps import stamp_after
 from ...adapters.tensorflow.step import agreed_gradients, weigh
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
 
 @contextlib.contextmanager
-def reduce_before_applying(model: Any, strategy: TensorFlowStrategy, share: tf.Tensor, name: str) -> Iterator[None]:
+def reduce_before_applying(
+    model: Any, strategy: TensorFlowStrategy, share: tf.Tensor, name: str, waits: list[tf.Tensor] | None = None
+) -> Iterator[None]:
     """Have all optimizers of a model apply the mean over the global batch, inside of the block.
 
     A worker's loss is the mean over its rows; times their `share` of the batch, the sum over workers is the mean.
+
+    Args:
+        waits: gets, for each reduction, when this worker had its own gradients and when it had the sum: (2,).
     """
     if strategy.worker.world_size == 1 and strategy.tf_strategy is tf.distribute.get_strategy():
         yield
@@ -25,12 +31,14 @@ def reduce_before_applying(model: Any, strategy: TensorFlowStrategy, share: tf.T
     with contextlib.ExitStack() as stack:
         for number, optimizer in enumerate(_optimizers(model)):
             strategy.prepare_optimizer(optimizer)
-            stack.enter_context(_reducing(optimizer, strategy, share, f"{name}.{number}"))
+            stack.enter_context(_reducing(optimizer, strategy, share, f"{name}.{number}", waits))
         yield
 
 
 @contextlib.contextmanager
-def _reducing(optimizer: Any, strategy: TensorFlowStrategy, share: tf.Tensor, name: str) -> Iterator[None]:
+def _reducing(
+    optimizer: Any, strategy: TensorFlowStrategy, share: tf.Tensor, name: str, waits: list[tf.Tensor] | None
+) -> Iterator[None]:
     stock_scale, stock_apply = optimizer.scale_loss, optimizer.apply
     scaled = False
     calls = 0
@@ -49,7 +57,10 @@ def _reducing(optimizer: Any, strategy: TensorFlowStrategy, share: tf.Tensor, na
         own, used = agreed_gradients(strategy, f"{name}: {len(gradients)} gradients", variables, gradients, dense=clips)
         if not scaled:  # a train_step of the user's own that does not ask the optimizer to scale
             own = [weigh(gradient, share) for gradient in own]
+        begin = None if waits is None else stamp_after(own)
         reduced = strategy.sum_in_graph(own, f"{name}.{calls}")
+        if waits is not None:
+            waits.append(tf.stack([begin, stamp_after(reduced)]))
         return stock_apply(reduced, used)
 
     optimizer.scale_loss, optimizer.apply = scale_loss, apply

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from ...adapters.callback import Callback, Run
@@ -16,11 +15,14 @@ from ...adapters.errors import OptionError
 from ...adapters.pending import Pending
 from ...adapters.progress import Progress
 from ...adapters.seam import Seam, changes_the_model
+from ...adapters.tensorflow.stamps import Clock
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
 LOSS = "farandole.loss"
 STAMPS = "farandole.stamps"
-"""Among what a compiled step returns: the loss of the step alone, and when it asked for its batch and got it."""
+WAITS = "farandole.waits"
+"""Among what a compiled step returns: the loss of the step alone; when it asked for its batch and got it; and when it
+had its own gradients and those of all, for each reduction."""
 
 
 class Records:
@@ -28,10 +30,11 @@ class Records:
 
     told: whether a step, when it is compiled, is to return its own loss beside the epoch's.
     stamped: whether it is to return when it began to wait for its batch, and when it had it.
+    waits: whether it is to return when it began to wait for the other workers, and when it had heard of them.
     """
 
     def __init__(self, strategy: TensorFlowStrategy) -> None:
-        self.told = self.stamped = False
+        self.told = self.stamped = self.waits = False
         self._strategy = strategy
         self._nobody = Seam((), strategy.worker)
         self._seam = self._nobody
@@ -45,9 +48,11 @@ class Records:
                 f"steps_per_execution={model.steps_per_execution}: callbacks of farandole's are told of each step, and "
                 "Keras runs several as one. Compile the model with steps_per_execution=1, or leave the callbacks out"
             )
-        told, stamped = self.told or bool(seam), self.stamped or seam.watches("data")
-        if (told, stamped) != (self.told, self.stamped):
-            self.told, self.stamped = told, stamped
+        known = self.told, self.stamped, self.waits
+        self.told |= bool(seam)
+        self.stamped |= seam.watches("data")
+        self.waits |= seam.watches("wait")
+        if known != (self.told, self.stamped, self.waits):
             model.train_function = None  # what was compiled does not tell it
         self._seam = seam
         try:
@@ -72,18 +77,23 @@ class Records:
         """Return a compiled training step that keeps what it tells for the record."""
 
         def recorded(iterator: Any) -> Any:
-            wall, start = time.time(), time.perf_counter()
+            clock = Clock()
             logs = function(iterator)
             end = time.perf_counter()
             if not self.told:
                 return logs
             logs = dict(logs)
             self._loss = logs.pop(LOSS, None)
-            stamps = logs.pop(STAMPS, None)
+            stamps, waits = logs.pop(STAMPS, None), logs.pop(WAITS, None)
+            start = clock.start
             if stamps is not None and self._seam.watches("data"):
-                asked, fetched = np.clip(stamps.numpy() - wall + start, start, end).tolist()
+                ((asked, fetched),) = clock.spans(stamps[None])
                 self._seam.note("data", asked, fetched)
                 start = fetched
+            for begin, done in sorted(clock.spans(waits)) if waits is not None and self._seam.watches("wait") else ():
+                self._seam.note("update", start, begin)
+                self._seam.note("wait", begin, done)
+                start = done
             self._seam.note("update", start, end)
             return logs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from ...adapters.callback import PHASES, Callback, Run, StepRecord
+from ...adapters.callback import Callback, Run, StepRecord
 from ...adapters.progress import Progress
 
 
@@ -18,10 +18,11 @@ class WorkerMetrics(Callback):
     epochs: for each epoch a list in rank order of `{"step_ms", "step_ms_max", "between_ms", "between_ms_max"}`, medians
         and maxima in milliseconds, the same on every worker. Where the frontend tells how long a step waits for its
         data, or the engine how long it waits for other workers, "data_ms" and "wait_ms" too, likewise. The data's time
-        is a part of "between", the other workers' one of "step". An epoch that ends early has none.
+        is a part of "between", the other workers' one of "step". The least median wait of all workers is what
+        collectives take by themselves, and is subtracted. An epoch that ends early has none.
     """
 
-    watches = frozenset({"data", "wait"} & set(PHASES))
+    watches = frozenset({"data", "wait"})
 
     def __init__(self) -> None:
         self.epochs: list[list[dict[str, float]]] = []
@@ -67,6 +68,11 @@ class WorkerMetrics(Callback):
             own[f"{name}_ms"] = 1000 * median(seconds) if seconds else 0.0
             own[f"{name}_ms_max"] = 1000 * max(seconds, default=0.0)
         assert self._run is not None
-        self.epochs.append(self._run.strategy.gather(own))
+        workers = self._run.strategy.gather(own)
+        if all("wait_ms" in worker for worker in workers):
+            least = min(worker["wait_ms"] for worker in workers)
+            for worker in workers:
+                worker["wait_ms"] -= least
+        self.epochs.append(workers)
         self._begin_epoch()
         self.on_record(epoch, self.epochs[-1])

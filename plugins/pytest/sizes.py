@@ -37,6 +37,7 @@ OF_THE_STEP = frozenset(
         "replicas_stay_equal_to_the_bit",
         "resumed_run_is_the_same_run",
         "placeholder_leaves_no_trace",
+        "waiting_for_a_straggler_is_seen",
         "workers_start_from_rank_0",
     }
 )

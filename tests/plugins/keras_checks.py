@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from farandole.adapters import (
     StepRecord,
     StrategyStateError,
 )
+from farandole.adapters.callback import PHASES
 from farandole.plugins.keras import (
     BroadcastInitialState,
     LearningRateWarmup,
@@ -61,7 +63,7 @@ def batches() -> Iterator[tuple[Any, Any]]:
 class Watcher(Callback):
     """Watches everything, and makes a mistake in the method that `wrong` names."""
 
-    watches = frozenset({"data", "forward", "backward", "update", "save", "load"})
+    watches = frozenset(PHASES)
     wrong = ""
 
     def __init__(self) -> None:
@@ -343,6 +345,7 @@ def callbacks_that_horovods_users_know(strategy: Any, folder: Path) -> None:
     assert strategy.gather(metrics.epochs) == [metrics.epochs] * worker.world_size
     for own in metrics.epochs[-1]:
         assert 0 < own["step_ms"] <= own["step_ms_max"] and 0 < own["data_ms"] <= own["between_ms"]
+    assert min(own["wait_ms"] for own in metrics.epochs[-1]) == 0
     last = worker.world_size - 1
     for variable in model.trainable_variables:
         variable.assign(tf.ones_like(variable) * (worker.rank + 2.0))
@@ -372,9 +375,9 @@ def callbacks_of_farandoles_see_each_step(strategy: Any, folder: Path) -> None:
         assert (losses * lengths).sum(1) / 97 == pytest.approx(history["loss"], rel=1e-6)
         assert strategy.gather(losses.tolist()) == [losses.tolist()] * strategy.worker.world_size
         for record in watcher.records:
-            (data, update) = record.phases
-            assert (data.name, update.name) == ("data", "update")
-            assert data.start <= data.end == update.start < update.end
+            assert [phase.name for phase in record.phases] == ["data", "update", "wait", "update"]
+            assert all(one.end == after.start for one, after in itertools.pairwise(record.phases))
+            assert all(phase.start <= phase.end for phase in record.phases)
     # It changes nothing: the same model without it, and then with it, goes on as one that never had it.
     thawed = [made(strategy, build()) for _ in range(2)]
     fit(thawed[0], epochs=2)

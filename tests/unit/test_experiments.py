@@ -34,6 +34,8 @@ from farandole.experiments.parity.experiment import Parity
 from farandole.experiments.progress import told
 from farandole.experiments.report import Report
 from farandole.experiments.table import EXPERIMENTS, experiment_entry
+from farandole.experiments.waiting.experiment import Waiting
+from farandole.experiments.waiting.experiment import row as waiting_row
 
 COLUMNS = (Column("strategy"), Column("workers"), Column("ratio", ".3f"))
 
@@ -276,6 +278,20 @@ def test_overhead_times_fit_on_the_strategies_that_have_it():
     ]
     assert len(jobs) == 2 * len(told)
     assert Overhead().jobs(["local", "ddp"], [2], {**asked, "frontends": ["keras"]}) == []
+
+
+def test_waiting_counts_what_the_others_waited_for_longer_than_the_least():
+    row = waiting_row(
+        "ddp", [{"wait": 0.041, "delay": 0.0}, {"wait": 0.032, "delay": 0.0}, {"wait": 0.002, "delay": 0.03}]
+    )
+    assert (row["strategy"], row["workers"]) == ("ddp", 3)
+    assert (row["delay_ms"], row["least_ms"], row["most_ms"]) == pytest.approx((30, 30, 39))
+    assert (row["least_share"], row["most_share"]) == pytest.approx((1, 1.3))
+    assert Waiting().judge([row]) == ["strategy=ddp, workers=3: most_share is 1.3, must be at most 1.2"]
+    nothing = waiting_row("ddp", [{"wait": 0.002, "delay": 0.0}, {"wait": 0.002, "delay": 0.03}])
+    assert Waiting().judge([nothing]) == ["strategy=ddp, workers=2: least_share is 0, must be at least 0.8"]
+    jobs = Waiting().jobs(["local", "ddp"], [1, 2, 3], {"delay_ms": 30.0, "steps": 40})
+    assert [(job.strategy, job.workers) for job in jobs] == [("ddp", 2), ("ddp", 3)]
 
 
 def test_parity_runs_lightning_on_the_strategies_that_it_knows():

@@ -14,8 +14,10 @@ from ...structure import map_structure
 from ..earlier import GradientCounts
 from ..engine import Engine, Shard, Slots
 from ..graph import leaves_of
+from ..waiting import Note
 from .fragments import DelegatingOptimizer, Fragment
 from .use import Comparison, Gate
+from .waiting import Collectives, find_collectives
 
 
 class ZeroEngine(Engine):
@@ -52,9 +54,10 @@ class ZeroEngine(Engine):
         self._unused: list[bool] | None = None  # which trained parameters the last output does not depend on
         self._comparison: Comparison | None = None
         numels: dict[torch.Tensor, int] = {parameter: self.shape(parameter).numel() for parameter in self._trained}
-        self._gate = Gate(deepspeed_engine, numels, self._pass_on)
+        self._gate = Gate(deepspeed_engine, numels, self._pass_on, self.waiting)
         self._fragments: dict[torch.nn.Parameter, Fragment] = {}
         self._hooks: list[Any] = []
+        self._collectives: Collectives | None = None
         for parameter in self._trained:
             hook = parameter.register_post_accumulate_grad_hook(self._used.add)  # type: ignore[no-untyped-call]
             self._hooks.append(hook)
@@ -73,7 +76,13 @@ class ZeroEngine(Engine):
 
     # A step.
 
+    def time_waiting(self, note: Note) -> None:
+        super().time_waiting(note)
+        self._collectives = find_collectives()
+
     def forward(self, *inputs: Any) -> Any:
+        if self._collectives is not None:
+            self._collectives.waiting = self.waiting  # until the update
         if self._dtype != torch.float32:
             inputs = tuple(map_structure(self._cast, value) for value in inputs)
         output = self._engine(*inputs)
@@ -110,6 +119,8 @@ class ZeroEngine(Engine):
 
     def update(self) -> None:
         self._engine.step()
+        if self._collectives is not None:
+            self._collectives.waiting = None
         if self._zero.overflow and self._dtype != torch.float16:
             raise DataError(
                 "the gradient is not finite, and DeepSpeed skipped the update: look for NaN in the data, a division by "
@@ -146,7 +157,7 @@ class ZeroEngine(Engine):
         """Reduce gradients that were kept whole, in one order."""
         assert self._counts is not None
         self._counts.start([parameter.grad is not None for parameter in self._trained])
-        for parameter, count in zip(self._trained, self._counts.read(), strict=True):
+        for parameter, count in zip(self._trained, self._counts.read(self.waiting), strict=True):
             if count > 0:
                 self._used.add(parameter)
                 if count < dist.get_world_size():

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ..waiting import Waiting
+
 
 class Comparison:
     """Compares with the other workers which trained parameters a loss does not depend on; it starts at once.
@@ -51,6 +53,7 @@ class Gate:
         engine: DeepSpeed's.
         numels: the number of elements of each trained parameter.
         pass_on: has DeepSpeed collect the gradient of a parameter.
+        waiting: what times how long the comparison is waited for.
     """
 
     def __init__(
@@ -58,10 +61,12 @@ class Gate:
         engine: Any,
         numels: Mapping[torch.Tensor, int],
         pass_on: Callable[[torch.Tensor], None],
+        waiting: Waiting,
     ) -> None:
         self._engine = engine
         self._numels = numels
         self._pass_on = pass_on
+        self._waiting = waiting
         self._comparison: Comparison | None = None
         self._alike = True
         self._held: list[torch.Tensor] = []
@@ -99,7 +104,8 @@ class Gate:
 
     def _open_if_alike(self) -> bool:
         assert self._comparison is not None
-        self._alike = self._comparison.is_alike()
+        with self._waiting():
+            self._alike = self._comparison.is_alike()
         self._comparison = None
         if self._alike:
             self._shut(False)

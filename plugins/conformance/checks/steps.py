@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 
 from ....adapters import Callback, CallbackError, DataError, OptionError, StepRecord, Strategy
+from ....adapters.callback import PHASES
 from .. import curves
 from ..framework import program_of, reference_curve, reference_loss
-from ..variants import LOSS_BOUND, VARIANTS
+from ..variants import GLOBAL_BATCH, LOSS_BOUND, VARIANTS
 from .common import SHARED, batches_of, same_everywhere, weights_of
 
 
@@ -73,7 +76,7 @@ def evaluation_is_the_mean_over_samples(strategy: Strategy, folder: Path) -> Non
 class _Watcher(Callback):
     """Watches everything, and keeps who it is."""
 
-    watches = frozenset({"data", "forward", "backward", "update", "save", "load"})
+    watches = frozenset(PHASES)
 
     def __init__(self, rank: int) -> None:
         self.records: list[StepRecord] = []
@@ -114,3 +117,22 @@ def callbacks_watch_and_change_nothing(strategy: Strategy, folder: Path) -> None
     with pytest.raises(CallbackError, match=rf"_Watcher.on_step_end on worker {rank} raised ValueError: the fifth"):
         curves.train(strategy, training, variant, "float32", start=progress, steps=1)
     assert {"save", "load"} <= {phase.name for phase in watcher.records[-1].phases}
+
+
+@SHARED.add
+def waiting_for_a_straggler_is_seen(strategy: Strategy, folder: Path) -> None:
+    """By a bound from below: on a busy machine everybody waits for longer."""
+    variant, watcher, worker = VARIANTS["accumulate_4"], _Watcher(strategy.worker.rank), strategy.worker
+    training = curves.prepare(strategy, variant, "float32", callbacks=[watcher])
+    data = program_of(strategy).dataset(variant, "float32")
+    delay = 0.2
+    for number, batch in zip(range(4), training.batches(data, GLOBAL_BATCH), strict=False):
+        strategy.barrier()
+        if number > 0 and worker.rank == worker.world_size - 1:  # the first one is compiled, or otherwise learnt from
+            time.sleep(delay)
+        float(training.step(batch))
+    for record in watcher.records:
+        for one, next_one in itertools.pairwise(sorted(record.phases, key=lambda phase: phase.start)):
+            assert one.end <= next_one.start, f"{one} and {next_one} have the same time"
+    waits = strategy.gather(max(record.seconds("wait") for record in watcher.records[1:]))
+    assert all(wait >= delay / 2 for wait in waits[:-1]), waits

@@ -24,12 +24,15 @@ def logged(setting: Setting) -> Numbers:
     trainer.fit(Net(), train, held_out)
     found = {**weights(trainer), **metrics(trainer)}
     for watcher in watchers:
-        watcher.check([4, 4, 1] * 3, fetched=not setting.is_stock)
+        watcher.check([4, 4, 1] * 3, fetched=not setting.is_stock, waited=setting.workers > 1 and not setting.is_stock)
         found["step_losses"] = [float(record.loss) for record in watcher.records]
     after = [Progress(epoch, step) for epoch in range(3) for step in (1, 2)] + [Progress(epoch) for epoch in (1, 2, 3)]
     assert watchers[0].ahead == sorted(after)
     assert [len(epoch) for epoch in timing.epochs] == [setting.workers] * 3
-    assert all(own["step_ms"] > 0 and ("data_ms" in own) != setting.is_stock for own in timing.epochs[-1])
+    told = {"step_ms", "between_ms"} | (set() if setting.is_stock else {"data_ms"})
+    told |= {"wait_ms"} if setting.workers > 1 and not setting.is_stock else set()
+    assert all(own.keys() == told | {f"{name}_max" for name in told} for own in timing.epochs[-1])
+    assert all(own["step_ms"] > 0 for own in timing.epochs[-1])
     tested = trainer.test(trainer.lightning_module, held_out, verbose=False)[0]
     return {**found, **{f"test_{name}": value for name, value in tested.items()}}
 

@@ -14,6 +14,7 @@ import torchmetrics
 from torch.utils.data import DataLoader, TensorDataset
 
 from farandole.adapters import Callback, Progress, Run, StepRecord
+from farandole.adapters.callback import PHASES
 
 Numbers = dict[str, Any]
 SCENARIOS: dict[str, Callable[[Setting], Numbers]] = {}
@@ -104,7 +105,7 @@ class Net(pl.LightningModule):
 class Watcher(Callback):
     """Watches everything, counts steps over restarts, and begins with half of the last layer's weights."""
 
-    watches = frozenset({"data", "forward", "backward", "update", "save", "load"})
+    watches = frozenset(PHASES)
 
     def __init__(self, halves: bool = False) -> None:
         self.halves = halves
@@ -134,7 +135,7 @@ class Watcher(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
 
-    def check(self, micros: list[int], fetched: bool) -> None:
+    def check(self, micros: list[int], fetched: bool, waited: bool = False) -> None:
         """Look at records of steps that have so many micro-batches; Lightning's own strategies tell of no fetches."""
         assert self.ended == [None]
         assert self.ahead == [record.progress for record in self.records]
@@ -143,8 +144,10 @@ class Watcher(Callback):
             for micro in range(count):
                 expected += [("data", None)] if fetched else []
                 expected += [("forward", micro), ("backward", micro)]
-            assert {(phase.name, phase.micro) for phase in record.phases} == {*expected, ("update", None)}
-            phases = [key for key, _ in itertools.groupby(record.phases, lambda phase: (phase.name, phase.micro))]
+            own = [phase for phase in record.phases if phase.name != "wait"]
+            assert (len(own) < len(record.phases)) == waited
+            assert {(phase.name, phase.micro) for phase in own} == {*expected, ("update", None)}
+            phases = [key for key, _ in itertools.groupby(own, lambda phase: (phase.name, phase.micro))]
             assert [key for key in phases if key[0] != "update"] == expected
             times = [at for phase in record.phases for at in (phase.start, phase.end)]
             assert times == sorted(times), "times of phases inside of others are exclusive"

@@ -1,0 +1,59 @@
+"""Time DeepSpeed's collectives, for which it has no hook: its object with all of them is one of each job's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..waiting import Waiting
+
+_COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_reduce", "reduce", "reduce_scatter_tensor")
+_KEPT = "_farandole_collectives"
+
+
+class Collectives:
+    """What times them: for one engine at a time, whose step it is.
+
+    waiting: that engine's; `None` while no engine is watched.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self.waiting: Waiting | None = None
+        for name in _COLLECTIVES:
+            setattr(backend, name, self._timed(getattr(backend, name)))
+
+    def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self.waiting is None:
+                return collective(*args, **kwargs)
+            with self.waiting():
+                work = collective(*args, **kwargs)
+            return work if work is None else _Work(work, self.waiting)
+
+        return timed
+
+
+class _Work:
+    """A collective under way; waiting for it is timed."""
+
+    def __init__(self, work: Any, waiting: Waiting) -> None:
+        self._work = work
+        self._waiting = waiting
+
+    def wait(self, *args: Any) -> Any:
+        with self._waiting():
+            return self._work.wait(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
+
+
+def find_collectives() -> Collectives:
+    """Return what times the collectives of the job that DeepSpeed has joined; it is gone with that job."""
+    from deepspeed.comm import comm
+
+    backend = comm.cdb
+    if not hasattr(backend, _KEPT):
+        setattr(backend, _KEPT, Collectives(backend))
+    kept: Collectives = getattr(backend, _KEPT)
+    return kept

@@ -1,0 +1,1 @@
+"""How well a straggler is found by how long the other workers wait."""
