@@ -80,7 +80,7 @@ class _Call:
             rank, theirs, said, origin = (message[name] for name in ("rank", "cluster", "said", "origin"))
         except (OSError, ValueError, KeyError, TypeError):
             return  # a port scanner, or a worker that died: it will be missed
-        if theirs == self._cluster and is_stranger(origin, own_origin()):
+        if theirs == self._cluster and is_stranger(origin, own_origin(0, len(theirs))):
             self.aside[time.monotonic() + PATIENCE] = line, rank, said
             return
         self._lines.append(line)
@@ -140,7 +140,8 @@ def _answer(address: Address, cluster: list[str], rank: int, said: Any, deadline
                 ) from None
             time.sleep(0.1)
     line = _stream(connection, ends)
-    _say(line, {"rank": rank, "cluster": cluster, "said": said, "origin": own_origin()})
+    origin = own_origin(rank, len(cluster))
+    _say(line, {"rank": rank, "cluster": cluster, "said": said, "origin": origin})
     try:
         reply = json.loads(line.readline())
     except (OSError, ValueError):

@@ -27,7 +27,7 @@ _TELLING = timedelta(seconds=2)
 
 def announce(store: Store, launch: Launch) -> None:
     """Say on rank 0 whose store this is."""
-    _of_admission(store).set(_JOB, json.dumps([launch.worker.world_size, own_origin()]))
+    _of_admission(store).set(_JOB, json.dumps([launch.worker.world_size, _own_origin(launch)]))
 
 
 def wait_for_all(store: Store, launch: Launch, timeout: timedelta) -> None:
@@ -55,7 +55,7 @@ def take_rank(store: Store, launch: Launch, timeout: timedelta, origin: Origin |
     Raises:
         LauncherError: the store is another job's, or its rank was taken.
     """
-    store, worker, origin = _of_admission(store), launch.worker, origin or own_origin()
+    store, worker, origin = _of_admission(store), launch.worker, origin or _own_origin(launch)
     who, rank, turned_away = f"{worker.rank} of {worker.world_size}", _of_rank(worker.rank), _turned_away(origin[:2])
     if not _wait_for(store, (_JOB, turned_away), timeout.total_seconds()):
         raise LauncherError(
@@ -88,18 +88,18 @@ def _wait_for(store: Store, keys: tuple[str, str], timeout: float) -> bool:
     return True
 
 
-def turn_workers_away(address: tuple[str, int]) -> None:
+def turn_workers_away(launch: Launch, address: tuple[str, int]) -> None:
     """Tell the other workers of this rank 0, which cannot listen, that the store at this address is another job's.
 
     What listens there may be no store. It then gets no note, and the workers find out by themselves.
     """
-    host, *processes = own_origin()
+    host, *starters = _own_origin(launch)
 
     def tell() -> None:
         with contextlib.suppress(RuntimeError):
             others = _of_admission(TCPStore(*address, is_master=False, timeout=_TELLING))
-            for process in processes:
-                others.set(_turned_away([host, process]), "")
+            for started_by in starters:
+                others.set(_turned_away([host, started_by]), "")
 
     # In a thread, as torch waits without end for the answer of a server that never gives one.
     thread = threading.Thread(target=tell, name="farandole-admission", daemon=True)
@@ -119,6 +119,10 @@ def free_port_advice(launch: Launch) -> str:
         "lightning": "start again, or choose a free one in MASTER_PORT",
     }
     return ways.get(launch.launcher, "choose a free one in MASTER_PORT, the same for all workers of a job")
+
+
+def _own_origin(launch: Launch) -> Origin:
+    return own_origin(launch.worker.rank, launch.worker.world_size)
 
 
 def _of_admission(store: Store) -> Store:

@@ -132,7 +132,7 @@ def _at_the_address(launch: Launch, address: tuple[str, int], timeout: timedelta
     try:
         store = _tcp_store(launch, address, timeout)
     except dist.DistNetworkError:
-        turn_workers_away(address)
+        turn_workers_away(launch, address)
         raise
     announce(store, launch)
     if wait_for_workers:

@@ -13,11 +13,11 @@ from torch._C._distributed_c10d import TCPStore
 
 from farandole.adapters import LauncherError, Worker
 from farandole.adapters.launchers import Launch
-from farandole.adapters.origin import Origin, own_origin
+from farandole.adapters.origin import Origin, is_stranger, own_origin
 from farandole.adapters.torch import admission
 
 pytestmark = pytest.mark.timeout(30)
-HOST, STARTER, MAIN = own_origin()
+HOST, STARTER, MAIN = own_origin(0, 2)
 OURS, STARTED_BY_MAIN = [HOST, STARTER, 1], [HOST, MAIN, 2]
 STRANGER, OF_ANOTHER_HOST = [HOST, -1, 3], ["another host", -2, 4]
 IN = "in"
@@ -50,6 +50,9 @@ class Meeting:
 
     def all_come(self, world_size: int = 2) -> None:
         admission.wait_for_all(self._store, self._launch(0, world_size), timedelta(seconds=0.5))
+
+    def turn_workers_away(self, address: tuple[str, int] | None = None) -> None:
+        admission.turn_workers_away(self._launch(0, 2), address or self.address)
 
     def _launch(self, rank: int, world_size: int) -> Launch:
         return Launch(self._launcher, Worker(rank, world_size, rank, world_size), self.address)
@@ -111,7 +114,7 @@ def test_a_worker_of_a_job_of_another_size_is_told(meeting: Meeting) -> None:
 def test_a_rank_0_that_cannot_listen_tells_its_workers(meeting: Meeting) -> None:
     meeting.begin()
     stranger = meeting.come(STRANGER)
-    admission.turn_workers_away(meeting.address)  # in the name of this process
+    meeting.turn_workers_away()  # in the name of this process
     time.sleep(0.1)
     assert not stranger.done(), "it is not of the rank 0 that was turned away"
     assert meeting.come(OURS).result() == IN, "neither is a worker of the rank 0 that listens, with the same starter"
@@ -120,8 +123,8 @@ def test_a_rank_0_that_cannot_listen_tells_its_workers(meeting: Meeting) -> None
 
 @pytest.mark.parametrize("meeting", ["deepspeed"], indirect=True)
 def test_who_was_told_leaves_at_once_and_says_what_to_type(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "own_origin", lambda: STRANGER)
-    admission.turn_workers_away(meeting.address)
+    monkeypatch.setattr(admission, "own_origin", lambda *_: STRANGER)
+    meeting.turn_workers_away()
     monkeypatch.undo()
     meeting.begin()
     said = meeting.come(STRANGER).result(1)
@@ -139,7 +142,27 @@ def test_a_store_without_a_rank_0_is_named(meeting: Meeting) -> None:
     assert "rank 0 did not come within 0 s to the store" in meeting.come(OURS).result()
 
 
-def test_what_is_no_store_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"},
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMIX_NAMESPACE": "prterun-1"},
+    ],
+)
+def test_a_schedulers_job_has_a_name(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its workers may have a wrapper of its own around it."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    worker = own_origin(1, 2)
+    assert own_origin(0, 2)[1] == own_origin(1, 3)[1] == STARTER, "the scheduler did not start this job itself"
+    monkeypatch.setenv(next(iter(variables)), "0")
+    main = own_origin(0, 2)
+    assert worker[1] == main[1] != STARTER and not is_stranger([*worker[:2], -1], [*main[:2], -2])
+    monkeypatch.setenv(list(variables)[-1], "another")
+    assert is_stranger(own_origin(0, 2), [*main[:2], -2])
+
+
+def test_what_is_no_store_is_left_alone(meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "_TELLING", timedelta(seconds=0.3))
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        admission.turn_workers_away(silent.getsockname())
+        meeting.turn_workers_away(silent.getsockname())
