@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import click
 import psutil
@@ -28,7 +29,8 @@ from .ports import check_ports, hold_ports, port_of
 
 START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"  # read by the strategy
 
-_GRACE = end_timeout()  # seconds that workers have to end when they are told to
+_GRACE = end_timeout()  # seconds that workers have to end when they are told to: they may be saving
+_REST = 3.0  # seconds that those have who cannot be
 _LOOK = 0.5  # seconds between looks at whether a worker is stopped
 _STOPPED = 5.0  # seconds that a worker may be stopped
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -160,6 +162,21 @@ class _Worker:
         """Send a signal to the worker, which knows what to do with its children."""
         os.kill(self._process.pid, number)
 
+    def press(self) -> None:
+        """Have it end that may not have heard: Python handles SIGINT when an engine returns, which may be never."""
+        if self._ignores_sigterm():
+            self.kill()
+        else:
+            self.tell(signal.SIGTERM)
+
+    def _ignores_sigterm(self) -> bool:
+        try:
+            status = Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:  # it has ended, or the system has no such files
+            return False
+        ignored = next(line for line in status.splitlines() if line.startswith("SigIgn:"))
+        return bool(int(ignored.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
     def kill(self) -> None:
         """Kill it and all that it started, where it has not ended yet."""
         if not self.ended():
@@ -205,14 +222,19 @@ def _end(workers: Sequence[_Worker], number: signal.Signals, signals: _Signals) 
     """Tell workers to end and wait for them, until they had their time or somebody asks again; then kill them."""
     for worker in workers:
         worker.tell(number)
-    deadline = time.monotonic() + _GRACE
+    started, pressed = time.monotonic(), False
     running = list(workers)
     while running := [worker for worker in running if not worker.ended()]:
-        left = deadline - time.monotonic()
-        if left <= 0 or signals.wait(left) is not None:
+        left = started + (_GRACE if pressed else _REST) - time.monotonic()
+        asked = signals.wait(left) if left > 0 else None
+        if asked is not None or (left <= 0 and pressed):
             for worker in running:
                 worker.kill()
             return
+        if left <= 0:
+            pressed = True
+            for worker in running:
+                worker.press()
 
 
 def _name(number: int) -> str:

@@ -20,9 +20,10 @@ from farandole.plugins.launch.job import JobResult, Marked, run_marked
 from farandole.plugins.launch.local_workers import START_DEADLINE_VARIABLE
 
 LAUNCHER = [sys.executable, "-P", "-m", "farandole.plugins.launch.local_workers"]
-GRACE, STOPPED, LOOK = leave_timeout() + 3, 5.0, 0.5  # its patience, in seconds: a worker may be saving
+# Its patience, in seconds: a worker may be saving.
+REST, GRACE, STOPPED, LOOK = 3.0, leave_timeout() + 3, 5.0, 0.5
 SOON = 3.0
-IMPATIENT = 1.0, 1.5, 0.1  # what is enough where a test waits until it is at an end
+IMPATIENT = 1.0, 3.0, 1.5, 0.1  # what is enough where a test waits until it is at an end
 # What each worker of each test starts with.
 PROGRAM = """
 import json, os, signal, subprocess, sys, time
@@ -45,11 +46,11 @@ DEAF = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTE
 pytestmark = pytest.mark.timeout(60)
 
 
-def launcher(patience: tuple[float, float, float]) -> list[str]:
+def launcher(patience: tuple[float, float, float, float]) -> list[str]:
     """Return how the launcher is started, with this patience."""
     lines = ["from farandole.plugins.launch import local_workers as it"]
-    lines += [f"assert (it._GRACE, it._STOPPED, it._LOOK) == {(GRACE, STOPPED, LOOK)}"]
-    lines += [f"it._GRACE, it._STOPPED, it._LOOK = {patience}", "it.main()"]
+    lines += [f"assert (it._REST, it._GRACE, it._STOPPED, it._LOOK) == {(REST, GRACE, STOPPED, LOOK)}"]
+    lines += [f"it._REST, it._GRACE, it._STOPPED, it._LOOK = {patience}", "it.main()"]
     return [sys.executable, "-P", "-c", "\n".join(lines)]
 
 
@@ -217,16 +218,16 @@ def test_a_stopped_worker_is_noticed(tmp_path: Path) -> None:
     assert run.result.returncode == 1, run.result.describe()
     assert len(run.said) == 1
     assert run.said[0].startswith(f"farandole: worker 1 (process {run.told[1]['pid']}) has been stopped (by SIGSTOP")
-    assert IMPATIENT[1] <= run.seconds_after < IMPATIENT[1] + 4
+    assert IMPATIENT[2] <= run.seconds_after < IMPATIENT[2] + 4
 
 
 def test_a_worker_that_is_stopped_for_a_moment_goes_on(tmp_path: Path) -> None:
     def disturb(job: Marked, told: list[dict[str, Any]]) -> None:
         for _ in range(2):  # neither pause is long enough, only both together
             os.kill(told[1]["pid"], signal.SIGSTOP)
-            time.sleep(IMPATIENT[1] * 0.7)
+            time.sleep(IMPATIENT[2] * 0.7)
             os.kill(told[1]["pid"], signal.SIGCONT)
-            time.sleep(IMPATIENT[2] * 5)
+            time.sleep(IMPATIENT[3] * 5)
 
     run = Run(tmp_path, "time.sleep(3.5)", disturb=disturb, impatient=True)
     assert (run.result.returncode, run.said) == (0, []), run.result.describe()
@@ -243,8 +244,9 @@ def test_a_signal_to_the_launcher_is_passed_on(tmp_path: Path, number: signal.Si
     assert run.seconds_after < SOON
 
 
-def test_control_c_ends_the_job_even_where_workers_do_not_listen(tmp_path: Path) -> None:
-    run = Run(tmp_path, WAIT, first=DEAF, children=True, disturb=to_launcher(signal.SIGINT), impatient=True)
+@pytest.mark.parametrize("first", [DEAF, "signal.signal(signal.SIGINT, lambda *_: None)"])
+def test_control_c_ends_the_job_even_where_workers_do_not_listen(tmp_path: Path, first: str) -> None:
+    run = Run(tmp_path, WAIT, first=first, children=True, disturb=to_launcher(signal.SIGINT), impatient=True)
     assert run.result.returncode == 130, run.result.describe()
     assert IMPATIENT[0] < run.seconds_after < IMPATIENT[0] + 4
 
