@@ -18,7 +18,13 @@ import psutil
 import pytest
 
 STAND_IN = Path(__file__).with_name("stand_in_launcher.py")
-READS = "import sys; print('ASKED', flush=True); print('READ', input(), flush=True); sys.stdin.read()"
+# Then it sleeps in short turns: a signal that comes just before a read begins is handled when that read is over.
+READS = """
+import time
+print("ASKED", flush=True)
+print("READ", input(), flush=True)
+while True: time.sleep(0.1)
+"""
 
 pytestmark = pytest.mark.timeout(30)
 
