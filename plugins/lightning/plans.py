@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, SequentialSampler
 
-from ...adapters import DataError, Worker
+from ...adapters import DataError, OptionError, Worker
 from ...adapters.order import GlobalOrder, Indices, part
 from ...adapters.torch.strategy import TorchStrategy
 
@@ -133,7 +133,15 @@ def plan_of(loader: Any, worker: Worker, seed: int, share: Callable[[Any], Any],
 
     Args:
         share: returns rank 0's value on every worker, for samplers that draw at random by themselves.
+
+    Raises:
+        OptionError: its batches come in another order than the sampler's, and could not be told apart.
     """
+    if loader.num_workers > 0 and not getattr(loader, "in_order", True):
+        raise OptionError(
+            "DataLoader(in_order=False) yields batches as its processes finish them, so that workers would weigh them "
+            "by the size of others: leave in_order out"
+        )
     sampler, batches = loader.sampler, _unwrapped(loader.batch_sampler)
     if isinstance(loader.dataset, IterableDataset) or _shares_by_itself(sampler) or _shares_by_itself(batches):
         return None

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from farandole.adapters import DataError, Worker
+from farandole.adapters import DataError, OptionError, Worker
 from farandole.plugins.lightning.data import ShareLoader, ShareSampler, rebuild
 from farandole.plugins.lightning.plans import Plan, Share, plan_of
 
@@ -171,6 +171,14 @@ def test_a_batch_sampler_keeps_its_batches() -> None:
     assert plan is not None
     found = [[list(part) for part in parts] for parts in plan.batches(0, 0)]
     assert found == [[[0, 1, 2], [3]], [[4, 5], [6, 7]], [[8, 9], []]]
+
+
+def test_batches_that_come_in_another_order_are_refused() -> None:
+    loader: Any = DataLoader(TensorDataset(torch.arange(10)), 2, num_workers=1, in_order=False)
+    with pytest.raises(OptionError, match="leave in_order out"):
+        plan_of(loader, Worker(0, 2), 0, lambda value: value, training=True)
+    alone: Any = DataLoader(TensorDataset(torch.arange(10)), 2, in_order=False)  # without processes there is one order
+    assert plan_of(alone, Worker(0, 2), 0, lambda value: value, training=True) is not None
 
 
 def test_a_sampler_without_batches_is_shared_out() -> None:
