@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+REAL = frozenset({"float32", "float64"})
+COMPLEX = frozenset({"complex64", "complex128"})
+"""Types of parameters, as both frameworks name them."""
+
 Framework = Literal["torch", "tensorflow"]
 Shard = Literal["parameters", "gradients", "optimizer"]
 
@@ -27,7 +31,7 @@ class Capabilities:
 
     framework: Framework
     accelerators: frozenset[str] = frozenset({"cpu"})
-    dtypes: frozenset[str] = frozenset({"float32", "float64"})
+    dtypes: frozenset[str] = REAL
     shards: frozenset[Shard] = frozenset()
     accumulates_locally: bool = True
     threads: bool = True

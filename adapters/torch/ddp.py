@@ -11,7 +11,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from ..capabilities import Capabilities
+from ..capabilities import COMPLEX, REAL, Capabilities
 from ..errors import OptionError
 from .engine import Engine
 from .process_group import ProcessGroupStrategy
@@ -68,7 +68,12 @@ class DDPStrategy(ProcessGroupStrategy):
             "static_graph": static_graph,
             "find_unused_parameters": find_unused_parameters and not static_graph,
         }
-        self.capabilities = Capabilities("torch", accelerators=frozenset({"cpu", "cuda"}), exact=comm_hook == "none")
+        self.capabilities = Capabilities(
+            "torch",
+            accelerators=frozenset({"cpu", "cuda"}),
+            dtypes=REAL | COMPLEX,
+            exact=comm_hook == "none",
+        )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         replica = DistributedDataParallel(module, **_BUFFERS_STAY, **self._ddp_options)

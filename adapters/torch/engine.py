@@ -73,6 +73,14 @@ class Engine:
         """The module's parameters that the optimizer updates."""
         return [parameter for group in self.groups for parameter in group]
 
+    def take_up_groups(self) -> None:
+        """Train from now on what the optimizer was given since; all workers call it between two steps.
+
+        Raises:
+            OptionError: the engine cannot.
+        """
+        self.groups = [list(group["params"]) for group in self.optimizer.param_groups]
+
     def forward(self, *inputs: Any) -> Any:
         """Run the module."""
         return self.module(*inputs)

@@ -18,6 +18,7 @@ from .engine import Engine, LossModule
 from .fsdp_engine import FSDPEngine, Root
 from .fsdp_state import rebind, refuse_without_dtensor
 from .fsdp_units import check_shardable, choose_units
+from .parameter_types import refuse_complex
 from .process_group import ProcessGroupStrategy
 
 if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
@@ -82,6 +83,7 @@ class FSDPStrategy(ProcessGroupStrategy):
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        refuse_complex(module, self)
         refuse_unless_elementwise(optimizer, self.name)
         refuse_without_dtensor(optimizer)
         model = module.model if isinstance(module, LossModule) else module

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from ..lost_worker import horovod_lost_a_peer
 from ..strategy import ReduceOp
 from .earlier import GradientCounts
 from .engine import Engine
+from .parameter_types import refuse_complex
 from .rendezvous import open_store
 from .strategy import Finish, TorchStrategy
 
@@ -98,8 +98,9 @@ class HorovodStrategy(TorchStrategy):
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        refuse_complex(module, self)
         names = f"module{next(self._modules)}"
-        hvd.broadcast_parameters(_contiguous_state(module, names), root_rank=0)
+        _broadcast(module, names)
         compression = hvd.Compression.fp16 if self._compression == "fp16" else hvd.Compression.none
         engine = _HorovodEngine(
             module,
@@ -205,18 +206,35 @@ class _HorovodEngine(Engine):
         **options: Any,
     ) -> None:
         super().__init__(module, optimizer)
-        updated = set(self.parameters)
-        named = [(f"{names}.{name}", p) for name, p in module.named_parameters() if p in updated and p.requires_grad]
-        self._trained = [parameter for _, parameter in named]
-        self._parameter_names = [name.removeprefix(f"{names}.") for name, _ in named]
+        self._names = names
         self._grouped = options["groups"] is not None
         self._adasum = op == hvd.Adasum
         self._counts = counts
-        inner = optimizer if self._adasum else torch.optim.SGD(self._trained, lr=0.0)
-        self._distributed = hvd.DistributedOptimizer(inner, named_parameters=named, op=op, **options)
+        self._options = {"op": op, **options}
+        self._distribute()
+
+    def _distribute(self) -> None:
+        """Have Horovod reduce the gradients of what the optimizer updates."""
+        updated = set(self.parameters)
+        trained = [(name, p) for name, p in self.module.named_parameters() if p in updated and p.requires_grad]
+        self._parameter_names = [name for name, _ in trained]
+        self._trained = [parameter for _, parameter in trained]
+        named = [(f"{self._names}.{name}", parameter) for name, parameter in trained]
+        inner = self.optimizer if self._adasum else torch.optim.SGD(self._trained, lr=0.0)
+        self._distributed = hvd.DistributedOptimizer(inner, named_parameters=named, **self._options)
         if self._adasum:
             self.optimizer = self._distributed
         self.zero_grad()
+
+    def take_up_groups(self) -> None:
+        if self._adasum:
+            raise OptionError(
+                "parameters were given to the optimizer after prepare(), and op='adasum' would not reduce their "
+                "updates: give them to it before, with a learning rate of 0 in a group of their own"
+            )
+        super().take_up_groups()
+        self.release()
+        self._distribute()
 
     def reduce_gradients(self) -> None:
         if self._adasum or hvd.size() == 1:
@@ -275,6 +293,10 @@ class _HorovodEngine(Engine):
             )
 
 
-def _contiguous_state(module: torch.nn.Module, names: str) -> Iterable[tuple[str, torch.Tensor]]:
+def _broadcast(module: torch.nn.Module, names: str) -> None:
+    """Give every worker rank 0's parameters and buffers; as bytes, since Horovod does not know all types."""
     tensors = itertools.chain(module.named_parameters(), module.named_buffers())
-    return [(f"{names}.{name}", tensor.data) for name, tensor in tensors]
+    sent = [(f"{names}.{name}", tensor.data, tensor.data.contiguous().reshape(-1)) for name, tensor in tensors]
+    hvd.broadcast_parameters([(name, flat.view(torch.uint8)) for name, _, flat in sent], root_rank=0)
+    for _, tensor, flat in sent:
+        tensor.copy_(flat.view(tensor.shape))

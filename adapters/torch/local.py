@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..capabilities import Capabilities
+from ..capabilities import COMPLEX, REAL, Capabilities
 from ..errors import LauncherError
 from ..strategy import ReduceOp
 from .engine import Engine
@@ -20,7 +20,7 @@ class LocalStrategy(TorchStrategy):
         LauncherError: a launcher started several workers; each would train on all data by itself.
     """
 
-    capabilities = Capabilities("torch", accelerators=frozenset({"cpu", "cuda"}), threads=False)
+    capabilities = Capabilities("torch", accelerators=frozenset({"cpu", "cuda"}), dtypes=REAL | COMPLEX, threads=False)
 
     def __init__(self, device: str | None = None) -> None:
         super().__init__(device)

@@ -57,6 +57,7 @@ class TorchTraining(Training):
         if self._seam.watches("wait"):
             self.engine.time_waiting(partial(self._seam.note, "wait"))
         self.optimizer = self.engine.optimizer
+        self._groups = len(self.optimizer.param_groups)
         self._frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         self._earlier_loss = EarlierReduction()
         self._earlier_weight = EarlierReduction()
@@ -75,6 +76,10 @@ class TorchTraining(Training):
                 "a parameter requires a gradient that was frozen when the model was prepared, and engines do not "
                 "reduce it: unfreeze it before prepare(), and hold it back by a learning rate of 0 in its own group"
             )
+        if len(self.optimizer.param_groups) != self._groups:
+            self.engine.take_up_groups()
+            _check_optimizer(self.model, self.optimizer)
+            self._groups = len(self.optimizer.param_groups)
         self._earlier_loss.settle()
         if batch.random_seed is not None:
             _seed(batch.random_seed, self._strategy.device)
@@ -229,6 +234,10 @@ def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: 
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     if not trained:
         raise OptionError("the model has no parameter that requires a gradient: there is nothing to train")
+    _check_optimizer(model, optimizer)
+
+
+def _check_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not updated <= {id(parameter) for parameter in model.parameters()}:
         raise OptionError(

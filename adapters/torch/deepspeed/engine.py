@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ...errors import DataError
+from ...errors import DataError, OptionError
 from ...structure import map_structure
 from ..earlier import GradientCounts
 from ..engine import Engine, Shard, Slots
@@ -126,6 +126,12 @@ class ZeroEngine(Engine):
                 "the gradient is not finite, and DeepSpeed skipped the update: look for NaN in the data, a division by "
                 "zero in loss_fn, or too high a learning rate"
             )
+
+    def take_up_groups(self) -> None:
+        raise OptionError(
+            "parameters were given to the optimizer after prepare(), and DeepSpeed would not reduce their gradients: "
+            "give them to it before, with a learning rate of 0 in a group of their own, or take strategy 'ddp'"
+        )
 
     def zero_grad(self) -> None:
         for parameter in self._all:

@@ -177,6 +177,98 @@ def parameters_of_some_steps_are_updated_in_those(strategy: Strategy, folder: Pa
         assert np.linalg.norm(weights_of(training)[name] - weight.numpy()) <= WEIGHT_BOUND["float32"] * weight.norm()
 
 
+@TORCH.add
+def parameters_given_to_the_optimizer_later_are_trained_or_refused(strategy: Strategy, folder: Path) -> None:
+    """A head first, and what is below it later; the workers' replicas must not drift apart."""
+
+    def build() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 1))
+        return model, torch.optim.SGD(model[2].parameters(), lr=0.1, momentum=0.9)
+
+    data = torch.linspace(-1, 1, 144).sin().reshape(24, 6)
+    reference, plain = build()
+    expected = []
+    for step in range(6):
+        if step == 2:
+            plain.add_param_group({"params": list(reference[0].parameters())})
+        plain.zero_grad()
+        loss = reference(data[8 * (step % 3) : 8 * (step % 3 + 1)]).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for group in plain.param_groups for p in group["params"]], 0.5)
+        plain.step()
+        expected.append(loss.item())
+    with strategy.scope():
+        model, optimizer = build()
+        training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean(), clip_norm=0.5)
+    losses: list[float] = []
+    refusal = ""
+    for step, batch in enumerate(training.batches(data, 8, epochs=2, shuffle=False)):
+        if step == 2:
+            training.optimizer.add_param_group({"params": list(training.model[0].parameters())})
+        try:
+            losses.append(float(training.step(batch)))
+        except OptionError as error:
+            refusal = f"step {step}: {error}"
+            break
+    if refusal:
+        assert refusal.startswith("step 2: parameters were given to the optimizer after prepare()")
+        return
+    assert losses == pytest.approx(expected, rel=LOSS_BOUND["float32"], abs=LOSS_BOUND["float32"])
+    for name, weight in reference.state_dict().items():
+        assert np.linalg.norm(weights_of(training)[name] - weight.numpy()) <= WEIGHT_BOUND["float32"] * weight.norm()
+
+
+@TORCH.add
+def buffers_of_any_type_start_from_rank_0(strategy: Strategy, folder: Path) -> None:
+    """Engines' own collectives do not know all of them: GPT-2 of Hugging Face has a bool one."""
+    types = (torch.bool, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.complex64)
+    rank = strategy.worker.rank
+    with strategy.scope():
+        model = nn.Linear(6, 1)
+        for number, dtype in enumerate(types):
+            model.register_buffer(
+                f"own{number}", torch.full((2, 3), rank == 0, dtype=dtype).T, persistent=number % 2 == 0
+            )
+        model.register_buffer("scalar", torch.tensor(rank == 0))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
+    assert all(bool((buffer == 1).all()) for buffer in training.model.buffers())
+    assert math.isfinite(float(training.step(next(training.batches(torch.ones(8, 6), 8)))))
+
+
+@TORCH.add
+def complex_parameters_are_trained_or_refused(strategy: Strategy, folder: Path) -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.weight = nn.Parameter(torch.randn(6, 1, dtype=torch.complex64))
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return (features.to(torch.complex64) @ self.weight).abs()
+
+    data = torch.linspace(-1, 1, 48).sin().reshape(8, 6)
+    reference = Complex()
+    plain = torch.optim.SGD(reference.parameters(), lr=0.1)
+    expected = []
+    for _ in range(3):
+        plain.zero_grad()
+        loss = reference(data).square().mean()
+        loss.backward()
+        plain.step()
+        expected.append(loss.item())
+    model = Complex()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if "complex64" not in strategy.capabilities.dtypes:
+        with pytest.raises(OptionError, match=r"parameter 'weight' is complex64, which strategy '.*' does not train"):
+            strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
+        return
+    training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
+    losses = [float(training.step(batch)) for batch in training.batches(data, 8, epochs=3)]
+    assert losses == pytest.approx(expected, rel=LOSS_BOUND["float32"])
+
+
 # 4. The learning rate is the user's.
 
 
