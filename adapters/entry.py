@@ -29,8 +29,8 @@ def begin(strategy: Strategy) -> None:
         StrategyStateError: another one is open.
     """
     global _open, _generation
-    if _open is not None and _give_way is not None and _open.worker == strategy.worker:
-        _give_way()
+    if _open is not None and _open.worker == strategy.worker:
+        give_way()
     if _open is not None:
         whose = "a Trainer or Fabric of this process keeps it" if _give_way else "leave its `with` block first"
         raise StrategyStateError(f"strategy {strategy.name!r} was entered while {_open.name!r} is open: {whose}")
@@ -51,6 +51,12 @@ def leave_for_another(leave: Callable[[], None]) -> None:
     """Have `leave()` called when another strategy is entered, instead of refusing it while this one is open."""
     global _give_way
     _give_way = leave
+
+
+def give_way() -> None:
+    """Leave a strategy that would give way to another one now; all workers call it."""
+    if _give_way is not None:
+        _give_way()
 
 
 def generation() -> int:

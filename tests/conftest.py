@@ -2,13 +2,20 @@
 
 import contextlib
 import json
+import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from farandole.plugins.conformance.servers import WorkerServers
+from farandole.plugins.pytest.suite import servers_of
+
+# Here as in the workers: on few cores, threads that wait for each other at each operation cost more than they give.
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"))
 
 MakeDistribution = Callable[[str, str, dict[str, str]], Path]
 
@@ -41,6 +48,13 @@ def selected(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """The parameters of each test of this module that this run of pytest selects: a job need do no more."""
     items: Any = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     return [item.callspec.params for item in items]
+
+
+@pytest.fixture(scope="session")
+def worker_servers(pytestconfig: pytest.Config) -> Iterator[WorkerServers]:
+    """Yield the workers that stay up, which are those that the classes of `Conformance` use."""
+    with servers_of(pytestconfig) as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...adapters.registry import strategy_row
@@ -22,7 +23,7 @@ from ..launch.job import JobResult, Marked, run_marked
 
 _LOOK = 0.02  # seconds between looks at what the workers have finished
 _END = 60.0  # seconds that workers have to end when there is nothing more to do
-_LIMIT = 5  # jobs at a time: each of their workers holds a framework, some 300 MB
+_LIMIT = 12  # jobs at a time: each of their workers holds a framework, some 300 MB
 
 Key = tuple[str | None, str, int]
 
@@ -54,6 +55,16 @@ class WorkerServers:
         if server.running:
             self._jobs[key] = server
         return result
+
+    def run_program(self, strategy: str, workers: int, program: Sequence[str], timeout: float) -> JobResult:
+        """Run a program, as in `launch_command`, in each worker, which does not end with it unless it fails.
+
+        `create_strategy()` creates the strategy in it. Environment, arguments and `sys.path` are put back after it.
+        """
+        with tempfile.TemporaryDirectory(prefix="farandole-") as folder:
+            specification = Path(folder) / "spec.json"
+            specification.write_text(json.dumps({"strategy": strategy, "run": [*program]}))
+            return self.run(strategy, workers, specification, timeout)
 
     def close(self) -> None:
         """End all jobs.
@@ -116,7 +127,7 @@ class _Server:
         for number in itertools.count():
             specification, timeout = self._asked.get()
             started, first_line = time.monotonic(), len(self._lines)
-            self._ask(number, specification)
+            self._ask(number, specification, timeout)
             while not self._finished(number):
                 if not job.running():
                     return
@@ -126,10 +137,10 @@ class _Server:
             output = "\n".join(self._lines[first_line:])
             self._answers.put(JobResult(0, output, time.monotonic() - started, False, (), ""))
 
-    def _ask(self, number: int, specification: Path | None) -> None:
+    def _ask(self, number: int, specification: Path | None, timeout: float) -> None:
         folder = Path(self._folder.name)
         partial = folder / "partial"
-        partial.write_text(json.dumps(specification and str(specification)))
+        partial.write_text(json.dumps(specification and (str(specification), timeout)))
         partial.replace(folder / f"{number}.json")
 
     def _finished(self, number: int) -> bool:

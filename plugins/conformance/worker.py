@@ -4,28 +4,34 @@ A specification names the strategy and what to run; results go to files beside i
 so that what a job did before it broke is not lost.
 
 With `--serve FOLDER PROCESS` it stays up, and runs the specifications that `servers` names in the folder one after the
-other, until it is told to end or that process is gone.
+other, until it is told to end or that process is gone. There a specification may also name a whole program.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
 import itertools
 import json
 import os
 import runpy
 import sys
-import threading
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from ...adapters import Progress, Strategy, create_strategy
+from ...adapters import Progress, Strategy, create_strategy, entry
 from ...adapters.registry import STRATEGY_VARIABLE
 from ..launch.job import watch_stacks
+
+
+_LOOK = 0.05  # seconds between looks for the next specification
+_LATE = 60.0  # seconds more than a specification may take, after which its job is killed
 
 
 def main(*specifications: str) -> None:
@@ -38,30 +44,31 @@ def main(*specifications: str) -> None:
 def serve(folder: Path, asker: int) -> None:
     """Run specifications as they come."""
     watch_stacks()
-    threading.Thread(target=_end_with, args=(asker,), daemon=True).start()
     os.environ.pop(STRATEGY_VARIABLE, None)  # the strategy that the job was started for is the first one of several
     for number in itertools.count():
         request = folder / f"{number}.json"
         while not request.exists():
-            time.sleep(0.02)
-        specification = json.loads(request.read_text())
-        if specification is None:
+            if not psutil.pid_exists(asker):
+                return
+            time.sleep(_LOOK)
+        told = json.loads(request.read_text())
+        if told is None:
             return
+        specification, timeout = told
+        # Should the asker be gone by then. It is no thread of Python's, beside which a DataLoader cannot fork.
+        faulthandler.dump_traceback_later(timeout + _LATE, exit=True)
         _run(Path(specification))
         gc.collect()
+        faulthandler.cancel_dump_traceback_later()
         (folder / f"{number}.finished-{os.getpid()}").touch()
-
-
-def _end_with(process: int) -> None:
-    """End this process, whatever it does, when that one is gone."""
-    while psutil.pid_exists(process):
-        time.sleep(1)
-    os._exit(1)
 
 
 def _run(specification: Path) -> None:
     """Run what the specification lists."""
     spec = json.loads(specification.read_text())
+    if "run" in spec:
+        _run_program(spec["strategy"], spec["run"])
+        return
     folder = specification.parent
     strategy = create_strategy(spec["strategy"], **spec["options"])
     with strategy:
@@ -74,6 +81,35 @@ def _run(specification: Path) -> None:
             _save(strategy, Path(spec["save"]))
         if spec["program"]:
             runpy.run_path(spec["program"])["main"](strategy, folder)
+
+
+def _run_program(strategy: str, program: Sequence[str]) -> None:
+    """Run a program, as in `launch_command`, in this process as if it were one of its own."""
+    with _restored():
+        os.environ[STRATEGY_VARIABLE] = strategy
+        try:
+            if program[0] == "-m":
+                sys.argv = [*program[1:]]
+                runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = [*program]
+                sys.path.insert(0, str(Path(program[0]).parent))
+                runpy.run_path(program[0], run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+        entry.give_way()  # Lightning's Trainers stay joined, and Horovod's thread looks for work a thousand times a second
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Give the next specification the environment and paths of before."""
+    environ, argv, path, folder = dict(os.environ), sys.argv, sys.path[:], Path.cwd()
+    yield
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.argv, sys.path[:] = argv, path
+    os.chdir(folder)
 
 
 def _run_curve(strategy: Strategy, folder: Path, variant: str, dtype: str) -> None:

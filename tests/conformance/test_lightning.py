@@ -15,6 +15,7 @@ from farandole.plugins.conformance.lightning.jobs import run_curves
 from farandole.plugins.conformance.lightning.reference import reference_curve
 from farandole.plugins.conformance.lightning.training import mean_losses
 from farandole.plugins.conformance.lightning.variants import STRATEGIES, VARIANTS, batch_size
+from farandole.plugins.conformance.servers import WorkerServers
 from farandole.plugins.conformance.variants import GLOBAL_BATCH, LOSS_BOUND, WEIGHT_BOUND
 from farandole.plugins.lightning.package import trainer_part
 from farandole.plugins.lightning.strategy import AdapterStrategy
@@ -46,7 +47,9 @@ def places() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def trained(selected: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Outcome]:
+def trained(
+    selected: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, worker_servers: WorkerServers
+) -> Callable[[str, int], Outcome]:
     """The outcome of the job in which a strategy trains all of its curves that are asked of so many workers."""
     chosen = {(each["strategy"], each["workers"]) for each in selected if "strategy" in each}
 
@@ -54,7 +57,7 @@ def trained(selected: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFac
     def run(names: tuple[str, ...], workers: int) -> Outcome:
         here = [name for name in names if (name, workers) in chosen]
         curves = [(name, variant, dtype) for name in here for variant, dtype in asked(name, workers)]
-        return run_curves(workers, tmp_path_factory.mktemp(f"{names[0]}-{workers}"), curves)
+        return run_curves(workers, tmp_path_factory.mktemp(f"{names[0]}-{workers}"), curves, servers=worker_servers)
 
     return lambda strategy, workers: run(next(names for names in JOBS if strategy in names), workers)
 

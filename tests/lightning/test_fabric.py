@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import broken_job
 import pytest
 import torch
 
+from farandole.plugins.conformance.servers import WorkerServers
 from farandole.plugins.launch.job import run_marked
 
 PROGRAM = Path(__file__).with_name("fabric_program.py")
@@ -20,12 +20,8 @@ BOUND = 1e-5
 pytestmark = pytest.mark.timeout(240)
 
 
-def torchrun(workers: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-
-
-def run(*arguments: str, timeout: float = 200, start: Sequence[str] = (sys.executable,)) -> str:
-    job = run_marked([*start, str(PROGRAM), *arguments], timeout=timeout)
+def run(*arguments: str) -> str:
+    job = run_marked([sys.executable, str(PROGRAM), *arguments], timeout=200)
     assert job.returncode == 0, job.describe()
     assert not job.survivors, job.describe()
     return job.output
@@ -51,7 +47,12 @@ RESUMED = {"horovod": "deepspeed_zero_3", "deepspeed_zero_3_offload": "horovod"}
 
 
 @pytest.fixture(scope="module")
-def trained(alone: dict[int, Path], tmp_path_factory: pytest.TempPathFactory, selected: list[dict[str, Any]]) -> Any:
+def trained(
+    alone: dict[int, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    selected: list[dict[str, Any]],
+    worker_servers: WorkerServers,
+) -> Any:
     """Return a function that returns the folder of a strategy, and runs its job before."""
     asked = {(each["strategy"], each["workers"]) for each in selected if "workers" in each}
     asked |= {(RESUMED[strategy], 2) for strategy, workers in asked if workers == 3 and strategy in RESUMED}
@@ -65,8 +66,12 @@ def trained(alone: dict[int, Path], tmp_path_factory: pytest.TempPathFactory, se
             for name in (name for name in names if (name, workers) in asked):
                 other = RESUMED.get(name) if workers == 3 else None
                 given.append(f"{name}={find(other, 2) / 'half.pt'}" if other else name)
-            itself = [sys.executable] if (workers, names) == JOBS[0] else None
-            run("train", str(workers), str(folder), *given, start=itself or torchrun(workers))
+            arguments = ["train", str(workers), str(folder), *given]
+            if (workers, names) == JOBS[0]:
+                run(*arguments)
+            else:
+                job = worker_servers.run_program(names[0], workers, [str(PROGRAM), *arguments], timeout=200)
+                assert job.returncode == 0, job.describe()
         return place
 
     return find

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from farandole.plugins.launch.job import JobResult, run_job
+from farandole.plugins.conformance.servers import WorkerServers
+from farandole.plugins.launch.job import JobResult
 
 FOLDER = Path(__file__).parent
 PROGRAM = FOLDER / "trainer_program.py"
@@ -78,7 +79,7 @@ def folder(asked: list[tuple[str, int, str]], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def fitted(folder: Path, asked: list[tuple[str, int, str]]) -> Run:
+def fitted(folder: Path, asked: list[tuple[str, int, str]], worker_servers: WorkerServers) -> Run:
     """A job of an engine's strategies and their scenarios. Three workers go on with another engine's checkpoints."""
 
     @cache
@@ -87,7 +88,8 @@ def fitted(folder: Path, asked: list[tuple[str, int, str]]) -> Run:
         if workers == 3:
             run("deepspeed" if engine == "horovod" else "horovod", 2)
         names = [f"{of}:{name}" for own in strategies for of, on, name in asked if (of, on) == (own, workers)]
-        return run_job(strategies[0], workers, [str(PROGRAM), str(folder), other, *names], timeout=300)
+        program = [str(PROGRAM), str(folder), other, *names]
+        return worker_servers.run_program(strategies[0], workers, program, timeout=300)
 
     return lambda strategy, workers: run(strategy.split("_")[0], workers)
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from farandole.plugins.launch.job import run_job
+from farandole.plugins.conformance.servers import WorkerServers
 
 PROGRAM = Path(__file__).with_name("unshared_program.py")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory, worker_servers: WorkerServers) -> list[dict[str, Any]]:
     """What each of two workers found."""
     folder = tmp_path_factory.mktemp("unshared")
-    job = run_job("horovod", 2, [str(PROGRAM), str(folder)], timeout=90)
+    job = worker_servers.run_program("horovod", 2, [str(PROGRAM), str(folder)], timeout=90)
     assert job.returncode == 0 and not job.survivors, job.describe()
     return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from farandole.plugins.launch.job import JobResult, run_job
+from farandole.plugins.conformance.servers import WorkerServers
+from farandole.plugins.launch.job import JobResult
 
 FOLDER = Path(__file__).parent
 PROGRAM = FOLDER / "keras_program.py"
@@ -70,13 +71,13 @@ def folder(asked: list[tuple[str, int, str]], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def job(folder: Path, asked: list[tuple[str, int, str]]) -> Run:
+def job(folder: Path, asked: list[tuple[str, int, str]], worker_servers: WorkerServers) -> Run:
     """A job of all scenarios and checks of a strategy, at some number of workers."""
 
     @cache
     def run(strategy: str, workers: int) -> JobResult:
         names = [name for of, on, name in asked if (of, on) == (strategy, workers)]
-        return run_job(strategy, workers, [str(PROGRAM), str(folder), *names], timeout=300)
+        return worker_servers.run_program(strategy, workers, [str(PROGRAM), str(folder), *names], timeout=300)
 
     return run
 
