@@ -29,7 +29,6 @@ from ...adapters import Progress, Strategy, create_strategy, entry
 from ...adapters.registry import STRATEGY_VARIABLE
 from ..launch.job import watch_stacks
 
-
 _LOOK = 0.05  # seconds between looks for the next specification
 _LATE = 60.0  # seconds more than a specification may take, after which its job is killed
 
@@ -98,7 +97,7 @@ def _run_program(strategy: str, program: Sequence[str]) -> None:
         except SystemExit as end:
             if end.code:
                 raise
-        entry.give_way()  # Lightning's Trainers stay joined, and Horovod's thread looks for work a thousand times a second
+        entry.give_way()  # Lightning's Trainers stay joined, and Horovod's thread never sleeps for longer than 1 ms
 
 
 @contextlib.contextmanager

@@ -101,7 +101,6 @@ def _batches(length: int, size: int) -> Iterator[torch.Tensor]:
     ("strategy", "launcher"),
     [
         ("horovod", "horovodrun"),
-        ("horovod", "torchrun"),
         ("deepspeed_zero_2", "deepspeed"),
         ("deepspeed_zero_2", "python"),
         # These are in the README, whose programs are run too.
@@ -110,6 +109,7 @@ def _batches(length: int, size: int) -> Iterator[torch.Tensor]:
         pytest.param("deepspeed_zero_2", "farandole", marks=exhaustive),
         # And these are the rest.
         pytest.param("horovod", "deepspeed", marks=exhaustive),
+        pytest.param("horovod", "torchrun", marks=exhaustive),
         pytest.param("deepspeed_zero_2", "horovodrun", marks=exhaustive),
         pytest.param("deepspeed_zero_2", "torchrun", marks=exhaustive),
     ],

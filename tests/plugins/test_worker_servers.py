@@ -14,6 +14,7 @@ import pytest
 
 from farandole.plugins.conformance.jobs import Outcome, run_conformance
 from farandole.plugins.conformance.servers import WorkerServers
+from farandole.plugins.launch.job import JobResult
 
 PROGRAMS = {
     "works": "pass",
@@ -64,6 +65,33 @@ def test_a_job_serves_until_it_is_broken_and_the_next_one_takes_over(tmp_path: P
     with pytest.raises(AssertionError, match=r"a process with 1 of torch did not end well.*exit code 3"):
         servers.close()
     assert not any(psutil.pid_exists(int(pid)) for pid in pids)
+
+
+def test_a_whole_program_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    servers = WorkerServers()
+    (tmp_path / "beside.py").write_text("NAME = 'beside'")
+
+    def run(name: str, *lines: str) -> JobResult:
+        path = tmp_path / f"{name}.py"
+        path.write_text("\n".join(lines))
+        return servers.run_program("local", 1, [str(path), name, str(tmp_path)], timeout=60)
+
+    first = run(
+        "first",
+        "import os, sys, beside",
+        "from farandole.adapters import create_strategy",
+        "print(__name__, sys.argv[1], beside.NAME, create_strategy().name)",
+        "os.environ['LEFT'] = 'behind'",
+        "os.chdir(sys.argv[2])",
+        "sys.exit(0)",
+    )
+    second = run("second", "import os, sys", "print(sys.argv[1], os.environ.get('LEFT'), os.getcwd(), sys.path)")
+    third = run("third", "import sys", "sys.exit('this was planned')")
+    servers.close()
+    assert "__main__ first beside local" in first.output and first.returncode == 0, first.describe()
+    assert f"second None {Path.cwd()} " in second.output and str(tmp_path) + "'" in second.output, second.describe()
+    assert second.output.count(str(tmp_path)) == 1, "its own folder"
+    assert third.returncode == 1 and "this was planned" in third.output, third.describe()
 
 
 def test_workers_end_with_the_process_that_asked_for_them(tmp_path: Path) -> None:
