@@ -87,8 +87,14 @@ class GlobalOrder:
         """Return the number of steps from `start` to the end of epoch `epochs` - 1.
 
         Raises:
-            DataError: no epoch has a step like that of `start`.
+            DataError: no epoch has a step like that of `start`, or its steps were of another size.
         """
+        if start.step and start.global_batch_size not in (0, self.global_batch_size):
+            raise DataError(
+                f"{start} was reached with global_batch_size={start.global_batch_size}, and with "
+                f"{self.global_batch_size} some samples of this epoch would come twice or never: finish the epoch with "
+                f"{start.global_batch_size}, or begin the next one with start=Progress({start.epoch + 1}, 0)"
+            )
         if start.step > self.steps_per_epoch:
             raise DataError(
                 f"cannot start at step {start.step}: an epoch has {self.steps_per_epoch} steps "
@@ -100,7 +106,10 @@ class GlobalOrder:
     def after(self, epoch: int, step: int, loop: int = 0) -> Progress:
         """Return the progress once step (epoch, step) is done, in the call of `batches` numbered `loop`."""
         last = step + 1 == self.steps_per_epoch
-        return Progress(epoch + 1, 0, loop=loop) if last else Progress(epoch, step + 1, loop=loop)
+        size = self.global_batch_size
+        return (
+            Progress(epoch + 1, 0, loop=loop) if last else Progress(epoch, step + 1, loop=loop, global_batch_size=size)
+        )
 
     def micro_batches(self, epoch: int, step: int, worker: Worker, accumulate: int) -> tuple[MicroBatch, ...]:
         """Return the `accumulate` micro-batches of one worker in one step.

@@ -47,6 +47,26 @@ def test_a_program_started_again_goes_on_where_it_was(strategy: Strategy, tmp_pa
     assert again.progress == Progress(3, 0, loop=1)
 
 
+def test_other_batches_in_the_middle_of_an_epoch_are_refused(strategy: Strategy, tmp_path: Path) -> None:
+    first = prepare(strategy)
+    for step, batch in enumerate(first.batches(DATA, 8, epochs=2)):
+        first.step(batch)
+        if step in (1, 2):
+            first.save(tmp_path / f"saved{step}", first.progress)
+    again = prepare(strategy)
+    middle = again.load(tmp_path / "saved1")
+    assert middle == Progress(0, 2)
+    refusal = r"Progress\(epoch=0, step=2\) was reached with global_batch_size=8, and with 4 .* start=Progress\(1, 0\)"
+    for start in (None, middle):
+        with pytest.raises(DataError, match=refusal):
+            again.batches(DATA, 4, epochs=2, start=start)
+    assert len(again.batches(DATA, 8, epochs=2, start=middle)) == 4
+    again = prepare(strategy)
+    assert again.load(tmp_path / "saved2") == Progress(1)
+    assert len(again.batches(DATA, 4, epochs=2)) == 5
+    assert len(again.batches(DATA, 4, epochs=2, start=Progress(0, 2))) == 8, "nobody knows what these were counted in"
+
+
 def test_a_call_has_a_length_that_counts_down(strategy: Strategy) -> None:
     training = prepare(strategy)
     batches = training.batches(DATA, 8, epochs=2)
