@@ -83,17 +83,23 @@ class StrategyRow:
 def _deepspeed_row(name: str, description: str, *, stage: int, offload: bool = False) -> StrategyRow:
     # torchrun starts the workers: deepspeed's own launcher overrides CUDA_VISIBLE_DEVICES, and meets at a fixed port.
     options = MappingProxyType({"stage": stage, "offload": offload})
-    target = ".torch.deepspeed.strategy:DeepSpeedStrategy"
+    target = ".torch.engines.deepspeed.strategy:DeepSpeedStrategy"
     return StrategyRow(name, target, description, requirements=(_TORCH, _DEEPSPEED), options=options)
 
 
 BUILT_IN = (
-    StrategyRow("local", ".torch.local:LocalStrategy", "one process of plain PyTorch, the reference", launcher=None),
-    StrategyRow("ddp", ".torch.ddp:DDPStrategy", "PyTorch DistributedDataParallel: a replica on every worker"),
-    StrategyRow("fsdp", ".torch.fsdp:FSDPStrategy", "PyTorch FSDP2: workers share out all of the training state"),
+    StrategyRow(
+        "local", ".torch.engines.local:LocalStrategy", "one process of plain PyTorch, the reference", launcher=None
+    ),
+    StrategyRow("ddp", ".torch.engines.ddp:DDPStrategy", "PyTorch DistributedDataParallel: a replica on every worker"),
+    StrategyRow(
+        "fsdp",
+        ".torch.engines.fsdp.strategy:FSDPStrategy",
+        "PyTorch FSDP2: workers share out all of the training state",
+    ),
     StrategyRow(
         "horovod",
-        ".torch.horovod:HorovodStrategy",
+        ".torch.engines.horovod:HorovodStrategy",
         "Horovod: a replica on every worker, gradients all-reduced by Horovod",
         launcher="horovodrun",
         requirements=(_TORCH, _HOROVOD),
@@ -107,7 +113,7 @@ BUILT_IN = (
     ),
     StrategyRow(
         "tf_local",
-        ".tensorflow.local:TensorFlowLocalStrategy",
+        ".tensorflow.engines.local:TensorFlowLocalStrategy",
         "one process of plain TensorFlow, the reference",
         launcher=None,
         requirements=(_TENSORFLOW,),
@@ -115,7 +121,7 @@ BUILT_IN = (
     ),
     StrategyRow(
         "tf_multiworker",
-        ".tensorflow.multiworker:MultiWorkerStrategy",
+        ".tensorflow.engines.multiworker:MultiWorkerStrategy",
         "TensorFlow MultiWorkerMirroredStrategy: a replica on every worker",
         launcher="tf_config",
         requirements=(_TENSORFLOW,),
@@ -123,7 +129,7 @@ BUILT_IN = (
     ),
     StrategyRow(
         "tf_horovod",
-        ".tensorflow.horovod:TensorFlowHorovodStrategy",
+        ".tensorflow.engines.horovod:TensorFlowHorovodStrategy",
         "Horovod for TensorFlow: a replica on every worker",
         launcher="horovodrun",
         requirements=(_TENSORFLOW, _TENSORFLOW_HOROVOD),

@@ -1,1 +1,1 @@
-"""Engines that train PyTorch models, on a shared `TorchStrategy`."""
+"""What trains PyTorch models: a shared `TorchStrategy`, and the engines on it."""

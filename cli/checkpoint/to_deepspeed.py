@@ -19,8 +19,8 @@ from ...adapters.errors import CheckpointError
 from ...adapters.torch.checkpoint import CheckpointReader
 from ...adapters.torch.checkpoint.dtypes import dtype_of
 from ...adapters.torch.checkpoint.reader import Target
-from ...adapters.torch.deepspeed.library import import_deepspeed
 from ...adapters.torch.elementwise import ELEMENTWISE
+from ...adapters.torch.engines.deepspeed.library import import_deepspeed
 from .model_state import ModelState
 from .places import new_place
 from .zero_layout import Partition, joined, sharded, share_of, sub_groups

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...adapters.errors import CheckpointError
-from ...adapters.torch.deepspeed.library import import_deepspeed
+from ...adapters.torch.engines.deepspeed.library import import_deepspeed
 from .to_deepspeed import CLIENT_STATE
 
 T = TypeVar("T")

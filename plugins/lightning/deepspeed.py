@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...adapters import OptionError
-from ...adapters.torch.deepspeed.engine import ZeroEngine
+from ...adapters.torch.engines.deepspeed.engine import ZeroEngine
 from ...adapters.torch.whole_state import (
     load_whole_optimizer_state,
     load_whole_weights,

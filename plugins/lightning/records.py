@@ -10,8 +10,8 @@ from ...adapters import Launch, Progress, Run, Worker, launched_as
 from ...adapters.callback import Callback
 from ...adapters.pending import Pending
 from ...adapters.seam import Seam
-from ...adapters.torch.ddp import DDPStrategy
-from ...adapters.torch.local import LocalStrategy
+from ...adapters.torch.engines.ddp import DDPStrategy
+from ...adapters.torch.engines.local import LocalStrategy
 from ...adapters.torch.strategy import TorchStrategy
 
 NOBODY = Seam((), Worker())

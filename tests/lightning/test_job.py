@@ -12,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from farandole.adapters import Worker, WorkerLostError, create_strategy
-from farandole.adapters.torch.local import LocalStrategy
+from farandole.adapters.torch.engines.local import LocalStrategy
 from farandole.plugins.lightning import job
 
 

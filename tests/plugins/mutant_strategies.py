@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from farandole.adapters import Batch, Worker
-from farandole.adapters.torch.ddp import DDPStrategy
 from farandole.adapters.torch.engine import Engine
+from farandole.adapters.torch.engines.ddp import DDPStrategy
 from farandole.adapters.torch.training import TorchTraining
 
 

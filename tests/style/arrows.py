@@ -17,7 +17,7 @@ PACKAGE = "farandole"
 LAYERS = ("adapters", "plugins", "experiments", "cli")
 """From the lowest to the highest: each may import those before it."""
 
-# "..experiments.cli:experiment", ".run" or "farandole.adapters.torch.ddp:DDPStrategy" names a module.
+# "..experiments.cli:experiment", ".run" or "farandole.adapters.torch.engines.ddp:DDPStrategy" names a module.
 _TEXT = re.compile(r"(?P<module>\.+\w[\w.]*|farandole(?:\.\w+)+)(?::\w+)?")
 
 

@@ -172,7 +172,7 @@ def save():
             print(step, flush=True)
 
 torch.set_num_threads(1)
-import farandole.adapters.torch.local, torch._dynamo
+import farandole.adapters.torch.engines.local, torch._dynamo
 for line in sys.stdin:
     child = os.fork()
     if not child:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from farandole.adapters import OptionError, create_strategy
-from farandole.adapters.torch.fsdp_state import refuse_without_dtensor
-from farandole.adapters.torch.fsdp_units import check_shardable, choose_units
+from farandole.adapters.torch.engines.fsdp.state import refuse_without_dtensor
+from farandole.adapters.torch.engines.fsdp.units import check_shardable, choose_units
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
 

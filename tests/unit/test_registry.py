@@ -146,7 +146,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 WALTZ = """
-from farandole.adapters.torch.local import LocalStrategy
+from farandole.adapters.torch.engines.local import LocalStrategy
 
 class Waltz(LocalStrategy):
     def __init__(self, tempo: int = 90, partner: str = ""):

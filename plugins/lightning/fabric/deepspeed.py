@@ -10,7 +10,7 @@ import torch
 
 from ....adapters import OptionError, StrategyStateError
 from ....adapters.torch.batch_norm import warn_of_batch_norm
-from ....adapters.torch.deepspeed.engine import ZeroEngine
+from ....adapters.torch.engines.deepspeed.engine import ZeroEngine
 from ....adapters.torch.whole_state import (
     load_whole_optimizer_state,
     load_whole_weights,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ....adapters import OptionError
-from ....adapters.torch.deepspeed.engine import ZeroEngine
+from ....adapters.torch.engines.deepspeed.engine import ZeroEngine
 from ....adapters.torch.placeholder import without_side_effects
 from .data import LossShares
 

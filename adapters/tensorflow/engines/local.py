@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from ..capabilities import Capabilities
-from ..errors import LauncherError
-from .strategy import TensorFlowStrategy
+from ...capabilities import Capabilities
+from ...errors import LauncherError
+from ..strategy import TensorFlowStrategy
 
 
 class TensorFlowLocalStrategy(TensorFlowStrategy):

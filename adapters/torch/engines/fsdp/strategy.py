@@ -11,15 +11,15 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from ..capabilities import Capabilities
-from ..errors import EngineUnavailableError, OptionError
-from .elementwise import refuse_unless_elementwise
-from .engine import Engine, LossModule
-from .fsdp_engine import FSDPEngine, Root
-from .fsdp_state import rebind, refuse_without_dtensor
-from .fsdp_units import check_shardable, choose_units
-from .parameter_types import refuse_complex
-from .process_group import ProcessGroupStrategy
+from ....capabilities import Capabilities
+from ....errors import EngineUnavailableError, OptionError
+from ...elementwise import refuse_unless_elementwise
+from ...engine import Engine, LossModule
+from ...parameter_types import refuse_complex
+from ...process_group import ProcessGroupStrategy
+from .engine import FSDPEngine, Root
+from .state import rebind, refuse_without_dtensor
+from .units import check_shardable, choose_units
 
 if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
     raise EngineUnavailableError(

@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from .. import entry
-from ..capabilities import Capabilities
-from ..errors import EngineUnavailableError, OptionError
-from ..horovod_mpi import do_not_wait_at_exit
-from ..horovod_rendezvous import described_job
-from ..lost_worker import horovod_lost_a_peer
-from ..roll_call import roll_call
-from .cluster import cluster_addresses
+from ... import entry
+from ...capabilities import Capabilities
+from ...errors import EngineUnavailableError, OptionError
+from ...horovod_mpi import do_not_wait_at_exit
+from ...horovod_rendezvous import described_job
+from ...lost_worker import horovod_lost_a_peer
+from ...roll_call import roll_call
+from ..cluster import cluster_addresses
+from ..strategy import TensorFlowStrategy
 from .multiworker import cluster_store
-from .strategy import TensorFlowStrategy
 
 try:
     import horovod.tensorflow as hvd

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...errors import OptionError
+from ....errors import OptionError
 
 
 @dataclass(frozen=True)

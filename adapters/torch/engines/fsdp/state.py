@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch.distributed.tensor import DTensor
 
-from ..errors import OptionError
-from .engine import Slots
+from ....errors import OptionError
+from ...engine import Slots
 
 # torch 2.13: DTensor has no kernels for them. Without these lines they stop at the first step.
 _WITHOUT_DTENSOR = ("Rprop",)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..engine import Shard
+from ...engine import Shard
 from .engine import ZeroEngine
 from .fragments import Fragment
 from .library import forget_module

@@ -15,8 +15,8 @@ import psutil
 import torch
 from torch.utils.cpp_extension import get_default_build_root
 
-from ... import entry
-from ...errors import EngineUnavailableError
+from .... import entry
+from ....errors import EngineUnavailableError
 
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 _OPTIMIZER_OPS = ("cpu_adam", "cpu_adagrad", "cpu_lion", "fused_adam", "fused_lamb", "fused_lion")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from ..errors import OptionError, did_you_mean
+from ....errors import OptionError, did_you_mean
 
 
 def choose_units(model: torch.nn.Module, wrap: Sequence[str] | int) -> list[torch.nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..waiting import Waiting
+from ...waiting import Waiting
 
 _COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_reduce", "reduce", "reduce_scatter_tensor")
 _KEPT = "_farandole_collectives"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..waiting import Waiting
+from ...waiting import Waiting
 
 
 class Comparison:

@@ -14,15 +14,15 @@ import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
-from .. import entry
-from ..capabilities import Capabilities
-from ..cluster import read_tf_config
-from ..errors import EngineUnavailableError, LauncherError, OptionError, StrategyStateError
-from ..roll_call import Address, roll_call
-from .cluster import cluster_addresses, tf_config
-from .config_store import TASK_IS_GONE, ConfigStore
-from .library import keras_version
-from .strategy import TensorFlowStrategy
+from ... import entry
+from ...capabilities import Capabilities
+from ...cluster import read_tf_config
+from ...errors import EngineUnavailableError, LauncherError, OptionError, StrategyStateError
+from ...roll_call import Address, roll_call
+from ..cluster import cluster_addresses, tf_config
+from ..config_store import TASK_IS_GONE, ConfigStore
+from ..library import keras_version
+from ..strategy import TensorFlowStrategy
 
 START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"
 _START_DEADLINE = 60.0

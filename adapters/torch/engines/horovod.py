@@ -10,18 +10,18 @@ from typing import Any, Literal
 import torch
 from torch._C._distributed_c10d import PrefixStore
 
-from .. import entry
-from ..capabilities import Capabilities
-from ..errors import EngineUnavailableError, OptionError
-from ..horovod_mpi import do_not_wait_at_exit
-from ..horovod_rendezvous import MEETING, described_job
-from ..lost_worker import horovod_lost_a_peer
-from ..strategy import ReduceOp
-from .earlier import GradientCounts
-from .engine import Engine
-from .parameter_types import refuse_complex
-from .rendezvous import open_store
-from .strategy import Finish, TorchStrategy
+from ... import entry
+from ...capabilities import Capabilities
+from ...errors import EngineUnavailableError, OptionError
+from ...horovod_mpi import do_not_wait_at_exit
+from ...horovod_rendezvous import MEETING, described_job
+from ...lost_worker import horovod_lost_a_peer
+from ...strategy import ReduceOp
+from ..earlier import GradientCounts
+from ..engine import Engine
+from ..parameter_types import refuse_complex
+from ..rendezvous import open_store
+from ..strategy import Finish, TorchStrategy
 
 try:
     import horovod

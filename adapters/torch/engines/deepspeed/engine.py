@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ...errors import DataError, OptionError
-from ...structure import map_structure
-from ..earlier import GradientCounts
-from ..engine import Engine, Shard, Slots
-from ..graph import leaves_of
-from ..waiting import Note
+from ....errors import DataError, OptionError
+from ....structure import map_structure
+from ...earlier import GradientCounts
+from ...engine import Engine, Shard, Slots
+from ...graph import leaves_of
+from ...waiting import Note
 from .fragments import DelegatingOptimizer, Fragment
 from .use import Comparison, Gate
 from .waiting import Collectives, find_collectives

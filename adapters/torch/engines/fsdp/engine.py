@@ -11,16 +11,16 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from ..structure import map_structure
-from .earlier import GradientCounts
-from .engine import Engine, Shard, Slots
-from .fsdp_state import first_row, flat_slots, local_of, sharded_like
-from .fsdp_waiting import time_collectives
-from .graph import leaves_below, leaves_of
-from .waiting import Note
+from ....structure import map_structure
+from ...earlier import GradientCounts
+from ...engine import Engine, Shard, Slots
+from ...graph import leaves_below, leaves_of
+from ...waiting import Note
+from .state import first_row, flat_slots, local_of, sharded_like
+from .waiting import time_collectives
 
 if TYPE_CHECKING:
-    from .strategy import TorchStrategy
+    from ...strategy import TorchStrategy
 
 
 class Root(torch.nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ...errors import OptionError
+from ....errors import OptionError
 
 _WAY_OUT = "build the model before scope(): prepare() partitions it then, at the price of one whole model a worker"
 

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from ...errors import OptionError, did_you_mean
+from ....errors import OptionError, did_you_mean
 
 Precision = Literal["float32", "bf16", "fp16"]
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ..capabilities import COMPLEX, REAL, Capabilities
-from ..errors import LauncherError
-from ..strategy import ReduceOp
-from .engine import Engine
-from .strategy import Finish, TorchStrategy
+from ...capabilities import COMPLEX, REAL, Capabilities
+from ...errors import LauncherError
+from ...strategy import ReduceOp
+from ..engine import Engine
+from ..strategy import Finish, TorchStrategy
 
 
 class LocalStrategy(TorchStrategy):

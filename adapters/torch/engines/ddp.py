@@ -11,11 +11,11 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from ..capabilities import COMPLEX, REAL, Capabilities
-from ..errors import OptionError
-from .engine import Engine
-from .process_group import ProcessGroupStrategy
-from .waiting import Note
+from ...capabilities import COMPLEX, REAL, Capabilities
+from ...errors import OptionError
+from ..engine import Engine
+from ..process_group import ProcessGroupStrategy
+from ..waiting import Note
 
 # Buffers are broadcast once, not at each forward: Horovod and the sharding engines do not either, and one meaning
 # serves all. torch 2.13 renamed the argument and warns of the old name.

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ... import entry
-from ...capabilities import Capabilities, Shard
-from ...errors import OptionError
-from ...training import StepOptions, Training
-from ..earlier import GradientCounts
-from ..elementwise import refuse_unless_elementwise
-from ..engine import Engine
-from ..parameter_types import refuse_complex
-from ..process_group import ProcessGroupStrategy
+from .... import entry
+from ....capabilities import Capabilities, Shard
+from ....errors import OptionError
+from ....training import StepOptions, Training
+from ...earlier import GradientCounts
+from ...elementwise import refuse_unless_elementwise
+from ...engine import Engine
+from ...parameter_types import refuse_complex
+from ...process_group import ProcessGroupStrategy
 from .config import Precision, check_batch, check_prepared, full_config, read_config
 from .fragments import DelegatingOptimizer
 from .library import import_deepspeed, join_deepspeed, leave_deepspeed, quiet

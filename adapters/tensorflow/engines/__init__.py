@@ -1,0 +1,1 @@
+"""One engine a module, on the shared base of TensorFlow's strategies."""
