@@ -1,4 +1,8 @@
-"""Checkpoints side by side in a folder: commit one, find the newest whole one, remove old ones."""
+"""Checkpoints side by side in a folder: commit one, find the furthest whole one, remove old ones.
+
+Which of two is older follows from their positions in the run, and from clocks only where those are the same: a clock
+that is set back, or another machine's, must neither hide a checkpoint nor keep it for ever.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from dataclasses import dataclass
 from os import PathLike
 
 from ..errors import CheckpointError
+from ..progress import Progress
 from . import under_way
 from .manifest import (
     DATA,
@@ -39,6 +44,12 @@ class Saved:
     manifest: Manifest | None
     begun: str
     torn: str
+
+    @property
+    def age(self) -> tuple[Progress, str]:
+        """What sorts whole ones by how far they are in their run."""
+        assert self.manifest is not None
+        return self.manifest.progress, self.begun
 
 
 def commit(storage: Storage, manifest: Manifest) -> None:
@@ -77,7 +88,9 @@ def clean(storage: Storage, data: str, keep: int | None) -> None:
 
 
 def latest(folder: str | PathLike[str]) -> str | None:
-    """Return the newest whole checkpoint in a folder, or the folder itself if it is one; `None` where there is none.
+    """Return the whole checkpoint in a folder that is furthest in its run; `None` where there is none.
+
+    It may be the folder itself. Of those that are equally far, the newest is taken.
 
     Torn ones are passed over: those without a manifest, or with files that are missing or of other sizes. (`load` also
     compares checksums.) A warning names those that are newer than the one returned. The folder may be any that fsspec
@@ -89,8 +102,7 @@ def latest(folder: str | PathLike[str]) -> str | None:
     storage = Storage(folder)
     inspected = (_inspect(place) for place in (storage, *map(storage.folder, storage.folders())))
     found = [saved for saved in inspected if saved is not None]
-    whole = [(saved.manifest.saved_at, saved) for saved in found if saved.manifest is not None]
-    newest = max(whole, key=lambda pair: pair[0])[1] if whole else None
+    newest = max((saved for saved in found if saved.manifest is not None), key=lambda saved: saved.age, default=None)
     for saved in found:
         if newest is None or saved.torn > newest.begun:
             _say_torn(saved, newest)
@@ -124,15 +136,16 @@ def _say_torn(saved: Saved, taken: Saved | None) -> None:
 def prune(storage: Storage, keep: int) -> None:
     """Remove older checkpoints beside a newly saved one, so that `keep` whole ones are left, and torn ones with them.
 
-    A newer one, and files that are not ours, are left alone.
+    One that is further in its run, and files that are not ours, are left alone.
     """
     parent = storage.parent()
     own = _inspect(storage)
     if parent is None or own is None or own.manifest is None:
         return
-    older = [saved for saved in _beside(parent, storage.name) if saved.begun < own.begun]
-    whole = sorted((saved for saved in older if saved.manifest is not None), key=lambda saved: saved.begun)
-    torn = [saved for saved in older if saved.manifest is None]
+    beside = [*_beside(parent, storage.name)]
+    older = (saved for saved in beside if saved.manifest is not None and saved.age < own.age)
+    whole = sorted(older, key=lambda saved: saved.age)
+    torn = [saved for saved in beside if saved.manifest is None and saved.begun < own.begun]
     for saved in whole[: max(0, len(whole) - (keep - 1))] + torn:
         _remove(parent, saved.storage)
 

@@ -9,6 +9,7 @@ from typing import Any
 from ...adapters.checkpoint.manifest import DATA, MANIFEST, Manifest, check_file, read_manifest
 from ...adapters.checkpoint.storage import Storage
 from ...adapters.errors import CheckpointError
+from ...adapters.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -99,5 +100,8 @@ def describe(found: Look) -> dict[str, Any]:
     }
 
 
-def _age(found: Look) -> tuple[str, str]:
-    return "" if found.manifest is None else found.manifest.saved_at, found.location
+def _age(found: Look) -> tuple[bool, Progress, str, str]:
+    manifest = found.manifest
+    if manifest is None:
+        return False, Progress(), "", found.location
+    return True, manifest.progress, manifest.data, found.location

@@ -43,6 +43,21 @@ def test_saves_that_do_not_wait_come_one_after_the_other(strategy: Strategy, tmp
     assert prepare(strategy, net(width=WIDE)).load(tmp_path / "step-3") == Progress(0, 3)
 
 
+def test_a_clock_that_was_set_back_decides_nothing(
+    strategy: Strategy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = prepare(strategy, net())
+    for step in (1, 2):
+        training.save(tmp_path / f"step-{step}", Progress(0, step))
+    monkeypatch.setattr("farandole.adapters.checkpoint.manifest.time.time_ns", lambda: 10**18)
+    monkeypatch.setattr("farandole.adapters.checkpoint.folder.now", lambda: "2001-09-09T01:46:40.000000+00:00")
+    training.save(tmp_path / "step-3", Progress(0, 3), keep=2)
+    assert latest(tmp_path) == str(tmp_path / "step-3")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-3"]
+    training.save(tmp_path / "step-2-again", Progress(0, 2), keep=1)
+    assert (tmp_path / "step-3").exists(), "it is further"
+
+
 @pytest.fixture
 def in_the_way(tmp_path: Path) -> Path:
     """A path that nothing can be written under, which only the writing finds out."""
