@@ -228,6 +228,41 @@ MUTANTS = (
         "self.offset = 0",
         ("tests/unit/test_checkpoint_ranges.py", "tests/unit/test_checkpoint_resume.py"),
     ),
+    Mutant(
+        "later_parameters_are_left_out",
+        "adapters/torch/training.py",
+        "            self.engine.take_up_groups()\n",
+        "",
+        _conformance("later", "Horovod or Zero2"),
+    ),
+    Mutant(
+        "ddp_waits_unseen",
+        "adapters/torch/engines/ddp.py",
+        "            self.waiting.since(self._last_gradient)\n",
+        "            pass\n",
+        _conformance("straggler", "TestDDP"),
+    ),
+    Mutant(
+        "tf_waits_unseen",
+        "adapters/tensorflow/step.py",
+        "stamp_after(reduced)",
+        "begin",
+        _conformance("straggler", "TestTensorFlowHorovod"),
+    ),
+    Mutant(
+        "other_batches_are_taken",
+        "adapters/order.py",
+        "start.global_batch_size not in (0, self.global_batch_size)",
+        "start.global_batch_size < 0",
+        ("tests/unit/test_position.py",),
+    ),
+    Mutant(
+        "the_clock_decides",
+        "adapters/checkpoint/folder.py",
+        "return self.manifest.progress, self.begun",
+        "return Progress(), self.begun",
+        ("tests/unit/test_checkpoint_series.py",),
+    ),
     # Frontends.
     Mutant(
         "lightning_losses_are_not_weighed",
