@@ -19,7 +19,9 @@ from .errors import (
     UnknownStrategyError,
     WorkerLostError,
 )
-from .launchers import Launch, detect_launch, drop_local_rank_argument, launched_as
+from .launch.deepspeed import drop_local_rank_argument
+from .launch.detect import detect_launch, launched_as
+from .launch.variables import Launch
 from .progress import Progress
 from .registry import StrategyRow, create_strategy, strategy_row, strategy_rows
 from .strategy import Strategy

@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable, Iterator
 
 from . import entry
-from .addresses import host_towards
 from .errors import LauncherError
 from .horovod_mpi import keep_mpi
-from .horovodrun_store import HorovodrunStore, find_horovodrun_store
-from .launchers import Launch
+from .launch.addresses import host_towards
+from .launch.horovodrun import HorovodrunStore, find_horovodrun_store
+from .launch.variables import Launch
 from .worker import Worker
 
 MEETING = 1800.0  # seconds that workers wait for each other

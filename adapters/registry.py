@@ -19,10 +19,10 @@ from typing import Any
 
 from .capabilities import Framework
 from .errors import EngineUnavailableError, OptionError, UnknownStrategyError, did_you_mean
+from .launch.start import STRATEGY_VARIABLE
 from .strategy import Strategy
 
 ENTRY_POINT_GROUP = "farandole.strategies"
-STRATEGY_VARIABLE = "FARANDOLE_STRATEGY"
 
 
 @dataclass(frozen=True)

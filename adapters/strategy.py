@@ -19,7 +19,8 @@ from .capabilities import Capabilities
 from .checkpoint import under_way
 from .errors import CheckpointError, OptionError, StrategyStateError, WorkerLostError
 from .failure_report import report_failure, withdraw_report
-from .launchers import Launch, detect_launch
+from .launch.detect import detect_launch
+from .launch.variables import Launch
 from .leaving import leaves_in_order
 from .lost_worker import NoticesLostWorkers, shorten_traceback
 from .seam import Seam

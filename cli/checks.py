@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..adapters.errors import LauncherError
-from ..adapters.launchers import detect_launch
-from ..plugins.launch.command import find_launcher, script_folders
+from ..adapters.launch.detect import detect_launch
+from ..adapters.launch.start import find_launcher, script_folders
 from ..plugins.launch.installed import HOROVOD_FRAMEWORKS, horovod_frameworks, package
 
 Status = Literal["ok", "absent", "broken", "note"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from ..adapters.errors import OptionError, did_you_mean
+from ..adapters.launch.hosts import parse_hosts
 from ..plugins.launch.command import launch_command
-from ..plugins.launch.hosts import parse_hosts
 from ..plugins.launch.parent import run_launcher
 
 

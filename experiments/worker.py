@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from ..adapters.errors import FarandoleError
-from ..adapters.launchers import detect_launch
+from ..adapters.launch.detect import detect_launch
 from ..plugins.launch.job import watch_stacks
 from .table import experiment_entry
 

@@ -15,13 +15,13 @@ import socket
 import time
 from typing import Protocol
 
-from ..addresses import host_towards
-from ..cluster import TF_CONFIG_EXAMPLE, read_tf_config
 from ..errors import LauncherError
-from ..horovodrun_store import find_horovodrun_store
-from ..launchers import Launch
+from ..launch.addresses import host_towards
+from ..launch.horovodrun import find_horovodrun_store
+from ..launch.slurm import slurm_addresses
+from ..launch.tf_config import TF_CONFIG_EXAMPLE, read_tf_config, write_tf_config
+from ..launch.variables import Launch
 from ..worker import Worker
-from .slurm import slurm_addresses
 
 _OF_TORCH = ("torchrun", "deepspeed", "environment")
 _GRACE = 3.0  # seconds that rank 0, which may keep the store, goes on for those who have still to read
@@ -65,8 +65,7 @@ def cluster_addresses(launch: Launch, timeout: float) -> tuple[tuple[str, int], 
 
 def tf_config(launch: Launch, addresses: tuple[tuple[str, int], ...]) -> str:
     """Return the TF_CONFIG of this worker in a cluster of these addresses, as JSON."""
-    workers = [f"{host}:{port}" for host, port in addresses]
-    return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": launch.worker.rank}})
+    return write_tf_config([f"{host}:{port}" for host, port in addresses], launch.worker.rank)
 
 
 def _meet(launch: Launch, timeout: float) -> tuple[_Store, str]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from ..launchers import Launch
+from ..launch.variables import Launch
 from ..torch.rendezvous import explained, open_store
 
 

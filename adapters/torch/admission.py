@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # exported by torch.distributed, but not typed
 
 from ..errors import LauncherError
-from ..launchers import Launch
+from ..launch.variables import Launch
 from ..origin import PATIENCE, Origin, is_stranger, own_origin
 
 _PREFIX, _JOB = "farandole/admission", "job"

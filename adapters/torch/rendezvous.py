@@ -17,10 +17,10 @@ from torch._C._distributed_c10d import (  # exported by torch.distributed, but n
 from torch.distributed.rendezvous import rendezvous
 
 from .. import entry
-from ..addresses import host_towards
 from ..errors import LauncherError
-from ..horovodrun_store import find_horovodrun_store
-from ..launchers import Launch
+from ..launch.addresses import host_towards
+from ..launch.horovodrun import find_horovodrun_store
+from ..launch.variables import Launch
 from ..strategy import Strategy
 from .admission import announce, free_port_advice, take_rank, turn_workers_away, wait_for_all, where
 

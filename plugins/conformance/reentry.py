@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...adapters import Strategy, create_strategy
-from ...adapters.registry import STRATEGY_VARIABLE
+from ...adapters.launch.start import STRATEGY_VARIABLE
 from ..launch.job import watch_stacks
 from .curves import Curve, prepare, train
 from .framework import program_of, reference_curve

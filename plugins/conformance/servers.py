@@ -17,8 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...adapters.launch.start import Command
 from ...adapters.registry import strategy_row
-from ..launch.command import Command, launch_command
+from ..launch.command import launch_command
 from ..launch.job import JobResult, Marked, run_marked
 
 _LOOK = 0.02  # seconds between looks at what the workers have finished

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from ...adapters import Progress, Strategy, create_strategy, entry
-from ...adapters.registry import STRATEGY_VARIABLE
+from ...adapters.launch.start import STRATEGY_VARIABLE
 from ..launch.job import watch_stacks
 
 _LOOK = 0.05  # seconds between looks for the next specification

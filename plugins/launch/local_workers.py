@@ -9,7 +9,6 @@ there; it is passed on.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -23,22 +22,16 @@ import click
 import psutil
 
 from ...adapters.errors import FarandoleError, LauncherError
+from ...adapters.launch.tf_config import START_DEADLINE_VARIABLE, write_tf_config
 from ...adapters.leaving import end_timeout
 from .parent_death import tied_to_this_process
 from .ports import check_ports, hold_ports, port_of
-
-START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"  # read by the strategy
 
 _GRACE = end_timeout()  # seconds that workers have to end when they are told to: they may be saving
 _REST = 3.0  # seconds that those have who cannot be
 _LOOK = 0.5  # seconds between looks at whether a worker is stopped
 _STOPPED = 5.0  # seconds that a worker may be stopped
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def tf_config(addresses: Sequence[str], index: int) -> str:
-    """Return the TF_CONFIG of one worker of a cluster, as JSON; addresses are `host:port`."""
-    return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}})
 
 
 # What follows the script belongs to the script.
@@ -70,7 +63,7 @@ def main(workers: int, port: int | None, start_deadline: float, module: bool, pr
         ports = check_ports(workers, port) if port else [port_of(each) for each in held]
         addresses = [f"127.0.0.1:{each}" for each in ports]
         told = {START_DEADLINE_VARIABLE: f"{start_deadline:g}"}
-        envs = [{**os.environ, **told, "TF_CONFIG": tf_config(addresses, index)} for index in range(workers)]
+        envs = [{**os.environ, **told, "TF_CONFIG": write_tf_config(addresses, index)} for index in range(workers)]
         code = run_workers(argv, envs)
     except FarandoleError as error:
         raise click.ClickException(str(error)) from None

@@ -20,8 +20,8 @@ import psutil
 
 from ...adapters.errors import LauncherError
 from ...adapters.failure_report import FOLDER_VARIABLE, FailureReport, read_reports
+from ...adapters.launch.start import Command
 from ...adapters.leaving import end_timeout
-from .command import Command
 from .parent_death import adopt_orphans, tied_to_this_process
 
 INTERRUPTED = 130  # what a shell makes of Ctrl-C

@@ -6,9 +6,8 @@ import socket
 
 import psutil
 
-from ...adapters.errors import LauncherError, OptionError
-
-_LAST = 65535
+from ...adapters.errors import LauncherError
+from ...adapters.launch.tf_config import consecutive_ports
 
 
 def hold_ports(number: int) -> list[socket.socket]:
@@ -40,15 +39,6 @@ def check_ports(number: int, first: int) -> list[int]:
     for port in ports:
         check_port(port)
     return ports
-
-
-def consecutive_ports(number: int, first: int) -> list[int]:
-    """Return as many ports from `first` upward, or raise `OptionError` where they would pass the last."""
-    if first + number - 1 > _LAST:
-        raise OptionError(
-            f"--port {first}: {number} ports from it on would pass {_LAST}, the last one; choose a lower one"
-        )
-    return list(range(first, first + number))
 
 
 def check_port(port: int) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from farandole.adapters.launch.start import find_launcher
 from farandole.plugins.conformance.jobs import WORKER, Outcome, write_specification
 from farandole.plugins.conformance.variants import LOSS_BOUND
-from farandole.plugins.launch.command import find_launcher, launch_command
+from farandole.plugins.launch.command import launch_command
 from farandole.plugins.launch.job import JobResult, run_marked
 
 OF_LAUNCHER = {"torchrun": "ddp", "horovodrun": "horovod"}

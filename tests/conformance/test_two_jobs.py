@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from farandole.adapters.launch.start import find_launcher
 from farandole.plugins.conformance.reentry import DONE
-from farandole.plugins.launch.command import find_launcher, launch_command
+from farandole.plugins.launch.command import launch_command
 from farandole.plugins.launch.job import JobResult, run_marked
 
 MODULE = "farandole.plugins.conformance.reentry"

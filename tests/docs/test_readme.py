@@ -24,9 +24,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from farandole.adapters import detect_launch, strategy_row, strategy_rows
+from farandole.adapters.launch.start import find_launcher
 from farandole.adapters.registry import ENTRY_POINT_GROUP
 from farandole.cli.main import main
-from farandole.plugins.launch.command import find_launcher
 from farandole.plugins.launch.installed import package, problem
 from farandole.plugins.launch.job import run_marked
 

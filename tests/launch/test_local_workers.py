@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from farandole.adapters.launch.tf_config import START_DEADLINE_VARIABLE
 from farandole.adapters.leaving import leave_timeout
 from farandole.plugins.launch.job import JobResult, Marked, run_marked
-from farandole.plugins.launch.local_workers import START_DEADLINE_VARIABLE
 
 LAUNCHER = [sys.executable, "-P", "-m", "farandole.plugins.launch.local_workers"]
 # Its patience, in seconds: a worker may be saving.

@@ -35,7 +35,7 @@ class Parent:
     def __init__(self, argv: list[str], workers: int) -> None:
         self._terminal, inside = pty.openpty()
         code = (
-            "import sys\nfrom farandole.plugins.launch.command import Command\n"
+            "import sys\nfrom farandole.adapters.launch.start import Command\n"
             "from farandole.plugins.launch.parent import run_launcher\n"
             f"sys.exit(run_launcher(Command(tuple(sys.argv[1:]), {{}}, is_worker={workers == 1}), {workers}))"
         )

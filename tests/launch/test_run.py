@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from farandole.adapters import OptionError
-from farandole.plugins.launch.command import launch_command, script_folders
+from farandole.adapters.launch.start import script_folders
+from farandole.plugins.launch.command import launch_command
 from farandole.plugins.launch.installed import package
 from farandole.plugins.launch.job import JobResult, Marked, run_marked
 

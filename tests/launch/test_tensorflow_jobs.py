@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from farandole.plugins.launch.command import find_launcher
+from farandole.adapters.launch.start import find_launcher
 from farandole.plugins.launch.job import run_marked
 from farandole.plugins.launch.ports import hold_ports, port_of
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from farandole.plugins.launch.command import find_launcher
+from farandole.adapters.launch.start import find_launcher
 from farandole.plugins.launch.installed import package
 from farandole.plugins.launch.job import JobResult, run_marked
 
@@ -24,7 +24,7 @@ import json, os, sys, time
 from pathlib import Path
 if "without_torch" in sys.argv:
     sys.modules["torch"] = None
-from farandole.adapters.launchers import detect_launch
+from farandole.adapters.launch.detect import detect_launch
 from farandole.adapters.tensorflow.cluster import cluster_addresses, tf_config
 folder, silent = sys.argv[1], json.loads(sys.argv[2])
 launch = detect_launch()

@@ -21,8 +21,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torch.nn.functional import cross_entropy
 
 from farandole.adapters import Callback, CallbackError, LauncherError, OptionError, StrategyStateError
+from farandole.adapters.launch.start import find_launcher
 from farandole.adapters.order import GlobalOrder
-from farandole.plugins.launch.command import find_launcher
 from farandole.plugins.launch.job import JobResult, run_marked
 from farandole.plugins.launch.ports import hold_ports, port_of
 from farandole.plugins.lightning import HorovodStrategy, LightningCallback

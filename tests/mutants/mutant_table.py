@@ -309,14 +309,14 @@ MUTANTS = (
     # Launchers.
     Mutant(
         "one_worker_too_few",
-        "plugins/launch/command.py",
+        "adapters/launch/torchrun.py",
         '"--nproc-per-node", str(job.workers), ',
         '"--nproc-per-node", str(max(1, job.workers - 1)), ',
         ("tests/unit/test_launch_command.py",),
     ),
     Mutant(
         "nodes_are_counted_by_local_rank",
-        "adapters/launchers.py",
+        "adapters/launch/variables.py",
         "node_rank = rank // max(1, local_world_size)",
         "node_rank = local_rank",
         ("tests/unit/test_launchers.py",),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from pathlib import Path
 
 import pytest
-from arrows import PACKAGE, Arrow, arrows, circle, modules, upward
+from arrows import PACKAGE, ROOT, Arrow, arrows, circle, modules, upward
 
 SOURCES = {
     "adapters/__init__.py": "",
@@ -28,6 +30,18 @@ def test_none_leads_upward(ours: list[Arrow]) -> None:
 
 def test_none_leads_back(ours: list[Arrow]) -> None:
     assert circle(ours) == []
+
+
+def test_launchers_know_no_framework() -> None:
+    """What they import is Python's, or in adapters: nothing that must be installed to say who a worker is."""
+    found = set()
+    for path in (ROOT / "adapters" / "launch").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(str(node.module).partition(".")[0])
+    assert {"os", "socket"} <= found <= sys.stdlib_module_names
 
 
 def test_each_folder_is_reached(ours: list[Arrow]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from torch._C._distributed_c10d import TCPStore
 
 from farandole.adapters import LauncherError, Worker
-from farandole.adapters.launchers import Launch
+from farandole.adapters.launch.variables import Launch
 from farandole.adapters.origin import Origin, is_stranger, own_origin
 from farandole.adapters.torch import admission
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from farandole.adapters import EngineUnavailableError, LauncherError, OptionError, UnknownStrategyError
+from farandole.adapters.launch.hosts import Host, parse_hosts, place
+from farandole.adapters.launch.start import Command, find_launcher
 from farandole.adapters.registry import Requirement, StrategyRow
 from farandole.plugins.launch import command as module
 from farandole.plugins.launch import ports
-from farandole.plugins.launch.command import Command, find_launcher, launch_command
-from farandole.plugins.launch.hosts import Host, parse_hosts, place
+from farandole.plugins.launch.command import launch_command
 from farandole.plugins.launch.installed import check_installed, problem
 
 SCRIPT = ["train.py", "--name", "a b"]

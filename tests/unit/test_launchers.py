@@ -11,7 +11,8 @@ from unittest.mock import ANY
 import pytest
 
 from farandole.adapters import LauncherError, Worker, detect_launch
-from farandole.adapters.launchers import drop_local_rank_argument, first_slurm_host
+from farandole.adapters.launch.deepspeed import drop_local_rank_argument
+from farandole.adapters.launch.slurm import first_slurm_host
 
 Environ = dict[str, str]
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from farandole.adapters import LauncherError, Worker
-from farandole.adapters.addresses import host_towards
-from farandole.adapters.cluster import read_tf_config
-from farandole.adapters.horovodrun_store import HorovodrunStore, find_horovodrun_store
-from farandole.adapters.launchers import Launch, detect_launch
+from farandole.adapters.launch.addresses import host_towards
+from farandole.adapters.launch.detect import detect_launch
+from farandole.adapters.launch.horovodrun import HorovodrunStore, find_horovodrun_store
+from farandole.adapters.launch.slurm import expand_hosts, slurm_addresses
+from farandole.adapters.launch.tf_config import read_tf_config
+from farandole.adapters.launch.variables import Launch
 from farandole.adapters.tensorflow.cluster import _exchange, cluster_addresses, tf_config
-from farandole.adapters.tensorflow.slurm import expand_hosts, slurm_addresses
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
 BEFORE_EPHEMERAL = range(10000, 20000)

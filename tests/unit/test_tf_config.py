@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from farandole.adapters import LauncherError, Worker
-from farandole.adapters.cluster import read_tf_config
+from farandole.adapters.launch.tf_config import read_tf_config
 
 
 def config(cluster: Any, kind: Any = "worker", index: Any = 0) -> str:

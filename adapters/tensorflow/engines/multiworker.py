@@ -16,15 +16,14 @@ from tensorflow.python.eager import context
 
 from ... import entry
 from ...capabilities import Capabilities
-from ...cluster import read_tf_config
 from ...errors import EngineUnavailableError, LauncherError, OptionError, StrategyStateError
+from ...launch.tf_config import START_DEADLINE_VARIABLE, read_tf_config
 from ...roll_call import Address, roll_call
 from ..cluster import cluster_addresses, tf_config
 from ..config_store import TASK_IS_GONE, ConfigStore
 from ..library import keras_version
 from ..strategy import TensorFlowStrategy
 
-START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"
 _START_DEADLINE = 60.0
 _HEARTBEAT = 7_000  # ms without a sign of life after which TensorFlow gives a worker up
 

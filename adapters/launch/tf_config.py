@@ -1,4 +1,4 @@
-"""TF_CONFIG, TensorFlow's description of a cluster, read without TensorFlow.
+"""TF_CONFIG, TensorFlow's description of a cluster, read and written without TensorFlow.
 
 Format: https://www.tensorflow.org/guide/distributed_training#TF_CONFIG
 """
@@ -8,14 +8,19 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import LauncherError
-from .worker import Worker
+from ..errors import LauncherError, OptionError
+from ..worker import Worker
+from .start import STRATEGY_VARIABLE, Command, Job
 
+START_DEADLINE_VARIABLE = "FARANDOLE_START_DEADLINE"  # seconds, read by the strategy
 TF_CONFIG_EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+
+_FIRST_PORT = 2222  # of TensorFlow's own examples
+_LAST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,50 @@ def _address(text: Any) -> tuple[str, int]:
     if not 1 <= int(port) <= 65535:
         raise LauncherError(f"TF_CONFIG has the address {text!r}, whose port is not one of 1 to 65535")
     return host, int(port)
+
+
+def write_tf_config(addresses: Sequence[str], index: int) -> str:
+    """Return the TF_CONFIG of one worker of a cluster, as JSON; addresses are `host:port`."""
+    return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}})
+
+
+def start(job: Job) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments and the variables that start a job's workers."""
+    if job.remote:
+        raise OptionError(
+            "TensorFlow has no launcher for several machines. Run each of these lines on the host named before it:\n"
+            + "\n".join(f"  {line}" for line in _lines(job))
+        )
+    # -P: a folder named like a package, where the command is typed, is not that package.
+    argv = [job.python, "-P", "-m", job.local_workers, "-n", str(job.workers)]
+    if job.port is not None:
+        argv += ["--port", str(job.port)]
+    if job.start_deadline is not None:
+        argv += ["--start-deadline", f"{job.start_deadline:g}"]
+    return [*argv, *job.program], {}
+
+
+def _lines(job: Job) -> list[str]:
+    """One for each worker: TF_CONFIG tells it which one it is."""
+    first = job.port or _FIRST_PORT
+    names, addresses = [], []
+    for host in job.hosts:
+        names += [host.name] * host.slots
+        addresses += [f"{host.name}:{port}" for port in consecutive_ports(host.slots, first)]
+    told = {STRATEGY_VARIABLE: job.strategy}
+    if job.start_deadline is not None:
+        told[START_DEADLINE_VARIABLE] = f"{job.start_deadline:g}"
+    commands = [
+        Command(("python", *job.program), {**told, "TF_CONFIG": write_tf_config(addresses, index)})
+        for index in range(len(names))
+    ]
+    return [f"{name}: {command}" for name, command in zip(names, commands, strict=True)]
+
+
+def consecutive_ports(number: int, first: int) -> list[int]:
+    """Return as many ports from `first` upward, or raise `OptionError` where they would pass the last."""
+    if first + number - 1 > _LAST_PORT:
+        raise OptionError(
+            f"--port {first}: {number} ports from it on would pass {_LAST_PORT}, the last one; choose a lower one"
+        )
+    return list(range(first, first + number))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...adapters.errors import OptionError
+from ..errors import OptionError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1"})
 

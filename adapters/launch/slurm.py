@@ -1,7 +1,7 @@
-"""Where the tasks of a Slurm step listen, computed from the step's host list.
+"""Slurm: who a task of a step is, and where the step's tasks meet and listen, computed from its host list.
 
-TensorFlow's own SlurmClusterResolver is of no use here: it sorts machines by name, which puts n10 before n9 against the
-order of ranks, and refuses machines without GPUs and host lists such as `rack[1-2]n[3-4]`.
+For where they listen, TensorFlow's own SlurmClusterResolver is of no use: it sorts machines by name, which puts n10
+before n9 against the order of ranks, and refuses machines without GPUs and host lists such as `rack[1-2]n[3-4]`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,61 @@ import socket
 from collections.abc import Mapping
 
 from ..errors import LauncherError
-from ..launchers import Launch, slurm_tasks_per_node
+from .variables import Launch, Variables, checked_worker, master, number, quote
 
-# Below where Linux looks for free ports (32768), and apart from MASTER_PORT's range in `launchers`.
+VARIABLES = Variables("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None, "SLURM_NODEID")
+
+# Below where Linux looks for free ports (32768), and apart from where rank 0 is met (`_slurm_master`).
 _FIRST_PORT, _PORTS = 10000, 10000
+
+
+def read_slurm(environ: Mapping[str, str]) -> Launch | None:
+    """Return what Slurm says of this process; `None` where it is none of a step's tasks.
+
+    Raises:
+        LauncherError: variables are not numbers or contradict each other, or srun is missing before a script.
+    """
+    tasks = number(environ, "SLURM_NTASKS")
+    if "SLURM_STEP_NUM_TASKS" not in environ or "SLURM_PROCID" not in environ:
+        if tasks is not None and tasks > 1:
+            raise LauncherError(
+                f"{quote(environ, 'SLURM_NTASKS')}, but this process was not started by srun: start the script with "
+                "`srun python ...`, or unset SLURM_NTASKS to run one worker."
+            )
+        return None
+    rank, world_size = number(environ, "SLURM_PROCID"), number(environ, "SLURM_STEP_NUM_TASKS")
+    node_rank = number(environ, "SLURM_NODEID") or 0
+    local_rank = number(environ, "SLURM_LOCALID") or 0
+    assert rank is not None and world_size is not None
+    per_node = slurm_tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", ""))
+    local_world_size = per_node[node_rank] if node_rank < len(per_node) else world_size
+    worker = checked_worker(VARIABLES, environ, rank, world_size, local_rank, local_world_size, node_rank)
+    return Launch("slurm", worker, master(environ) or _slurm_master(environ))
+
+
+def _slurm_master(environ: Mapping[str, str]) -> tuple[str, int] | None:
+    """The first node of the step, and a port that all its tasks derive from the job and step alike."""
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
+    if not nodes:
+        return None
+    job, step = number(environ, "SLURM_JOB_ID") or 0, number(environ, "SLURM_STEP_ID") or 0
+    return first_slurm_host(nodes), 20000 + (job * 31 + step) % 12000
+
+
+def first_slurm_host(nodes: str) -> str:
+    """Return the first host of a Slurm host list: `gpu[003-007,9],login1` gives `gpu003`."""
+    match = re.match(r"(?:[^,\[\]]|\[\w[^\]]*\])+", nodes)
+    if match is None:
+        raise LauncherError(f"{nodes!r} is not a Slurm host list")
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", match.group())
+
+
+def slurm_tasks_per_node(text: str) -> list[int]:
+    """Expand Slurm's `2(x3),1` into [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for count, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(repeat or 1)
+    return counts
 
 
 def slurm_addresses(launch: Launch, environ: Mapping[str, str] | None = None) -> tuple[tuple[str, int], ...]:

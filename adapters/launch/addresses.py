@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-from .errors import LauncherError
+from ..errors import LauncherError
 
 
 def host_towards(host: str, port: int) -> str:

@@ -1,18 +1,29 @@
-"""The key-value server that horovodrun keeps for its workers, used without Horovod.
+"""horovodrun: its variables, the key-value server that it keeps for its workers, and how it is started.
 
-Source: KVStoreHandler in horovod/runner/http/http_server.py. A path is /scope/key, neither with a slash in it; 404 says
-that nobody has put the key yet.
+The server is used without Horovod. Source: KVStoreHandler in horovod/runner/http/http_server.py. A path is /scope/key,
+neither with a slash in it; 404 says that nobody has put the key yet.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPException
 
-from . import entry
-from .errors import LauncherError
+from .. import entry
+from ..errors import LauncherError, OptionError
+from .start import Job, program_of
+from .variables import Variables
+
+VARIABLES = Variables(
+    "horovodrun",
+    "HOROVOD_RANK",
+    "HOROVOD_SIZE",
+    "HOROVOD_LOCAL_RANK",
+    "HOROVOD_LOCAL_SIZE",
+    "HOROVOD_CROSS_RANK",
+)
 
 _SCOPE = "farandole"
 _ANSWER = 60.0  # seconds that one request may take
@@ -45,6 +56,8 @@ class HorovodrunStore:
         return text
 
     def _request(self, method: str, key: str, body: bytes | None) -> str | None:
+        from http.client import HTTPConnection, HTTPException  # takes a while, for those who use it
+
         # Not urllib: it would send this to a proxy that the environment names.
         connection = HTTPConnection(self.host, self.port, timeout=_ANSWER)
         try:
@@ -78,3 +91,19 @@ def find_horovodrun_store(environ: Mapping[str, str] | None = None) -> Horovodru
     if not port.isdecimal():
         raise LauncherError(f"HOROVOD_GLOO_RENDEZVOUS_PORT={port!r} is not a port")
     return HorovodrunStore(host, int(port))
+
+
+def start(job: Job) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments and the variables that start a job's workers."""
+    if job.port is not None:
+        raise OptionError("horovodrun finds free ports by itself: leave out --port")
+    argv = [program_of("horovodrun", job), "-np", str(job.workers)]
+    if shutil.which("mpirun") is None:
+        # Else it would import every framework that Horovod was built for, to ask whether it was built with MPI.
+        argv.append("--gloo")
+    if job.hosts:
+        argv += ["-H", ",".join(f"{host.name}:{host.slots}" for host in job.hosts)]
+    if not job.remote:
+        # The cache remembers ssh checks, and is one file under the home folder that concurrent jobs would overwrite.
+        argv.append("--disable-cache")
+    return [*argv, job.python, *job.program], {}

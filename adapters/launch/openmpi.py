@@ -1,0 +1,14 @@
+"""Open MPI's mpirun, which starts Horovod's workers where Horovod was built with MPI."""
+
+from __future__ import annotations
+
+from .variables import Variables
+
+VARIABLES = Variables(
+    "openmpi",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    None,
+)
