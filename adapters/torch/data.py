@@ -38,6 +38,13 @@ def order_of(dataset: Any, global_batch_size: int, seed: int, shuffle: bool, wor
         DataError: it has no length, or none above 0.
         OptionError: the global batch is smaller than the number of workers.
     """
+    if isinstance(dataset, (DataLoader, Sampler)):
+        kind, instead = type(dataset).__name__, "the dataset itself"
+        if isinstance(dataset, DataLoader):
+            instead = "loader.dataset, and num_workers, collate_fn and the like as keywords"
+        raise DataError(
+            f"batches() cuts the dataset into shares and batches itself, but was given a {kind}: pass {instead}"
+        )
     if isinstance(dataset, IterableDataset) or not (_columns(dataset) is not None or hasattr(dataset, "__len__")):
         raise DataError(
             f"{type(dataset).__name__} has no length, so its samples have no reproducible order: "

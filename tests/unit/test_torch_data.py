@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from farandole.adapters import DataError, OptionError, Progress, Worker
 from farandole.adapters.order import GlobalOrder
@@ -236,6 +236,8 @@ class Unsized(Dataset[Any]):
         pytest.param((np.zeros((0, 3)), np.zeros(0)), "the dataset has length 0", id="empty arrays"),
         pytest.param([], "the dataset has length 0", id="an empty list"),
         pytest.param({}, "the dataset has length 0", id="an empty dict"),
+        pytest.param(DataLoader([1, 2]), "given a DataLoader: pass loader.dataset", id="a loader"),
+        pytest.param(BatchSampler(range(4), 2, False), "given a BatchSampler: pass the dataset itself", id="a sampler"),
         pytest.param(Stream(), "Stream has no length, so its samples have no reproducible order: pass", id="iterable"),
         pytest.param(SizedStream(), "SizedStream has no length", id="iterable with a length"),
         pytest.param(Unsized(), "Unsized has no length.*pass a dataset with __len__ and __getitem__", id="no length"),

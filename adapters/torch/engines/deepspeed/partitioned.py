@@ -37,6 +37,21 @@ def partitioned_building(deepspeed: Any, config: Mapping[str, Any]) -> Iterator[
             raise
 
 
+def refuse_groups_by_shape(optimizer: torch.optim.Optimizer) -> None:
+    """Look for groups that were formed by the shapes of partitioned parameters, which are empty: `p.ndim > 1`.
+
+    Raises:
+        OptionError: a group is empty, and the parameters were partitioned when it was formed.
+    """
+    groups = [group["params"] for group in optimizer.param_groups]
+    if not all(groups) and any(hasattr(parameter, "ds_shape") for group in groups for parameter in group):
+        raise OptionError(
+            "a group of the optimizer is empty. Inside scope() parameters are partitioned, and p.ndim, p.shape and "
+            "p.numel() are those of the empty tensor in their place: form groups by len(p.ds_shape) and p.ds_numel, or "
+            "build model and optimizer before scope()"
+        )
+
+
 class _WriteThrough(TorchFunctionMode):
     """Let a module initialize parameters of those that it is made of, as nn.MultiheadAttention does.
 

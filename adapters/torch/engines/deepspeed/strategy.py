@@ -22,7 +22,7 @@ from ...process_group import ProcessGroupStrategy
 from .config import Precision, check_batch, check_prepared, full_config, read_config
 from .fragments import DelegatingOptimizer
 from .library import import_deepspeed, join_deepspeed, leave_deepspeed, quiet
-from .partitioned import partitioned_building
+from .partitioned import partitioned_building, refuse_groups_by_shape
 from .stages import ENGINES
 
 _SHARDS: dict[int, tuple[Shard, ...]] = {
@@ -88,6 +88,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         refuse_complex(module, self)
         refuse_unless_elementwise(optimizer, self.name, also=_DEEPSPEED_OPTIMIZERS)
+        refuse_groups_by_shape(optimizer)
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         other = {p.dtype for p in trained} - {torch.float32, _COMPUTES_IN[self._precision]}
         if other:

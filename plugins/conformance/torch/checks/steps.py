@@ -269,6 +269,23 @@ def complex_parameters_are_trained_or_refused(strategy: Strategy, folder: Path) 
     assert losses == pytest.approx(expected, rel=LOSS_BOUND["float32"])
 
 
+@TORCH.add
+def groups_by_shape_are_those_of_whole_parameters_or_refused(strategy: Strategy, folder: Path) -> None:
+    """Weight decay for matrices only, as many programs have it; inside scope() a matrix may be in shards."""
+    with strategy.scope():
+        model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 1))
+        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": 1.0}, {"params": others}]
+        optimizer = torch.optim.AdamW(groups, lr=0.05, weight_decay=0.0)
+        if len(matrices) == len(others) == 2:
+            strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
+            return
+        with pytest.raises(OptionError, match=r"a group of the optimizer is empty.*ds_shape"):
+            strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
+    assert "parameters" in strategy.capabilities.shards
+
+
 # 4. The learning rate is the user's.
 
 
