@@ -19,7 +19,6 @@ from .errors import (
     UnknownStrategyError,
     WorkerLostError,
 )
-from .launch.deepspeed import drop_local_rank_argument
 from .launch.detect import detect_launch, launched_as
 from .launch.variables import Launch
 from .progress import Progress
@@ -59,6 +58,3 @@ __all__ = [
     "strategy_row",
     "strategy_rows",
 ]
-
-# At the import, because a script reads its arguments before it creates a strategy.
-drop_local_rank_argument()

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 import shlex
-import sys
-from pathlib import Path
 
 from ..errors import OptionError
 from .start import Job, program_of
@@ -15,21 +10,6 @@ from .variables import Variables
 
 VARIABLES = Variables("deepspeed", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK")
 MARK = "CROSS_RANK"  # set beside RANK and WORLD_SIZE, which other launchers set too
-
-
-def drop_local_rank_argument() -> None:
-    """Take back the `--local_rank=N` that the deepspeed launcher puts before a script's own arguments.
-
-    The same number is in the environment, where `detect_launch` reads it. A script that speaks of local_rank itself,
-    as those do that declare the argument, keeps it.
-    """
-    rank = os.environ.get("LOCAL_RANK")
-    if MARK not in os.environ or sys.argv[1:2] != [f"--local_rank={rank}"]:
-        return
-    script = getattr(sys.modules.get("__main__"), "__file__", None) or sys.argv[0]
-    with contextlib.suppress(OSError):
-        if not re.search(r"local[_-]rank", Path(script).read_text(errors="replace")):
-            del sys.argv[1]
 
 
 def start(job: Job) -> tuple[list[str], dict[str, str]]:

@@ -2,7 +2,7 @@
 
     python digits_lightning.py --strategy horovod --devices 2
     horovodrun -np 2 python digits_lightning.py --strategy horovod
-    deepspeed --num_accelerators 2 digits_lightning.py --strategy deepspeed_zero_2
+    deepspeed --no_local_rank --num_accelerators 2 digits_lightning.py --strategy deepspeed_zero_2
     torchrun --nproc-per-node 2 digits_lightning.py --strategy deepspeed_zero_2
     farandole run --strategy horovod -n 2 digits_lightning.py
 

@@ -16,7 +16,6 @@ from farandole.plugins.launch.job import JobResult, run_marked
 
 OF_LAUNCHER = {"torchrun": "ddp", "horovodrun": "horovod"}
 
-# What the deepspeed launcher puts before a script's own arguments need not be declared by the script.
 SCRIPT = """
 import sys
 from farandole.plugins.conformance.worker import main
@@ -60,7 +59,7 @@ def test_engines_under_the_deepspeed_launcher(tmp_path: Path, free_ports: Any) -
     launcher = find_launcher("deepspeed")
     assert launcher is not None
     (port,) = free_ports(1)
-    argv = [launcher, "--num_accelerators", "2", "--master_port", str(port), str(script)]
+    argv = [launcher, "--no_local_rank", "--num_accelerators", "2", "--master_port", str(port), str(script)]
     job = run_marked([*argv, *specify(tmp_path, *strategies)], env={"OMP_NUM_THREADS": "1"}, timeout=120)
     judge(job, tmp_path, *strategies)
 

@@ -54,7 +54,7 @@ def command(launcher: str, strategy: str, program: Path, *arguments: str) -> lis
         return [path, "-np", "2", "--gloo", "--disable-cache", sys.executable, *itself]
     if launcher == "deepspeed":
         with hold_ports(1)[0] as held:
-            return [path, "--num_accelerators", "2", "--master_port", str(port_of(held)), *itself]
+            return [path, "--no_local_rank", "--num_accelerators", "2", "--master_port", str(port_of(held)), *itself]
     return [path, "--standalone", "--nproc-per-node", "2", *itself]
 
 
