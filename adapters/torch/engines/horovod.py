@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -41,6 +42,8 @@ if not hasattr(hvd, "init"):  # a Horovod without its part for PyTorch imports a
 
 _COMPRESSIONS = ("none", "fp16")
 _OPS = ("average", "adasum")
+
+_BYTES_AT_ONCE = 1 << 30
 
 
 class HorovodStrategy(TorchStrategy):
@@ -294,9 +297,20 @@ class _HorovodEngine(Engine):
 
 
 def _broadcast(module: torch.nn.Module, names: str) -> None:
-    """Give every worker rank 0's parameters and buffers; as bytes, since Horovod does not know all types."""
-    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
-    sent = [(f"{names}.{name}", tensor.data, tensor.data.contiguous().reshape(-1)) for name, tensor in tensors]
-    hvd.broadcast_parameters([(name, flat.view(torch.uint8)) for name, _, flat in sent], root_rank=0)
-    for _, tensor, flat in sent:
-        tensor.copy_(flat.view(tensor.shape))
+    """Give every worker rank 0's parameters and buffers."""
+    tensors = [
+        (f"{names}.{name}", tensor.data) for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    ]
+    together = [part for name, tensor in tensors if tensor.is_contiguous() for part in _as_bytes(name, tensor)]
+    hvd.broadcast_parameters(together, root_rank=0)
+    for name, tensor in tensors:
+        if not tensor.is_contiguous():
+            copy = tensor.contiguous()
+            hvd.broadcast_parameters([*_as_bytes(name, copy)], root_rank=0)
+            tensor.copy_(copy)
+
+
+def _as_bytes(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a contiguous tensor's memory: Horovod does not know all types, and counts elements in 32 bits."""
+    for number, part in enumerate(torch.split(tensor.reshape(-1).view(torch.uint8), _BYTES_AT_ONCE)):
+        yield f"{name}.{number}", part
