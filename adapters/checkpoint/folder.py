@@ -1,7 +1,8 @@
 """Checkpoints side by side in a folder: commit one, find the furthest whole one, remove old ones.
 
 Which of two is older follows from their positions in the run, and from clocks only where those are the same: a clock
-that is set back, or another machine's, must neither hide a checkpoint nor keep it for ever.
+that is set back, or another machine's, must not hide a checkpoint. A folder is one run's: one that begins again from an
+earlier checkpoint leaves those that are further to its user, and `latest` says so.
 """
 
 from __future__ import annotations
@@ -102,7 +103,18 @@ def latest(folder: str | PathLike[str]) -> str | None:
     storage = Storage(folder)
     inspected = (_inspect(place) for place in (storage, *map(storage.folder, storage.folders())))
     found = [saved for saved in inspected if saved is not None]
-    newest = max((saved for saved in found if saved.manifest is not None), key=lambda saved: saved.age, default=None)
+    whole = [saved for saved in found if saved.manifest is not None]
+    newest = max(whole, key=lambda saved: saved.age, default=None)
+    last = max(whole, key=lambda saved: saved.begun, default=None)
+    if newest is not None and last is not None and newest.age[0] > last.age[0]:
+        _log.warning(
+            "%s is taken, %s; %s was saved after it, %s. If the run has begun again from an earlier one, remove what "
+            "is taken, or name the other one yourself",
+            newest.storage.location,
+            newest.age[0],
+            last.storage.location,
+            last.age[0],
+        )
     for saved in found:
         if newest is None or saved.torn > newest.begun:
             _say_torn(saved, newest)

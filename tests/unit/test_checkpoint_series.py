@@ -54,8 +54,18 @@ def test_a_clock_that_was_set_back_decides_nothing(
     training.save(tmp_path / "step-3", Progress(0, 3), keep=2)
     assert latest(tmp_path) == str(tmp_path / "step-3")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-3"]
-    training.save(tmp_path / "step-2-again", Progress(0, 2), keep=1)
-    assert (tmp_path / "step-3").exists(), "it is further"
+
+
+def test_a_run_that_begins_again_from_an_earlier_one_is_told_of_the_further_one(
+    strategy: Strategy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = prepare(strategy, net())
+    training.save(tmp_path / "step-3", Progress(0, 3))
+    assert latest(tmp_path) == str(tmp_path / "step-3") and not caplog.records
+    training.save(tmp_path / "step-2", Progress(0, 2), keep=1)
+    assert latest(tmp_path) == str(tmp_path / "step-3")
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"step-3 is taken, Progress(epoch=0, step=3); {tmp_path}/step-2 was saved after it" in told
 
 
 @pytest.fixture
