@@ -54,6 +54,8 @@ class LightningCallback(_Callback):  # type: ignore[misc]
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         plugged = [callback for callback in trainer.callbacks if isinstance(callback, LightningCallback)]
         self._records = None
+        if stage == "fit":
+            self._seam = None  # of another Trainer, where this one may not be the first
         if stage != "fit" or plugged[0] is not self:
             return  # the first tells all of them
         self._records = Records(trainer, [callback.callback for callback in plugged])

@@ -48,6 +48,10 @@ class Recording:
             own = loss.detach().to(torch.float64) / self.adapter.worker.world_size
             self._loss_of_step = own if self._loss_of_step is None else self._loss_of_step + own
 
+    def drop_step(self) -> None:
+        """Forget a step that was left before its end."""
+        self._loss_of_step = None
+
     def take_loss(self) -> Pending:
         """Return the loss of a step; all workers call it."""
         own = torch.zeros((), dtype=torch.float64) if self._loss_of_step is None else self._loss_of_step

@@ -61,7 +61,10 @@ class Records:
 
     def begin_epoch(self) -> None:
         """Call where an epoch begins; the module may have left the one before within a step."""
-        self._in_step = False
+        if self._in_step:
+            self._in_step = False
+            self._source.drop_step()
+            self.seam.drop_step()
 
     def hook(self, name: str) -> None:
         """Call in the hooks that Lightning has within a step."""
@@ -126,6 +129,11 @@ class Hooks:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:
             self._losses.append(loss)
+
+    def drop_step(self) -> None:
+        """Forget a step that was left before its end."""
+        self._switch(None)
+        self._losses = []
 
     def take_loss(self) -> Pending:
         """Return the loss of a step."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -140,8 +139,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
         engines = [self.adapter.wrap(self.model, optimizer, accumulate) for optimizer in self._trained_with()]
         for engine in engines:
             hand_over(module, engine)
-            if self.seam.watches("wait"):
-                engine.time_waiting(partial(self.seam.note, "wait"))
+            self.adapter.time_waiting(engine, self.seam)
         self._of_optimizer = {id(engine.optimizer): engine for engine in engines}
         self._known = self._learning()
         for hook in self._step_hooks:
