@@ -68,12 +68,15 @@ class Position:
             self._next = progress.loop
 
     def begin(self, start: Progress | None, epochs: int) -> Progress:
-        """Return where a call of `batches` over so many epochs begins."""
+        """Return where a call of `batches` over so many epochs begins; `begun` says that it could."""
         if start is None:
             loop = self._next
             if loop < self._loaded.loop:
                 start = Progress(epochs, loop=loop)
             else:
                 start = self._loaded if loop == self._loaded.loop else Progress(loop=loop)
-        self._next = start.loop + 1
         return start
+
+    def begun(self, start: Progress) -> None:
+        """Note that a call has begun there: the next one is another."""
+        self._next = start.loop + 1

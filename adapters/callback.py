@@ -28,7 +28,8 @@ PHASES = ("data", "forward", "backward", "wait", "update", "save", "load")
 """What of a step can be timed.
 
 data: waiting for the next batch. forward, backward: of each micro-batch. wait: for other workers, in the engine's
-collectives; what those take by themselves is in it, so that the least of all workers is what nobody waited for. update:
+collectives; what those take by themselves is in it, so that the least of all workers is what nobody waited for, and on
+CUDA, where the stream waits and not the host, it is not told. update:
 reducing what is left, clipping, the optimizer and the scheduler. save, load: of a checkpoint, told with the next step.
 No two phases have the same time: backward is without its waiting, where that is watched. TensorFlow compiles forward,
 backward and update into one function: they are one phase there, "update".
@@ -105,8 +106,9 @@ class Callback:
 
         def __getattr__(self, name: str) -> Any:
             """Say how a frontend that was given this callback as one of its own is to be given it."""
-            hint = _ELSEWHERE.get(name, "")
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+            if name in _ELSEWHERE:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{_ELSEWHERE[name]}")
+            return object.__getattribute__(self, name)  # raises what was raised before, in a property for one
 
     def on_prepare(self, model: Any, run: Run) -> None:
         """Change the model in place, before the engine wraps it."""

@@ -42,7 +42,7 @@ class Seam:
         self._open: list[tuple[str, int | None]] = []  # phases that are being timed, each inside of the one before it
         self._since = 0.0
         self._logged: dict[str, SupportsFloat] = {}
-        self._begun = False
+        self._begun = self._in_step = False
 
     def __bool__(self) -> bool:
         return bool(self._callbacks)
@@ -83,8 +83,11 @@ class Seam:
             yield item
 
     def note(self, name: str, start: float, end: float) -> None:
-        """Take up a phase that was timed elsewhere, if anybody watches it; there the one around it has a gap."""
-        if name in self._watched:
+        """Take up a phase of a step that was timed elsewhere, if anybody watches it; the one around it has a gap there.
+
+        What is told between two steps, in an evaluation, is of none.
+        """
+        if name in self._watched and self._in_step:
             self._close_span(start, end)
             self._phases.append(Phase(name, None, start, end))
 
@@ -98,12 +101,18 @@ class Seam:
             self._begun = True
             self._call("on_begin", run)
         self._call("on_step_begin", progress)
+        self._in_step = True
 
     def end_step(self, progress: Progress, loss: SupportsFloat) -> None:
         """Call after a step."""
         record = StepRecord(progress, loss, tuple(self._phases), self._logged)
-        self._phases, self._logged = [], {}
+        self.drop_step()
+        self._logged = {}
         self._call("on_step_end", record)
+
+    def drop_step(self) -> None:
+        """Forget what was timed of a step that has ended, or will not."""
+        self._phases, self._in_step = [], False
 
     def end(self, error: BaseException | None) -> None:
         """Call where the training is left. Beside a failure, what a callback raises is logged: its user must see that.

@@ -94,8 +94,9 @@ class TensorFlowTraining(Training):
         if data.spec not in self._specs:
             self._specs.append(data.spec)
         begin = self._position.begin(start, epochs)
-        steps = self._batches(data.steps(begin, epochs), weight)
-        return Batches(steps, data.remaining(begin, epochs), self._seam)
+        remaining = data.remaining(begin, epochs)
+        self._position.begun(begin)
+        return Batches(self._batches(data.steps(begin, epochs), weight), remaining, self._seam)
 
     def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:
         data = self._data(dataset, batch_size, 0, False, 1, loader_options)

@@ -20,5 +20,5 @@ def refuse_complex(module: torch.nn.Module, strategy: TorchStrategy) -> None:
             own = name.removeprefix("model.")
             raise OptionError(
                 f"parameter {own!r} is {dtype}, which strategy {strategy.name!r} does not train: keep real numbers and "
-                "make them complex in forward (torch.view_as_complex), or take strategy 'ddp'"
+                "make them complex in forward (torch.view_as_complex), or take 'ddp' without a comm_hook"
             )

@@ -7,6 +7,7 @@ import itertools
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from .. import entry
 from ..errors import LauncherError, OptionError
 from ..lost_worker import gloo_lost_a_peer
+from ..seam import Seam
 from ..strategy import ReduceOp, Strategy
 from ..structure import map_structure
 from ..training import StepOptions, Training
@@ -62,6 +64,14 @@ class TorchStrategy(Strategy):
 
         No two reductions of one name may be under way at once; engines that plan by name reuse the plan.
         """
+
+    def time_waiting(self, engine: Engine, seam: Seam) -> None:
+        """Have the seam told how long steps wait for other workers, if anybody watches it.
+
+        Not on CUDA, where the stream waits, and not the host.
+        """
+        if seam.watches("wait") and self._device.type == "cpu":
+            engine.time_waiting(partial(seam.note, "wait"))
 
     def next_training(self) -> int:
         """Return the number of a new training, the same on every worker."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from os import PathLike
 from typing import Any, SupportsFloat
 
@@ -54,8 +53,7 @@ class TorchTraining(Training):
         if strategy.broadcast(bool(optimizer.state)):  # before an engine cuts it up
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
         self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, options.accumulate)
-        if self._seam.watches("wait"):
-            self.engine.time_waiting(partial(self._seam.note, "wait"))
+        strategy.time_waiting(self.engine, self._seam)
         self.optimizer = self.engine.optimizer
         self._groups = len(self.optimizer.param_groups)
         self._frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
@@ -76,10 +74,7 @@ class TorchTraining(Training):
                 "a parameter requires a gradient that was frozen when the model was prepared, and engines do not "
                 "reduce it: unfreeze it before prepare(), and hold it back by a learning rate of 0 in its own group"
             )
-        if len(self.optimizer.param_groups) != self._groups:
-            self.engine.take_up_groups()
-            _check_optimizer(self.model, self.optimizer)
-            self._groups = len(self.optimizer.param_groups)
+        self._take_up_groups()
         self._earlier_loss.settle()
         if batch.random_seed is not None:
             _seed(batch.random_seed, self._strategy.device)
@@ -141,9 +136,10 @@ class TorchTraining(Training):
         order = order_of(dataset, global_batch_size, seed, shuffle, worker)
         may_fork = not self._strategy.capabilities.threads
         begin = self._position.begin(start, epochs)
+        remaining = order.remaining(begin, epochs)
         loader = StepLoader(dataset, order, worker, self._options.accumulate, begin, epochs, loader_options, may_fork)
-        steps = self._batches(loader, order, weight, begin.loop)
-        return Batches(steps, order.remaining(begin, epochs), self._seam)
+        self._position.begun(begin)
+        return Batches(self._batches(loader, order, weight, begin.loop), remaining, self._seam)
 
     def _batches(
         self, loader: StepLoader, order: GlobalOrder, weight: Callable[[Any], SupportsFloat] | None, loop: int
@@ -191,14 +187,23 @@ class TorchTraining(Training):
         keep: int | None = None,
     ) -> None:
         with self._strategy.noticing_lost_workers(), self._seam.phase("save"):
+            self._take_up_groups()
             self._saver.save(path, progress, extras, wait, keep)
 
     def load(self, path: str | PathLike[str]) -> Progress:
         with self._strategy.noticing_lost_workers(), self._seam.phase("load"):
+            self._take_up_groups()
             self._saver.settle()
             progress = checkpoint.load(self._strategy, path, self)
         self._position.take_up(progress)
         return progress
+
+    def _take_up_groups(self) -> None:
+        """Have the engine know of what the optimizer was given since `prepare`; all workers call it."""
+        if len(self.optimizer.param_groups) != self._groups:
+            self.engine.take_up_groups()
+            _check_optimizer(self.model, self.optimizer)
+            self._groups = len(self.optimizer.param_groups)
 
     def _start_sum(self, value: torch.Tensor, name: str, earlier: EarlierReduction) -> Pending:
         flat = value.to(self._strategy.device).reshape(1)

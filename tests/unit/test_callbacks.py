@@ -124,11 +124,12 @@ def test_phases_that_nobody_watches_are_not_timed(strategy: Strategy) -> None:
     assert seen == [["update"]]
 
 
-def test_times_of_phases_inside_of_others_are_exclusive() -> None:
+def test_times_of_phases_inside_of_others_are_exclusive(strategy: Strategy) -> None:
     """As in Lightning, whose optimizer runs forward and backward; also of those that nobody watches."""
     watcher = Watcher()
     watcher.watches = frozenset({"update", "backward", "data"})
     seam = Seam([watcher], Worker())
+    seam.begin_step(Progress(0, 1), Run(strategy, "loop", Progress()))
     begun = time.perf_counter()
     with seam.phase("update"):
         time.sleep(0.01)
@@ -140,7 +141,7 @@ def test_times_of_phases_inside_of_others_are_exclusive() -> None:
     seam.note("update", begun, begun + 5)
     seam.note("forward", begun, begun + 5)
     seam.end_step(Progress(0, 1), 0.0)
-    (record,) = [what for _, what in watcher.calls]
+    (record,) = [what for _, what in watcher.calls if isinstance(what, StepRecord)]
     names = [phase.name for phase in record.phases]
     assert names == ["update", "update", "backward", "update", "data", "data", "data", "update"]
     first, again, *_ = record.phases
@@ -183,6 +184,29 @@ def test_worker_metrics_take_a_fetch_inside_of_a_step_for_time_between(
     assert own["data_ms"] == pytest.approx(1000)
     assert own["between_ms"] == pytest.approx(between, abs=500)
     assert own["step_ms"] == pytest.approx(-between, abs=500)
+
+
+def test_a_property_that_fails_says_why() -> None:
+    class Mine(Callback):
+        @property
+        def broken(self) -> int:
+            return self.misspelt  # type: ignore[no-any-return]
+
+    with pytest.raises(AttributeError, match="misspelt"):
+        _ = Mine().broken
+
+
+def test_what_is_told_between_two_steps_is_of_none(strategy: Strategy) -> None:
+    watcher = Watcher()
+    seam = Seam([watcher], Worker())
+    seam.note("update", 0.0, 60.0)
+    for step in (1, 2):
+        seam.begin_step(Progress(0, step), Run(strategy, "loop", Progress()))
+        seam.note("update", 100.0, 101.0)
+        seam.end_step(Progress(0, step), 0.0)
+        seam.note("update", 102.0, 160.0)
+    records = [what for _, what in watcher.calls if isinstance(what, StepRecord)]
+    assert [record.seconds("update") for record in records] == [1.0, 1.0]
 
 
 def test_a_frontend_that_cannot_take_one_says_how(strategy: Strategy) -> None:

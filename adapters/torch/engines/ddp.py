@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ...capabilities import COMPLEX, REAL, Capabilities
 from ...errors import OptionError
 from ..engine import Engine
+from ..parameter_types import refuse_complex
 from ..process_group import ProcessGroupStrategy
 from ..waiting import Note
 
@@ -71,11 +72,12 @@ class DDPStrategy(ProcessGroupStrategy):
         self.capabilities = Capabilities(
             "torch",
             accelerators=frozenset({"cpu", "cuda"}),
-            dtypes=REAL | COMPLEX,
+            dtypes=REAL | COMPLEX if comm_hook == "none" else REAL,
             exact=comm_hook == "none",
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        refuse_complex(module, self)
         replica = DistributedDataParallel(module, **_BUFFERS_STAY, **self._ddp_options)
         if self._comm_hook == "powersgd":
             rank, first = self._powersgd
@@ -84,7 +86,9 @@ class DDPStrategy(ProcessGroupStrategy):
         elif self._comm_hook != "none":
             hook = default_hooks.fp16_compress_hook if self._comm_hook == "fp16" else default_hooks.bf16_compress_hook
             replica.register_comm_hook(None, hook)
-        return _DDPEngine(replica, optimizer)
+        engine = _DDPEngine(replica, optimizer)
+        self.release_after_leaving(engine)
+        return engine
 
 
 class _DDPEngine(Engine):
@@ -94,12 +98,18 @@ class _DDPEngine(Engine):
         super().__init__(module, optimizer)
         self._first_step = True
         self._last_gradient = 0.0  # when this worker had its last one
+        self._hooks: list[Any] = []
 
     def time_waiting(self, note: Note) -> None:
         super().time_waiting(note)
         for parameter in self.module.parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+                hook = parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
+
+    def release(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def _note_gradient(self, _parameter: torch.Tensor) -> None:
         self._last_gradient = time.perf_counter()

@@ -125,13 +125,17 @@ def waiting_for_a_straggler_is_seen(strategy: Strategy, folder: Path) -> None:
     variant, watcher, worker = VARIANTS["accumulate_4"], _Watcher(strategy.worker.rank), strategy.worker
     training = curves.prepare(strategy, variant, "float32", callbacks=[watcher])
     data = program_of(strategy).dataset(variant, "float32")
-    delay = 0.2
+    delay, begun = 0.2, []
     for number, batch in zip(range(4), training.batches(data, GLOBAL_BATCH), strict=False):
+        if number == 2:  # which waits too, and is no part of a step
+            training.evaluate(data, program_of(strategy).mean_loss, GLOBAL_BATCH)
         strategy.barrier()
+        begun.append(time.perf_counter())
         if number > 0 and worker.rank == worker.world_size - 1:  # the first one is compiled, or otherwise learnt from
             time.sleep(delay)
         float(training.step(batch))
-    for record in watcher.records:
+    for record, start in zip(watcher.records, begun, strict=True):
+        assert all(phase.start >= start for phase in record.phases if phase.name == "wait")
         for one, next_one in itertools.pairwise(sorted(record.phases, key=lambda phase: phase.start)):
             assert one.end <= next_one.start, f"{one} and {next_one} have the same time"
     waits = strategy.gather(max(record.seconds("wait") for record in watcher.records[1:]))

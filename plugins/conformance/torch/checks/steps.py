@@ -208,6 +208,8 @@ def parameters_given_to_the_optimizer_later_are_trained_or_refused(strategy: Str
         if step == 2:
             training.optimizer.add_param_group({"params": list(training.model[0].parameters())})
         try:
+            if step == 2:
+                training.save(folder / "before", training.progress)
             losses.append(float(training.step(batch)))
         except OptionError as error:
             refusal = f"step {step}: {error}"
@@ -218,6 +220,13 @@ def parameters_given_to_the_optimizer_later_are_trained_or_refused(strategy: Str
     assert losses == pytest.approx(expected, rel=LOSS_BOUND["float32"], abs=LOSS_BOUND["float32"])
     for name, weight in reference.state_dict().items():
         assert np.linalg.norm(weights_of(training)[name] - weight.numpy()) <= WEIGHT_BOUND["float32"] * weight.norm()
+    with strategy.scope():
+        model, optimizer = build()
+        again = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean(), clip_norm=0.5)
+    again.optimizer.add_param_group({"params": list(again.model[0].parameters())})
+    again.load(folder / "before")
+    rest = [float(again.step(batch)) for batch in again.batches(data, 8, epochs=2, shuffle=False)]
+    assert rest == pytest.approx(expected[2:], rel=LOSS_BOUND["float32"], abs=LOSS_BOUND["float32"])
 
 
 @TORCH.add
