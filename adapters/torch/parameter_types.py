@@ -17,8 +17,7 @@ def refuse_complex(module: torch.nn.Module, strategy: TorchStrategy) -> None:
     for name, parameter in module.named_parameters():
         dtype = str(parameter.dtype).removeprefix("torch.")
         if parameter.requires_grad and parameter.is_complex() and dtype not in strategy.capabilities.dtypes:
-            own = name.removeprefix("model.")
             raise OptionError(
-                f"parameter {own!r} is {dtype}, which strategy {strategy.name!r} does not train: keep real numbers and "
-                "make them complex in forward (torch.view_as_complex), or take 'ddp' without a comm_hook"
+                f"parameter {name!r} is {dtype}, which strategy {strategy.name!r} does not train: keep real numbers "
+                "and make them complex in forward (torch.view_as_complex), or take 'ddp' without a comm_hook"
             )

@@ -25,6 +25,7 @@ from .data import StepLoader, order_of, to_device
 from .earlier import EarlierReduction
 from .engine import LossModule
 from .evaluation import evaluation_mode
+from .parameter_types import refuse_complex
 from .placeholder import refuse_gradients_of_nothing, without_side_effects
 from .strategy import TorchStrategy
 from .weighing import is_nothing, weigh
@@ -46,6 +47,7 @@ class TorchTraining(Training):
         super().__init__(strategy, options)
         self._seam.prepare(model, self._run())
         _check(model, optimizer, options.scheduler)
+        refuse_complex(model, strategy)
         self._number = strategy.next_training()
         self.model = model.to(strategy.device)
         self.scheduler = options.scheduler
@@ -104,7 +106,8 @@ class TorchTraining(Training):
                 with self._seam.phase("backward", number):
                     engine.backward(weigh(loss, weight, weight_of_all, self._strategy.worker.world_size))
         with self._seam.phase("update"):
-            engine.reduce_gradients()
+            with engine.waiting():
+                engine.reduce_gradients()
             if nothing_counted:
                 refuse_gradients_of_nothing(engine)
             if clip_norm is not None:

@@ -111,8 +111,8 @@ def _refuse_identity() -> None:
         said = ", ".join(f"{name}={os.environ[name]:.40}" for name in found)
         unset = " ".join(f"-u {name}" for name in found)
         raise LauncherError(
-            f"{said} in the environment: this process is a worker itself, and those that it starts would be told two "
-            f"stories. If that is left over, start with: env {unset} farandole run …"
+            f"{said} in the environment: this process is a worker itself, and those that it starts would inherit "
+            f"conflicting rank variables. If that is left over, start with: env {unset} farandole run …"
         )
 
 

@@ -13,6 +13,7 @@ from ...adapters import OptionError, WorkerLostError
 from ...adapters.leaving import leaves_in_order
 from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
+from ...adapters.torch.parameter_types import refuse_complex
 from . import environment, job
 from .held import engines_of, hand_over, release
 from .joining import ON_DEMAND
@@ -133,6 +134,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
     def _wrap(self, trainer: Any) -> None:
         """Hand module and optimizers to the engine."""
         module = self.lightning_module
+        refuse_complex(module, self.adapter)
         schedules = trainer_part("callbacks").GradientAccumulationScheduler
         steady = module.automatic_optimization and not any(isinstance(c, schedules) for c in trainer.callbacks)
         accumulate = trainer.accumulate_grad_batches if steady else ON_DEMAND

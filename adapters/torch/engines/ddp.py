@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ...capabilities import COMPLEX, REAL, Capabilities
 from ...errors import OptionError
 from ..engine import Engine
-from ..parameter_types import refuse_complex
 from ..process_group import ProcessGroupStrategy
 from ..waiting import Note
 
@@ -77,7 +76,6 @@ class DDPStrategy(ProcessGroupStrategy):
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        refuse_complex(module, self)
         replica = DistributedDataParallel(module, **_BUFFERS_STAY, **self._ddp_options)
         if self._comm_hook == "powersgd":
             rank, first = self._powersgd

@@ -20,7 +20,6 @@ from ...lost_worker import horovod_lost_a_peer
 from ...strategy import ReduceOp
 from ..earlier import GradientCounts
 from ..engine import Engine
-from ..parameter_types import refuse_complex
 from ..rendezvous import open_store
 from ..strategy import Finish, TorchStrategy
 
@@ -101,7 +100,6 @@ class HorovodStrategy(TorchStrategy):
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        refuse_complex(module, self)
         names = f"module{next(self._modules)}"
         _broadcast(module, names)
         compression = hvd.Compression.fp16 if self._compression == "fp16" else hvd.Compression.none

@@ -11,6 +11,7 @@ import torch
 from ....adapters import OptionError, StrategyStateError
 from ....adapters.torch.batch_norm import warn_of_batch_norm
 from ....adapters.torch.engines.deepspeed.engine import ZeroEngine
+from ....adapters.torch.parameter_types import refuse_complex
 from ....adapters.torch.whole_state import (
     load_whole_optimizer_state,
     load_whole_weights,
@@ -104,6 +105,7 @@ class FabricDeepSpeedStrategy(FabricAdapterStrategy, _strategies.DeepSpeedStrate
         release(module)
         if self.world_size > 1:
             warn_of_batch_norm(module, stacklevel=4)
+        refuse_complex(module, self.adapter)
         engine = cast(ZeroEngine, self.adapter.wrap(Called(module), optimizer))
         hand_over(module, engine)
         self._configured_norm = engine.deepspeed_engine.gradient_clipping()

@@ -17,7 +17,6 @@ from ....training import StepOptions, Training
 from ...earlier import GradientCounts
 from ...elementwise import refuse_unless_elementwise
 from ...engine import Engine
-from ...parameter_types import refuse_complex
 from ...process_group import ProcessGroupStrategy
 from .config import Precision, check_batch, check_prepared, full_config, read_config
 from .fragments import DelegatingOptimizer
@@ -86,7 +85,6 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        refuse_complex(module, self)
         refuse_unless_elementwise(optimizer, self.name, also=_DEEPSPEED_OPTIMIZERS)
         refuse_groups_by_shape(optimizer)
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]

@@ -15,7 +15,6 @@ from ....capabilities import Capabilities
 from ....errors import EngineUnavailableError, OptionError
 from ...elementwise import refuse_unless_elementwise
 from ...engine import Engine, LossModule
-from ...parameter_types import refuse_complex
 from ...process_group import ProcessGroupStrategy
 from .engine import FSDPEngine, Root
 from .state import rebind, refuse_without_dtensor
@@ -83,7 +82,6 @@ class FSDPStrategy(ProcessGroupStrategy):
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        refuse_complex(module, self)
         refuse_unless_elementwise(optimizer, self.name)
         refuse_without_dtensor(optimizer)
         model = module.model if isinstance(module, LossModule) else module
