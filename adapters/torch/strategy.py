@@ -70,7 +70,7 @@ class TorchStrategy(Strategy):
 
         Not on CUDA, where the stream waits, and not the host.
         """
-        if seam.watches("wait") and self._device.type == "cpu":
+        if seam.watches("wait") and self._device.type == "cpu" and self.worker.world_size > 1:
             engine.time_waiting(partial(seam.note, "wait"))
 
     def next_training(self) -> int:
