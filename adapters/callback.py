@@ -28,11 +28,11 @@ PHASES = ("data", "forward", "backward", "wait", "update", "save", "load")
 """What of a step can be timed.
 
 data: waiting for the next batch. forward, backward: of each micro-batch. wait: for other workers, in the engine's
-collectives; what those take by themselves is in it, so that the least of all workers is what nobody waited for, and on
-CUDA, where the stream waits and not the host, it is not told. update:
-reducing what is left, clipping, the optimizer and the scheduler. save, load: of a checkpoint, told with the next step.
-No two phases have the same time: backward is without its waiting, where that is watched. TensorFlow compiles forward,
-backward and update into one function: they are one phase there, "update".
+collectives; what those take by themselves is in it, so that the least of all workers is what nobody waited for. On
+CUDA, where the stream waits and not the host, it is not told. update: reducing what is left, clipping, the optimizer
+and the scheduler. save, load: of a checkpoint, told with the next step. No two phases have the same time: backward is
+without its waiting, where that is watched. TensorFlow compiles forward, backward and update into one function: they are
+one phase there, "update".
 """
 
 

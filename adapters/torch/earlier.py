@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .waiting import Waiting
-
 if TYPE_CHECKING:
     from .strategy import Finish, TorchStrategy
 
@@ -55,10 +53,9 @@ class GradientCounts:
             self._counts.copy_(torch.tensor(present))
         self._earlier.replace(self._strategy.start_all_reduce(self._counts, "sum", self._name))
 
-    def read(self, waiting: Waiting) -> list[float]:
-        """Wait for the counts, which is timed, and return one for each parameter."""
-        with waiting():
-            self._earlier.settle()
+    def read(self) -> list[float]:
+        """Wait for the counts, and return one for each parameter."""
+        self._earlier.settle()
         counts: list[float] = self._counts.tolist()
         return counts
 

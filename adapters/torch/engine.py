@@ -55,7 +55,8 @@ class Engine:
     """One module on one engine. This base is plain PyTorch in one process; engines override what they do otherwise.
 
     For a step: `forward` and `backward` for each micro-batch, all but the last inside `no_sync()`; then
-    `reduce_gradients()`, `clip_grad_norm()` or `measure_grad_norm()`, and `update()`; `grad_norm()` is known then.
+    `reduce_gradients()`, which is timed by `waiting()`, `clip_grad_norm()` or `measure_grad_norm()`, and `update()`;
+    `grad_norm()` is known then.
 
     groups: the module's parameters that the optimizer updates, by its groups.
     waiting: the spans of a step in which this worker waits for the others.

@@ -21,11 +21,6 @@ class Waiting:
         self._note: Note | None = None
         self._inside = False
 
-    @property
-    def watched(self) -> bool:
-        """Whether somebody watches."""
-        return self._note is not None
-
     def tell(self, note: Note) -> None:
         """Have `note(start, end)` called with each span, in seconds of `time.perf_counter`."""
         self._note = note

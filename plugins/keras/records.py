@@ -15,7 +15,7 @@ from ...adapters.errors import OptionError
 from ...adapters.pending import Pending
 from ...adapters.progress import Progress
 from ...adapters.seam import Seam, changes_the_model
-from ...adapters.tensorflow.stamps import Clock
+from ...adapters.tensorflow.stamps import Clock, stamp_after
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
 LOSS = "farandole.loss"
@@ -148,8 +148,7 @@ def stamped(batch_of: Callable[[Any], Any], run: Callable[[Any], Any]) -> Callab
         with tf.control_dependencies([asked]):
             batch = batch_of(iterator)
         leaves = [leaf for leaf in tf.nest.flatten(batch, expand_composites=True) if tf.is_tensor(leaf)]
-        with tf.control_dependencies(leaves):
-            fetched = tf.timestamp()
+        fetched = stamp_after(leaves)  # before the step: TensorFlow keeps the order of operations that have effects
         return {**run(batch), STAMPS: tf.stack([asked, fetched])}
 
     return step

@@ -36,7 +36,8 @@ class Reducing:
         """Make this optimizer's gradients the mean over all workers, unless they are since the last backward pass."""
         engine = self.engine_of(optimizer)
         if engine is not None and engine not in self._reduced:
-            engine.reduce_gradients()
+            with engine.waiting():
+                engine.reduce_gradients()
             self._reduced.add(engine)
             if self._counts_nothing:
                 self._counts_nothing = False

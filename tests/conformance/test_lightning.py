@@ -56,7 +56,7 @@ def trained(
     def run(names: tuple[str, ...], workers: int) -> Outcome:
         here = [name for name in names if (name, workers) in chosen]
         curves = [(name, variant, dtype) for name in here for variant, dtype in asked(name, workers)]
-        return run_curves(workers, tmp_path_factory.mktemp(f"{names[0]}-{workers}"), curves, servers=worker_servers)
+        return run_curves(workers, tmp_path_factory.mktemp(f"{names[0]}-{workers}"), curves, worker_servers)
 
     return lambda strategy, workers: run(next(names for names in JOBS if strategy in names), workers)
 

@@ -242,13 +242,12 @@ class _HorovodEngine(Engine):
             return
         # Horovod reduces zeros for a parameter without a gradient, and the optimizer would decay it.
         present = [parameter.grad is not None for parameter in self._trained]
-        with self.waiting():
-            self._counts.start(present)
-            if self._grouped:
-                self._refuse_partial_groups(self._counts.read(self.waiting))
-            self._distributed.synchronize()
+        self._counts.start(present)
+        if self._grouped:
+            self._refuse_partial_groups(self._counts.read())
+        self._distributed.synchronize()
         if not all(present):
-            for parameter, count in zip(self._trained, self._counts.read(self.waiting), strict=True):
+            for parameter, count in zip(self._trained, self._counts.read(), strict=True):
                 if count == 0:
                     parameter.grad = None
 

@@ -163,7 +163,9 @@ class ZeroEngine(Engine):
         """Reduce gradients that were kept whole, in one order."""
         assert self._counts is not None
         self._counts.start([parameter.grad is not None for parameter in self._trained])
-        for parameter, count in zip(self._trained, self._counts.read(self.waiting), strict=True):
+        with self.waiting():
+            counts = self._counts.read()
+        for parameter, count in zip(self._trained, counts, strict=True):
             if count > 0:
                 self._used.add(parameter)
                 if count < dist.get_world_size():

@@ -58,7 +58,7 @@ class Stage1Engine(Stage12Engine):
         present = [parameter in self._used for parameter in self._trained]
         self._counts.start(present)
         if not all(present):
-            for parameter, count in zip(self._trained, self._counts.read(self.waiting), strict=True):
+            for parameter, count in zip(self._trained, self._counts.read(), strict=True):
                 self._fill_gradient(parameter)
                 if count > 0:
                     self._used.add(parameter)

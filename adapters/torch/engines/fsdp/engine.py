@@ -115,7 +115,7 @@ class FSDPEngine(Engine):
         self._with_gradient.clear()
         self._counts.start(present)
         if not all(present):
-            for parameter, count in zip(parameters, self._counts.read(self.waiting), strict=True):
+            for parameter, count in zip(parameters, self._counts.read(), strict=True):
                 if count == 0:
                     parameter.grad = None
         if self._scaler is not None:
