@@ -6,16 +6,19 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from ...plugins.conformance.lightning.variants import STRATEGIES as LIGHTNING_STRATEGIES
 from ...plugins.conformance.lightning.variants import VARIANTS as LIGHTNING_VARIANTS
 from ...plugins.conformance.variants import DTYPES, LOSS_BOUND, VARIANTS, WEIGHT_BOUND
 from ..experiment import Column, Experiment, Finished, Job, Row, above, placements
-from ..options import frontends_option
+from ..options import frontends_option, some_of
 
 if TYPE_CHECKING:
     from ...plugins.conformance.curves import Curve
 
 _FRONTENDS = ("loop", "lightning")
+_ALL_VARIANTS = tuple(dict.fromkeys([*VARIANTS, *LIGHTNING_VARIANTS]))
 
 
 class Parity(Experiment):
@@ -45,11 +48,18 @@ class Parity(Experiment):
             _FRONTENDS,
             "Hold these only: loop is a loop of our steps; lightning is its Trainer, beside the same on one device.",
         ),
+        click.Option(
+            ["--variants"],
+            metavar="A,B",
+            default=",".join(_ALL_VARIANTS),
+            callback=some_of("variant", _ALL_VARIANTS),
+            help=f"Train these only, of {', '.join(_ALL_VARIANTS)}.  [default: all]",
+        ),
     )
 
     def jobs(self, strategies: Sequence[str], workers: Sequence[int], options: Mapping[str, Any]) -> list[Job]:
         return [
-            Job(strategy, number, {"frontend": frontend})
+            Job(strategy, number, {"frontend": frontend, "variants": options["variants"]})
             for frontend in options["frontends"]
             for strategy, number in placements(strategies, workers)
             if frontend != "lightning" or strategy in LIGHTNING_STRATEGIES
@@ -57,7 +67,7 @@ class Parity(Experiment):
 
     def work(self, strategy: str, options: Mapping[str, Any]) -> Any:
         train = _train_by_lightning if options["frontend"] == "lightning" else _train_by_loop
-        framework, curves = train(strategy)
+        framework, curves = train(strategy, options["variants"])
         told = {}
         for name, curve in curves.items():
             weights = {parameter: weight.tolist() for parameter, weight in curve.weights.items()}
@@ -75,26 +85,26 @@ class Parity(Experiment):
         return failures
 
 
-def _train_by_loop(strategy: str) -> tuple[str, dict[str, Curve]]:
+def _train_by_loop(strategy: str, variants: Sequence[str]) -> tuple[str, dict[str, Curve]]:
     """Return the strategy's framework, and its curves by "variant/dtype"."""
     from ...adapters import create_strategy
     from ...plugins.conformance.curves import run_variant
 
     with create_strategy(strategy) as joined:
         dtypes = sorted(joined.capabilities.dtypes & set(DTYPES))
-        asked = [(variant, dtype) for variant in VARIANTS for dtype in dtypes]
+        asked = [(variant, dtype) for variant in VARIANTS if variant in variants for dtype in dtypes]
         curves = {f"{variant}/{dtype}": run_variant(joined, variant, dtype) for variant, dtype in asked}
         return joined.capabilities.framework, curves
 
 
-def _train_by_lightning(strategy: str) -> tuple[str, dict[str, Curve]]:
+def _train_by_lightning(strategy: str, variants: Sequence[str]) -> tuple[str, dict[str, Curve]]:
     """As `_train_by_loop`."""
     from ...adapters import create_strategy
     from ...plugins.conformance.lightning.training import run_variant
 
     described = create_strategy(strategy)  # the Trainer joins by one of its own
     workers, dtypes = described.worker.world_size, sorted(described.capabilities.dtypes & set(DTYPES))
-    asked = [(variant, dtype) for variant in LIGHTNING_VARIANTS for dtype in dtypes]
+    asked = [(variant, dtype) for variant in LIGHTNING_VARIANTS if variant in variants for dtype in dtypes]
     curves = {f"{variant}/{dtype}": run_variant(strategy, workers, variant, dtype) for variant, dtype in asked}
     return described.capabilities.framework, curves
 

@@ -295,7 +295,8 @@ def test_waiting_counts_what_the_others_waited_for_longer_than_the_least():
 
 
 def test_parity_runs_lightning_on_the_strategies_that_it_knows():
-    jobs = Parity().jobs(["ddp", "horovod", "tf_horovod"], [2, 3], {"frontends": ["loop", "lightning"]})
+    asked = {"frontends": ["loop", "lightning"], "variants": ["clip"]}
+    jobs = Parity().jobs(["ddp", "horovod", "tf_horovod"], [2, 3], asked)
     assert [(job.strategy, job.workers) for job in jobs if job.options["frontend"] == "lightning"] == [
         ("horovod", 2),
         ("horovod", 3),
