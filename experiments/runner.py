@@ -18,8 +18,18 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NU
 _TAIL = 20  # lines of a failed worker's traceback that are shown
 
 
-def run_jobs(name: str, jobs: Sequence[Job], display: Display) -> tuple[list[Finished], list[str]]:
-    """Return the jobs that ended well, and a line for each that did not, whose worker's last words are displayed."""
+RunJob = Callable[[Job, Sequence[str], Callable[[str], None]], JobResult]
+"""Run a job's program, as in `launch_command`, and hand each line that it prints on."""
+
+
+def run_jobs(
+    name: str, jobs: Sequence[Job], display: Display, run: RunJob | None = None
+) -> tuple[list[Finished], list[str]]:
+    """Return the jobs that ended well, and a line for each that did not, whose worker's last words are displayed.
+
+    Args:
+        run: how a job runs; by default in workers of its own.
+    """
     finished: list[Finished] = []
     failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="farandole-") as folder:
@@ -30,7 +40,8 @@ def run_jobs(name: str, jobs: Sequence[Job], display: Display) -> tuple[list[Fin
             options = {**job.options, "folder": str(shared)}
             path.write_text(json.dumps({"experiment": name, "strategy": job.strategy, "options": options}))
             with display.job(job, number, len(jobs)) as say:
-                outcome = _run(job, path, say)
+                program = ["-m", f"{__package__}.worker", str(path)]
+                outcome = (run or _run)(job, program, _telling(say))
             failure = _failure(outcome, path, job)
             if failure is None:
                 results = [json.loads(result_path(path, rank).read_text()) for rank in range(job.workers)]
@@ -41,15 +52,13 @@ def run_jobs(name: str, jobs: Sequence[Job], display: Display) -> tuple[list[Fin
     return finished, failures
 
 
-def _run(job: Job, path: Path, say: Callable[[str | None], None]) -> JobResult:
-    return run_job(
-        job.strategy,
-        job.workers,
-        ["-m", f"{__package__}.worker", str(path)],
-        timeout=job.timeout,
-        env={**_ONE_THREAD, **job.env},
-        on_line=lambda line: say(told(line)),
-    )
+def _telling(say: Callable[[str | None], None]) -> Callable[[str], None]:
+    return lambda line: say(told(line))
+
+
+def _run(job: Job, program: Sequence[str], on_line: Callable[[str], None]) -> JobResult:
+    env = {**_ONE_THREAD, **job.env}
+    return run_job(job.strategy, job.workers, program, timeout=job.timeout, env=env, on_line=on_line)
 
 
 def _failure(outcome: JobResult, path: Path, job: Job) -> str | None:

@@ -96,6 +96,7 @@ def run_conformance(
     *,
     timeout: float = 300,
     servers: WorkerServers | None = None,
+    launched_for: str | None = None,
     **asked: Any,
 ) -> Outcome:
     """Run one job in `folder`, which its workers share.
@@ -103,13 +104,14 @@ def run_conformance(
     Args:
         timeout: seconds; then the job is killed, and its workers' stacks are in the outcome.
         servers: have the workers do it that are up there, instead of a job of its own.
+        launched_for: the strategy whose launcher starts the workers; by default the same one.
         asked: see `write_specification`.
     """
     specification = write_specification(folder, strategy, **asked)
     if servers is not None:
-        job = servers.run(strategy, workers, specification, timeout)
+        job = servers.run(launched_for or strategy, workers, specification, timeout)
     else:
-        job = run_job(strategy, workers, ["-m", WORKER, str(specification)], timeout=timeout)
+        job = run_job(launched_for or strategy, workers, ["-m", WORKER, str(specification)], timeout=timeout)
     return Outcome(job, folder, workers)
 
 

@@ -24,7 +24,11 @@ from ..launch.job import JobResult, Marked, run_marked
 
 _LOOK = 0.02  # seconds between looks at what the workers have finished
 _END = 60.0  # seconds that workers have to end when there is nothing more to do
+_LAST_WORDS = 5.0  # seconds that what they printed may take to arrive, at most
 _LIMIT = 12  # jobs at a time: each of their workers holds a framework, some 300 MB
+
+FINISHED = "farandole: finished specification "
+"""What a worker prints after each, with its number and a full stop."""
 
 Key = tuple[str | None, str, int]
 
@@ -60,11 +64,12 @@ class WorkerServers:
     def run_program(self, strategy: str, workers: int, program: Sequence[str], timeout: float) -> JobResult:
         """Run a program, as in `launch_command`, in each worker, which does not end with it unless it fails.
 
-        `create_strategy()` creates the strategy in it. Environment, arguments and `sys.path` are put back after it.
+        It runs in the current folder, and `create_strategy()` creates the strategy in it. Environment, arguments and
+        `sys.path` are put back after it.
         """
         with tempfile.TemporaryDirectory(prefix="farandole-") as folder:
             specification = Path(folder) / "spec.json"
-            specification.write_text(json.dumps({"strategy": strategy, "run": [*program]}))
+            specification.write_text(json.dumps({"strategy": strategy, "run": [*program], "folder": os.getcwd()}))
             return self.run(strategy, workers, specification, timeout)
 
     def close(self) -> None:
@@ -135,7 +140,8 @@ class _Server:
                 if time.monotonic() > started + timeout:
                     raise subprocess.TimeoutExpired("a specification", timeout)
                 time.sleep(_LOOK)
-            output = "\n".join(self._lines[first_line:])
+            self._read_all(number, first_line)
+            output = "\n".join(line for line in self._lines[first_line:] if FINISHED not in line)
             self._answers.put(JobResult(0, output, time.monotonic() - started, False, (), ""))
 
     def _ask(self, number: int, specification: Path | None, timeout: float) -> None:
@@ -143,6 +149,14 @@ class _Server:
         partial = folder / "partial"
         partial.write_text(json.dumps(specification and (str(specification), timeout)))
         partial.replace(folder / f"{number}.json")
+
+    def _read_all(self, number: int, first_line: int) -> None:
+        """Wait for what the workers printed: it comes by way of their launcher, and later than their files."""
+        last, until = f"{FINISHED}{number}.", time.monotonic() + _LAST_WORDS
+        while time.monotonic() < until:
+            if sum(line.count(last) for line in self._lines[first_line:]) >= self._workers:
+                return
+            time.sleep(_LOOK)
 
     def _finished(self, number: int) -> bool:
         return len(list(Path(self._folder.name).glob(f"{number}.finished-*"))) == self._workers

@@ -28,6 +28,7 @@ import psutil
 from ...adapters import Progress, Strategy, create_strategy, entry
 from ...adapters.launch.start import STRATEGY_VARIABLE
 from ..launch.job import watch_stacks
+from .servers import FINISHED
 
 _LOOK = 0.05  # seconds between looks for the next specification
 _LATE = 60.0  # seconds more than a specification may take, after which its job is killed
@@ -59,6 +60,7 @@ def serve(folder: Path, asker: int) -> None:
         _run(Path(specification))
         gc.collect()
         faulthandler.cancel_dump_traceback_later()
+        print(f"{FINISHED}{number}.", flush=True)
         (folder / f"{number}.finished-{os.getpid()}").touch()
 
 
@@ -66,7 +68,7 @@ def _run(specification: Path) -> None:
     """Run what the specification lists."""
     spec = json.loads(specification.read_text())
     if "run" in spec:
-        _run_program(spec["strategy"], spec["run"])
+        _run_program(spec["strategy"], spec["run"], spec["folder"])
         return
     folder = specification.parent
     strategy = create_strategy(spec["strategy"], **spec["options"])
@@ -82,17 +84,18 @@ def _run(specification: Path) -> None:
             runpy.run_path(spec["program"])["main"](strategy, folder)
 
 
-def _run_program(strategy: str, program: Sequence[str]) -> None:
+def _run_program(strategy: str, program: Sequence[str], folder: str) -> None:
     """Run a program, as in `launch_command`, in this process as if it were one of its own."""
     with _restored():
         os.environ[STRATEGY_VARIABLE] = strategy
+        os.chdir(folder)
         try:
             if program[0] == "-m":
                 sys.argv = [*program[1:]]
                 runpy.run_module(program[1], run_name="__main__", alter_sys=True)
             else:
                 sys.argv = [*program]
-                sys.path.insert(0, str(Path(program[0]).parent))
+                sys.path.insert(0, str(Path(program[0]).absolute().parent))
                 runpy.run_path(program[0], run_name="__main__")
         except SystemExit as end:
             if end.code:

@@ -9,6 +9,9 @@ from ..conformance.variants import VARIANTS
 MIXED = "tokens"
 """The variant that mixes most of what the others do alone: empty shares, samples that weigh differently, clipping."""
 
+_OF_OPTIONS = frozenset({"adamw", "unused_parameter"})
+"""Variants of the step that options of an engine may change, beside `MIXED`."""
+
 _IN_FEW = frozenset({"sgd_momentum", "adamw", "schedule", "unused_parameter", "empty_share"})
 _IN_MANY = frozenset({"accumulate_4", "clip", "empty_share", MIXED})
 
@@ -44,13 +47,19 @@ OF_THE_STEP = frozenset(
 """Checks of what the options of an engine may change."""
 
 
-def asks_curve(workers: Sequence[int], dtypes: Sequence[str], world_size: int, variant: str, dtype: str) -> bool:
+def asks_curve(
+    workers: Sequence[int], dtypes: Sequence[str], world_size: int, variant: str, dtype: str, varies: bool = False
+) -> bool:
     """Whether the default size trains a variant: each with as few workers as can differ, or with more of them.
 
-    The widest type says most: its bound is the narrowest. The other one is tried by one variant.
+    The widest type says most: its bound is the narrowest. The other one is tried by one variant. Where the class
+    `varies` the options of an engine that another one tests, so are only some variants.
     """
     assert variant in VARIANTS
     few, many = _few_and_many(workers)
+    if varies:
+        asked = (variant in _OF_OPTIONS and world_size == few) or (variant == MIXED and world_size == many)
+        return asked and dtype == _widest(dtypes)
     if dtype != _widest(dtypes):
         return world_size == few and variant == MIXED
     if world_size not in (few, many):

@@ -49,8 +49,8 @@ class Conformance:
     faults: where and how to break a worker by default, a job for each; none at all where it is empty. See
         `conformance.faults`.
     excluded: checks that these options legally do not pass, each with the reason.
-    varies: whether another class tests the same engine with other options; by default only the curves, and the checks
-        of what options may change, are repeated then.
+    varies: whether another class tests the same engine with other options; by default only the curves and the checks
+        of what options may change are repeated then.
     """
 
     strategy: ClassVar[str]
@@ -106,7 +106,7 @@ class Conformance:
         if "where" in values:
             return (values["where"], values["how"]) in self.faults
         if "variant" in values:
-            return asks_curve(self.workers, self.dtypes, **values)
+            return asks_curve(self.workers, self.dtypes, **values, varies=self.varies)
         if "check" in values:
             return asks_check(self.workers, **values) and (not self.varies or values["check"] in OF_THE_STEP)
         return True

@@ -3,65 +3,43 @@
 import json
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from farandole.adapters.launch.start import find_launcher
-from farandole.plugins.conformance.jobs import WORKER, Outcome, write_specification
+from farandole.plugins.conformance.curves import read_curve
+from farandole.plugins.conformance.framework import reference_curve
+from farandole.plugins.conformance.jobs import WORKER, Outcome, run_conformance, write_specification
+from farandole.plugins.conformance.reentry import DONE
+from farandole.plugins.conformance.servers import WorkerServers
 from farandole.plugins.conformance.variants import LOSS_BOUND
-from farandole.plugins.launch.command import launch_command
 from farandole.plugins.launch.job import JobResult, run_marked
 
-OF_LAUNCHER = {"torchrun": "ddp", "horovodrun": "horovod"}
-
-SCRIPT = """
-import sys
-from farandole.plugins.conformance.worker import main
-assert len(sys.argv) == 3, sys.argv
-main(*sys.argv[1:])
-"""
+ASKED: dict[str, Any] = {"curves": [("clip", "float32")], "checks": ["collectives_do_what_they_say"]}
 
 
-def specify(folder: Path, *strategies: str) -> list[str]:
-    """Write what `launch_command` cannot be asked for: the work of other strategies than the one it starts."""
-    asked: dict[str, Any] = {"curves": [("clip", "float32")], "checks": ["collectives_do_what_they_say"]}
-    return [str(write_specification(folder / strategy, strategy, **asked)) for strategy in strategies]
+def judge(outcome: Outcome) -> None:
+    curve = read_curve(outcome.path("curve-clip-float32.npz"))
+    assert reference_curve("torch", "clip", "float32").loss_diff(curve) <= LOSS_BOUND["float32"]
+    outcome.check("collectives_do_what_they_say")
+    assert outcome.job.returncode == 0 and not outcome.job.survivors, outcome.job.describe()
 
 
-def judge(job: JobResult, folder: Path, *strategies: str) -> None:
-    from farandole.plugins.conformance.curves import read_curve
-    from farandole.plugins.conformance.framework import reference_curve
-
-    for strategy in strategies:
-        outcome = Outcome(job, folder / strategy, 2)
-        curve = read_curve(outcome.path("curve-clip-float32.npz"))
-        assert reference_curve("torch", "clip", "float32").loss_diff(curve) <= LOSS_BOUND["float32"]
-        outcome.check("collectives_do_what_they_say")
-    assert job.returncode == 0, job.describe()
-    assert not job.survivors, job.describe()
+@pytest.mark.parametrize("launched_for", ["ddp", "horovod", "deepspeed_zero_2"])
+@pytest.mark.parametrize("strategy", ["ddp", "horovod", "deepspeed_zero_3"])
+def test_an_engine_under_anothers_launcher(
+    launched_for: str, strategy: str, tmp_path: Path, worker_servers: WorkerServers
+) -> None:
+    outcome = run_conformance(strategy, 2, tmp_path, launched_for=launched_for, servers=worker_servers, **ASKED)
+    judge(outcome)
 
 
-@pytest.mark.parametrize(
-    ("launcher", "strategies"),
-    [("torchrun", ("deepspeed_zero_3", "horovod")), ("horovodrun", ("deepspeed_zero_3", "ddp"))],
-)
-def test_engines_under_anothers_launcher(launcher: str, strategies: tuple[str, ...], tmp_path: Path) -> None:
-    command = launch_command(OF_LAUNCHER[launcher], 2, ["-m", WORKER, *specify(tmp_path, *strategies)])
-    judge(run_marked(command.argv, env=command.env, timeout=120), tmp_path, *strategies)
-
-
-def test_engines_under_the_deepspeed_launcher(tmp_path: Path, free_ports: Any) -> None:
-    strategies = ("deepspeed_zero_2", "ddp")
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    launcher = find_launcher("deepspeed")
-    assert launcher is not None
-    (port,) = free_ports(1)
-    argv = [launcher, "--no_local_rank", "--num_accelerators", "2", "--master_port", str(port), str(script)]
-    job = run_marked([*argv, *specify(tmp_path, *strategies)], env={"OMP_NUM_THREADS": "1"}, timeout=120)
-    judge(job, tmp_path, *strategies)
+def test_a_model_that_goes_on_under_the_next_strategy(worker_servers: WorkerServers) -> None:
+    program = [str(Path(__file__).with_name("same_model_program.py"))]
+    job = worker_servers.run_program("ddp", 2, program, timeout=120)
+    assert job.returncode == 0 and job.output.count(DONE) == 2, job.describe()
 
 
 def environments(kind: str, port: int, other_port: int) -> list[dict[str, str]]:
@@ -86,18 +64,45 @@ def environments(kind: str, port: int, other_port: int) -> list[dict[str, str]]:
     return [{**meeting, **sizes, **dict.fromkeys(names, str(rank))} for rank in range(2)]
 
 
-@pytest.mark.parametrize("kind", ["tf_config", "slurm", "openmpi", "deepspeed"])
-def test_ddp_in_an_environment(kind: str, tmp_path: Path, free_ports: Any, by_hand: Any) -> None:
+KINDS = ("tf_config", "slurm", "openmpi", "deepspeed")
+IN_EACH = """
+import json, os, sys
+from farandole.plugins.conformance.worker import main
+for told, specification in zip(json.loads(sys.argv[1]), sys.argv[2:], strict=True):
+    os.environ.update(told)
+    main(specification)
+    for name in told:
+        del os.environ[name]
+"""
+
+
+@pytest.fixture(scope="module")
+def in_environments(tmp_path_factory: pytest.TempPathFactory, free_ports: Any) -> tuple[Path, JobResult]:
+    """Two processes that train under ddp in each kind of environment, one after the other."""
+    folder = tmp_path_factory.mktemp("environments")
+    specifications = [str(write_specification(folder / kind, "ddp", **ASKED)) for kind in KINDS]
+    told = list(zip(*(environments(kind, *free_ports(2)) for kind in KINDS), strict=True))
+    with ThreadPoolExecutor(2) as threads:
+        started = [
+            threads.submit(run_marked, [sys.executable, "-c", IN_EACH, json.dumps(each), *specifications], timeout=120)
+            for each in told
+        ]
+        first, second = (each.result() for each in started)
+    return folder, first if first.returncode != 0 else second
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ddp_in_an_environment(kind: str, in_environments: tuple[Path, JobResult]) -> None:
     """Slurm and Open MPI are not on this machine; what they tell their processes is."""
-    told = environments(kind, *free_ports(2))
-    worker = [sys.executable, "-m", WORKER, *specify(tmp_path, "ddp")]
-    judge(run_marked(by_hand(told, worker), timeout=120), tmp_path, "ddp")
+    folder, job = in_environments
+    judge(Outcome(job, folder / kind, 2))
 
 
 def test_busy_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         told = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        job = run_marked([sys.executable, "-m", WORKER, *specify(tmp_path, "ddp")], env=told, timeout=60)
+        specification = write_specification(tmp_path, "ddp", **ASKED)
+        job = run_marked([sys.executable, "-m", WORKER, str(specification)], env=told, timeout=60)
     assert job.returncode != 0, job.describe()
     assert f"MASTER_PORT={port}" in job.output.splitlines()[-1], job.describe()

@@ -63,11 +63,6 @@ def test_by_variables(free_ports: Any, by_hand: Any) -> None:
     judge(run_marked(by_hand(told, worker), timeout=120))
 
 
-def test_a_model_that_goes_on_under_the_next_strategy() -> None:
-    command = launch_command("ddp", 2, [str(Path(__file__).with_name("same_model_program.py"))])
-    judge(run_marked(command.argv, env=command.env, timeout=120))
-
-
 def test_tensorflows_workers_again() -> None:
     launch("tf_multiworker", 5, ["tf_multiworker"])
 

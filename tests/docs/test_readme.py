@@ -27,8 +27,9 @@ from farandole.adapters import detect_launch, strategy_row, strategy_rows
 from farandole.adapters.launch.start import find_launcher
 from farandole.adapters.registry import ENTRY_POINT_GROUP
 from farandole.cli.main import main
+from farandole.plugins.conformance.servers import WorkerServers
 from farandole.plugins.launch.installed import package, problem
-from farandole.plugins.launch.job import run_marked
+from farandole.plugins.launch.job import JobResult, run_marked
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -111,7 +112,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, *command: str, waits: int = 0) -> dict[int, float]:
     """Run a job in `folder` and return the loss of each epoch that it printed; `waits` workers tell of their data."""
     with contextlib.chdir(folder):
-        job = run_marked(command, timeout=60)
+        return losses(run_marked(command, timeout=60), waits)
+
+
+def run_up(servers: WorkerServers, folder: Path, line: str, waits: int = 0) -> dict[int, float]:
+    """As `run`, what `farandole run` would start, in workers that are up already."""
+    asked = command_of(line).params
+    with contextlib.chdir(folder):
+        job = servers.run_program(asked["strategy"], asked["workers"] or 1, asked["program"], timeout=60)
+        return losses(job, waits)
+
+
+def losses(job: JobResult, waits: int) -> dict[int, float]:
     assert job.returncode == 0 and not job.survivors, job.describe()
     assert len(re.findall(r"waited \d+\.\d{3} s for data", job.output)) == waits, job.describe()
     return {int(epoch): float(loss) for epoch, loss in re.findall(r"epoch (\d+): loss ([\d.]+)", job.output)}
@@ -150,20 +162,20 @@ def test_loop_as_written(folder: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_callback_as_written(folder: Path) -> None:
+def test_callback_as_written(folder: Path, worker_servers: WorkerServers) -> None:
     line = next(line for line in commands() if "waits.py" in line)
-    run(folder, *FARANDOLE, *shlex.split(line)[1:], waits=2)
+    run_up(worker_servers, folder, line, waits=2)
 
 
 @pytest.mark.skipif(HOROVOD_IS_MISSING or package("tensorflow") is None, reason="an engine is not installed")
 @pytest.mark.timeout(200)
-def test_fit_as_written(folder: Path) -> None:
+def test_fit_as_written(folder: Path, worker_servers: WorkerServers) -> None:
     """The commands below `fit`: one process, and two engines at two numbers of workers, the last with a callback."""
     block = next(block for block in fences("bash") if "fit.py" in block)
-    commands = [[*FARANDOLE, *shlex.split(line)[1:]] for line in block.splitlines()]
-    alone, two = (run(folder, *command) for command in commands[:2])
+    *lines, last = block.splitlines()
+    alone, two = (run_up(worker_servers, folder, line) for line in lines)
     plug_in(folder, "fit.py")
-    three = run(folder, *commands[2], waits=3)
+    three = run_up(worker_servers, folder, last, waits=3)
     assert list(alone) == [1, 2, 3]
     assert two == pytest.approx(alone, abs=1e-5)
     assert three == pytest.approx(alone, abs=1e-5)
@@ -171,14 +183,15 @@ def test_fit_as_written(folder: Path) -> None:
 
 @pytest.mark.skipif(HOROVOD_IS_MISSING or package("lightning") is None, reason="Horovod or Lightning is not installed")
 @pytest.mark.timeout(200)
-def test_trainer_as_written(folder: Path) -> None:
+def test_trainer_as_written(folder: Path, worker_servers: WorkerServers) -> None:
     """The commands below the Trainer: it starts its own workers, and two launchers do, the last with a callback."""
     block = next(block for block in fences("bash") if "python lightning_train.py" in block)
-    own = {"python": [sys.executable], "farandole": FARANDOLE, "horovodrun": [find_launcher("horovodrun")]}
-    commands = [[part for word in shlex.split(line) for part in own.get(word, [word])] for line in block.splitlines()]
-    alone, by_horovodrun = (run(folder, *command) for command in commands[:2])
+    own = {"python": [sys.executable], "horovodrun": [find_launcher("horovodrun")]}
+    *lines, last = block.splitlines()
+    commands = [[part for word in shlex.split(line) for part in own.get(word, [word])] for line in lines]
+    alone, by_horovodrun = (run(folder, *command) for command in commands)
     plug_in(folder, "lightning_train.py")
-    by_us = run(folder, *commands[2], waits=2)
+    by_us = run_up(worker_servers, folder, last, waits=2)
     assert list(alone) == [1, 2, 3]
     assert by_horovodrun == pytest.approx(alone, abs=1e-5)
     assert by_us == pytest.approx(alone, abs=1e-5)
@@ -206,6 +219,11 @@ def test_strategy_of_your_own(make_distribution: Callable[..., Path], folder: Pa
 @pytest.mark.parametrize("line", commands())
 def test_command_parses(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    command_of(line)
+
+
+def command_of(line: str) -> click.Context:
+    """Parse a command of ours."""
     words = shlex.split(line)[1:]
     command: click.Command = main
     context = click.Context(main, info_name="farandole")
@@ -215,7 +233,7 @@ def test_command_parses(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch
         assert found is not None, f"there is no command {name}"
         command = found
         context = click.Context(command, info_name=name, parent=context)
-    command.make_context(command.name, words, parent=context.parent)
+    return command.make_context(command.name, words, parent=context.parent)
 
 
 @pytest.mark.timeout(60)

@@ -8,27 +8,30 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from farandole.experiments.checkpoint.experiment import Checkpoint
 from farandole.experiments.display import Display
 from farandole.experiments.experiment import Job
-from farandole.experiments.runner import run_jobs
+from farandole.experiments.runner import RunJob, run_jobs
+
+MAIN = "from farandole.cli.main import main; main(prog_name='farandole')"
+ALL = pytest.param(("ddp", "fsdp"), (), marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.timeout(330)
 @pytest.mark.parametrize(
-    "strategies", [("fsdp",), pytest.param(("ddp", "fsdp"), marks=pytest.mark.exhaustive)], ids=["one", "two"]
+    ("strategies", "more"), [(("fsdp",), ("--only", "throughput")), ALL], ids=["small state", "all"]
 )
-def test_a_sample_of_pairs_and_a_small_state(tmp_path: Path, strategies: tuple[str, ...]):
+def test_end_to_end(tmp_path: Path, strategies: tuple[str, ...], more: tuple[str, ...]):
     # No throughput is judged of so small a state: this machine has other things to do.
-    main = "from farandole.cli.main import main; main(prog_name='farandole')"
-    arguments = ["--strategies", ",".join(strategies), "--workers", "2", "--state-mb", "25", "--saves", "2"]
+    arguments = ["--strategies", ",".join(strategies), "--workers", "2", "--state-mb", "25", "--saves", "2", *more]
     kept = tmp_path / "temporary"
     kept.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", main, "experiment", "checkpoint", *arguments, "--json", str(tmp_path / "report.json")],
+        [sys.executable, "-c", MAIN, "experiment", "checkpoint", *arguments, "--json", str(tmp_path / "report.json")],
         capture_output=True,
         text=True,
         timeout=300,
@@ -39,14 +42,9 @@ def test_a_sample_of_pairs_and_a_small_state(tmp_path: Path, strategies: tuple[s
     assert list(kept.glob("farandole-*")) == []  # nothing that was saved is left
 
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
-    combinations = list(itertools.product(strategies, strategies))
-    pairs, throughput = rows[: len(combinations)], rows[len(combinations) :]
-    assert [(row["saved_with"], row["loaded_with"]) for row in pairs] == combinations
-    for row in pairs:
-        assert list(row) == [column.name for column in Checkpoint.pair_columns]
-        assert (row["saved_workers"], row["loaded_workers"]) == (2, 2)
-        assert 0 < row["max_loss_diff"] <= 1e-5  # two workers round otherwise than one
-        assert 0 < row["max_weight_diff"] <= 1e-5
+    number = 0 if more else len(strategies) ** 2
+    paired(rows[:number], strategies if number else ())
+    throughput = rows[number:]
     assert [row["strategy"] for row in throughput] == list(strategies)
     for row in throughput:
         assert list(row) == [column.name for column in Checkpoint.throughput_columns]
@@ -55,6 +53,25 @@ def test_a_sample_of_pairs_and_a_small_state(tmp_path: Path, strategies: tuple[s
         assert min(row[name] for name in ("save_mb_s", "raw_save_mb_s", "save_ratio", "load_mb_s")) > 0
         # It cannot be below 1 by more than a rounding: the share itself is held.
         assert 0.99 <= row["peak_ratio"] <= (row["peak_ratio_bound"] or 9)
+
+
+def test_each_loads_what_each_saved(in_workers_that_stay: RunJob):
+    strategies, study = ("ddp", "fsdp"), Checkpoint()
+    jobs = study.jobs(strategies, [2], {"only": "pairs"})
+    finished, failures = run_jobs("checkpoint", jobs, Display(), in_workers_that_stay)
+    rows = study.rows(finished)
+    assert [*failures, *study.judge(rows)] == []
+    paired(rows, strategies)
+
+
+def paired(rows: list[dict[str, Any]], strategies: tuple[str, ...]) -> None:
+    """Look at the rows of what two workers saved with each strategy, and two loaded with each."""
+    assert [(row["saved_with"], row["loaded_with"]) for row in rows] == [*itertools.product(strategies, strategies)]
+    for row in rows:
+        assert list(row) == [column.name for column in Checkpoint.pair_columns]
+        assert (row["saved_workers"], row["loaded_workers"]) == (2, 2)
+        assert 0 < row["max_loss_diff"] <= 1e-5  # two workers round otherwise than one
+        assert 0 < row["max_weight_diff"] <= 1e-5
 
 
 @pytest.mark.timeout(120)

@@ -89,8 +89,9 @@ def all_are_told(run: Run, strategy: str, fault: str, arguments: list[str]) -> N
 ARGUMENTS = ["a b", "--", "-n", "3", "--strategy", "x", "$HOME $$ ${local_rank}", "it's"]
 
 
+# By default, the README's programs succeed, and the arguments are told below.
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("strategy", on_engines(("horovod",), others=[(name,) for name in ENGINES]))
+@pytest.mark.parametrize("strategy", on_engines(others=[(name,) for name in ENGINES]))
 def test_a_script_that_succeeds(strategy: str) -> None:
     run = Run(strategy, "none", *ARGUMENTS)
     assert run.result.returncode == 0, run.result.describe()
@@ -170,12 +171,10 @@ def test_the_command_line_imports_no_framework() -> None:
         "import sys\nfrom farandole.cli.main import main\nmain(['--help'], standalone_mode=False)\n"
         f"print('LOADED', [name for name in {heavy} if name in sys.modules])"
     )
-    for _ in range(5):
-        started = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25, check=True)
-        seconds = time.monotonic() - started
-        assert done.stdout.endswith("LOADED []\n"), done.stdout
-        if seconds < 0.3:
-            break
-    else:  # five times in a row
-        pytest.fail(f"`farandole --help` took {seconds:.2f} s")
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25, check=True)
+    after = os.times()
+    assert done.stdout.endswith("LOADED []\n"), done.stdout
+    # Of the processor: how long it takes says as much of what else this machine does.
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    assert seconds < 0.3, f"`farandole --help` took {seconds:.2f} s of the processor"

@@ -53,15 +53,10 @@ if silent:
     all_have_reported()
 """
 DEADLINE = 2
-START_BY_HAND = """
-import json, os, subprocess, sys
-jobs = [subprocess.Popen(sys.argv[2:], env={**os.environ, **more}) for more in json.loads(sys.argv[1])]
-sys.exit(max(job.wait() for job in jobs))
-"""
 OF_TORCH = ("torchrun", "deepspeed", "environment")
 
 
-def argv_of(launcher: str, workers: int, program: list[str], port: int) -> list[str]:
+def argv_of(launcher: str, workers: int, program: list[str], port: int, by_hand: Any) -> list[str]:
     if launcher == "torchrun":
         options = ["--standalone", "--nproc-per-node", str(workers)]
         return [sys.executable, "-m", "torch.distributed.run", *options, *program]
@@ -72,7 +67,8 @@ def argv_of(launcher: str, workers: int, program: list[str], port: int) -> list[
             return [path, "--no_local_rank", "--num_accelerators", str(workers), "--master_port", str(port), *program]
         return [path, "-np", str(workers), sys.executable, *program]
     told = [environment(launcher, rank, workers, port) for rank in range(workers)]
-    return [sys.executable, "-c", START_BY_HAND, json.dumps(told), sys.executable, *program]
+    argv: list[str] = by_hand(told, [sys.executable, *program])
+    return argv
 
 
 def environment(kind: str, rank: int, workers: int, port: int) -> dict[str, str]:
@@ -89,10 +85,12 @@ def environment(kind: str, rank: int, workers: int, port: int) -> dict[str, str]
 class Job:
     """Workers of one launcher, of which the `silent` ranks never say where they listen."""
 
-    def __init__(self, launcher: str, workers: int, folder: Path, port: int, silent: Sequence[int] = ()) -> None:
+    def __init__(
+        self, launcher: str, workers: int, folder: Path, port: int, by_hand: Any, silent: Sequence[int] = ()
+    ) -> None:
         script = folder / "program.py"
         script.write_text(PROGRAM.replace("DEADLINE", str(DEADLINE)))
-        argv = argv_of(launcher, workers, [str(script), str(folder), json.dumps(silent)], port)
+        argv = argv_of(launcher, workers, [str(script), str(folder), json.dumps(silent)], port, by_hand)
         # A proxy that the environment names must not stand between the workers.
         env = {"OMP_NUM_THREADS": "1", "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
         self.result: JobResult = run_marked(argv, env=env, timeout=90)
@@ -120,10 +118,10 @@ def launchers(*names: str, exhaustive: Sequence[str] = ()) -> list[Any]:
 @pytest.mark.parametrize(
     "launcher", launchers("horovodrun", "torchrun", "deepspeed", "environment", "slurm", exhaustive=["deepspeed"])
 )
-def test_workers_agree_on_their_addresses(launcher: str, tmp_path: Path, free_ports: Any) -> None:
+def test_workers_agree_on_their_addresses(launcher: str, tmp_path: Path, free_ports: Any, by_hand: Any) -> None:
     (port,) = free_ports(1)
     workers = 3 if launcher == "slurm" else 2
-    job = Job(launcher, workers, tmp_path, port)
+    job = Job(launcher, workers, tmp_path, port, by_hand)
     assert job.result.returncode == 0, job.result.describe()
     assert sorted(job.found) == list(range(workers)), job.result.describe()
     for rank, found in job.found.items():
@@ -148,10 +146,10 @@ def test_workers_agree_on_their_addresses(launcher: str, tmp_path: Path, free_po
     ],
 )
 def test_workers_that_never_report_are_named_to_all_others(
-    launcher: str, silent: list[int], named: str, tmp_path: Path, free_ports: Any
+    launcher: str, silent: list[int], named: str, tmp_path: Path, free_ports: Any, by_hand: Any
 ) -> None:
     (port,) = free_ports(1)
-    job = Job(launcher, 3, tmp_path, port, silent)
+    job = Job(launcher, 3, tmp_path, port, by_hand, silent)
     assert sorted(job.found) == [rank for rank in range(3) if rank not in silent], job.result.describe()
     for found in job.found.values():
         assert found["error"].startswith(f"LauncherError: {named} did not say within {DEADLINE} s"), found
@@ -159,9 +157,11 @@ def test_workers_that_never_report_are_named_to_all_others(
 
 
 @pytest.mark.parametrize("launcher", launchers("environment"))
-def test_the_worker_that_all_should_meet_at_is_named(launcher: str, tmp_path: Path, free_ports: Any) -> None:
+def test_the_worker_that_all_should_meet_at_is_named(
+    launcher: str, tmp_path: Path, free_ports: Any, by_hand: Any
+) -> None:
     (port,) = free_ports(1)
-    job = Job(launcher, 2, tmp_path, port, [0])
+    job = Job(launcher, 2, tmp_path, port, by_hand, [0])
     (found,) = job.found.values()
     assert found["error"].startswith("LauncherError: worker 1 of 2 cannot meet the others"), found
     assert f"MASTER_PORT={port}" in found["error"] and "Look at rank 0" in found["error"]
@@ -169,10 +169,10 @@ def test_the_worker_that_all_should_meet_at_is_named(launcher: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("launcher", launchers("environment"))
-def test_a_busy_port_is_named(launcher: str, tmp_path: Path) -> None:
+def test_a_busy_port_is_named(launcher: str, tmp_path: Path, by_hand: Any) -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        job = Job(launcher, 2, tmp_path, port, [1])
+        job = Job(launcher, 2, tmp_path, port, by_hand, [1])
     assert job.found[0]["error"].startswith("LauncherError: worker 0 of 2 cannot"), job.result.describe()
     assert f"MASTER_PORT={port}" in job.found[0]["error"]
 

@@ -30,7 +30,6 @@ from farandole.plugins.metrics import WorkerMetrics
 
 EXAMPLES = Path(__file__).parents[2] / "experiments/examples"
 DIGITS = EXAMPLES / "digits_lightning.py"
-BYTES = EXAMPLES / "bytes_lightning.py"
 FAULTS = Path(__file__).with_name("fault_program.py")
 OWN = Path(__file__).with_name("own_strategy_program.py")
 EPOCHS = 2
@@ -100,14 +99,14 @@ def _batches(length: int, size: int) -> Iterator[torch.Tensor]:
 @pytest.mark.parametrize(
     ("strategy", "launcher"),
     [
-        ("horovod", "horovodrun"),
         ("deepspeed_zero_2", "deepspeed"),
-        ("deepspeed_zero_2", "python"),
         # These are in the README, whose programs are run too.
         pytest.param("horovod", "python", marks=exhaustive),
+        pytest.param("horovod", "horovodrun", marks=exhaustive),
         pytest.param("horovod", "farandole", marks=exhaustive),
         pytest.param("deepspeed_zero_2", "farandole", marks=exhaustive),
         # And these are the rest.
+        pytest.param("deepspeed_zero_2", "python", marks=exhaustive),
         pytest.param("horovod", "deepspeed", marks=exhaustive),
         pytest.param("horovod", "torchrun", marks=exhaustive),
         pytest.param("deepspeed_zero_2", "horovodrun", marks=exhaustive),
@@ -126,19 +125,6 @@ def test_one_file_on_one_worker(strategy: str, alone: float) -> None:
     options = ["--strategy", strategy, "--devices", "1", "--batch-size", str(32 * WORKERS)]
     job = run_marked([sys.executable, str(DIGITS), "--max-epochs", str(EPOCHS), *options], timeout=100)
     assert final_loss(job) == pytest.approx(alone, abs=1e-5), job.describe()
-
-
-def test_the_byte_model_as_on_one_device_with_stock_lightning(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    size = ["--layers", "2", "--width", "64", "--sequence-length", "64", "--max-steps", "10"]
-    stock = ["--strategy", "auto", "--devices", "1", "--batch-size", "16"]
-    monkeypatch.setattr(sys, "argv", [str(BYTES), *size, *stock])
-    runpy.run_path(str(BYTES), run_name="__main__")
-    expected = printed_loss(capsys.readouterr().out)
-    job = run_marked(command("farandole", "horovod", BYTES, *size, "--batch-size", "8"), timeout=100)
-    assert final_loss(job) == pytest.approx(expected, abs=1e-5), job.describe()
-    assert re.search(r"horovod: [4-7]\.\d\d\d bits per byte after 10 steps", job.output), job.describe()
 
 
 # Workers that break.
@@ -209,7 +195,10 @@ def test_a_worker_of_the_trainers_that_is_killed(rank: str, strategy: str) -> No
 
 @pytest.mark.parametrize(
     ("strategy", "trainings"),
-    [("horovod", ["0:train", "1:validate", "1:test"]), ("deepspeed_zero_2", ["1:train", "0:validate"])],
+    [
+        ("horovod", ["0:train", "1:validate", "1:test"]),
+        pytest.param("deepspeed_zero_2", ["1:train", "0:validate"], marks=exhaustive),
+    ],
 )
 def test_all_workers_stop_after_the_same_batch_when_one_is_to_end(strategy: str, trainings: list[str]) -> None:
     """As a scheduler asks that takes a machine away; so that all can save. Also when all but validation is done.

@@ -14,30 +14,26 @@ class TestToy(Conformance):
 """
 
 
-ALL_WITH_TWO_WORKERS = "2- or test_job_ends_cleanly and 2"
+BROKEN = TOY.replace("gradient / dist.get_world_size()", "gradient").replace("Toy", "Broken")
+THREE_MORE = THREE_LINES.replace("TestToy", "TestBroken").replace('"toy"', '"broken"')
+CHOSEN = "TestToy and (2- or test_job_ends_cleanly and 2) or TestBroken and test_curve and 2-adamw"
 
 
-def run_pytest(folder: Path, site: Path, chosen: str) -> subprocess.CompletedProcess[str]:
-    (folder / "test_toy.py").write_text(THREE_LINES)
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "test_toy.py"],
-        cwd=folder,
+def test_a_toy_strategy_passes_and_a_broken_one_fails(make_distribution: Any, tmp_path: Path) -> None:
+    assert BROKEN.count("gradient / ") == TOY.count("gradient / ") - 1
+    site = make_distribution("toy", TOY, {"toy": "ToyStrategy", "broken": "BrokenStrategy"})
+    with (site / "toy.py").open("a") as source:
+        source.write(BROKEN.replace("from __future__ import annotations", ""))
+    (tmp_path / "test_toy.py").write_text(THREE_LINES)
+    (tmp_path / "test_broken.py").write_text(THREE_MORE)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", CHOSEN, "test_toy.py", "test_broken.py"],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
         timeout=900,
     )
-
-
-def test_toy_strategy_passes(make_distribution: Any, tmp_path: Path) -> None:
-    done = run_pytest(tmp_path, make_distribution("toy", TOY, {"toy": "ToyStrategy"}), ALL_WITH_TWO_WORKERS)
-    assert done.returncode == 0, done.stdout
-    assert "failed" not in done.stdout
-
-
-def test_broken_toy_strategy_fails(make_distribution: Any, tmp_path: Path) -> None:
-    broken = TOY.replace("gradient / dist.get_world_size()", "gradient")
-    assert broken != TOY
-    done = run_pytest(tmp_path, make_distribution("toy", broken, {"toy": "ToyStrategy"}), "test_curve and 2-adamw")
     assert done.returncode == 1, done.stdout
-    assert "test_curve[2-adamw-float64]" in done.stdout
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert len(failed) == 1 and "TestBroken::test_curve[2-adamw-float64]" in failed[0], done.stdout
