@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from farandole.plugins.pytest.suite import servers_of
 # Here as in the workers: on few cores, threads that wait for each other at each operation cost more than they give.
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"))
 
+ROOT = Path(__file__).parents[1]
+
 MakeDistribution = Callable[[str, str, dict[str, str]], Path]
 
 START_BY_HAND = """
@@ -24,6 +27,25 @@ import json, os, subprocess, sys
 jobs = [subprocess.Popen(sys.argv[2:], env={**os.environ, **more}) for more in json.loads(sys.argv[1])]
 sys.exit(max(job.wait() for job in jobs))
 """
+
+
+@pytest.hookimpl(optionalhook=True)  # xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all modules whose tests share the workers that stay up to one process; each other module is for any."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::")[0]
+            return "workers that stay up" if _shares_workers(path) else path
+
+    return ByModule(config, log)
+
+
+@cache
+def _shares_workers(path: str) -> bool:
+    source = (ROOT / path).read_text()
+    return any(name in source for name in ("worker_servers", "in_workers_that_stay", "(Conformance)"))
 
 
 @pytest.fixture
@@ -57,7 +79,7 @@ def worker_servers(pytestconfig: pytest.Config) -> Iterator[WorkerServers]:
         yield servers
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
     """Return a function that finds ports that nobody listens on."""
 
@@ -69,7 +91,7 @@ def free_ports() -> Callable[[int], list[int]]:
     return find
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def by_hand() -> Callable[[Sequence[Mapping[str, str]], Sequence[str]], list[str]]:
     """Return a function that makes a command of a program, to be started once in each of some environments."""
 
