@@ -7,10 +7,11 @@ cluster, everyone tells it who they are, and all hear what all said.
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from .errors import LauncherError
 from .origin import PATIENCE, is_stranger, own_origin
@@ -20,12 +21,31 @@ Address = tuple[str, int]
 _GRACE = 5.0  # seconds that rank 0 may need, beyond the deadline, to tell the others who is missing
 
 
-def roll_call(addresses: Sequence[Address], rank: int, said: Any, deadline: float) -> list[Any]:
+Lines = dict[int, TextIO]
+"""Connections by the rank at their other end: rank 0 has one to each, the others have one to rank 0."""
+
+
+def ended(lines: Lines) -> list[int]:
+    """Return the ranks whose processes have ended: nothing is said on these connections, so that they only close.
+
+    A process that was forked from one and lives longer keeps its connection open.
+    """
+    by_file = {line.fileno(): rank for rank, line in lines.items()}
+    poll = select.poll()
+    for file in by_file:
+        poll.register(file, select.POLLIN)
+    return sorted(by_file[file] for file, _ in poll.poll(0))
+
+
+def roll_call(
+    addresses: Sequence[Address], rank: int, said: Any, deadline: float, lines: Lines | None = None
+) -> list[Any]:
     """Return what each worker said (any JSON), in rank order, on every worker.
 
     Args:
         addresses: where each worker is; only rank 0's is used, and is free again afterwards.
         deadline: seconds that all have to come.
+        lines: is filled with the connections, which stay open then; see `ended`.
 
     Raises:
         LauncherError: a worker did not come, came twice, or has been told of another cluster; on every worker.
@@ -33,12 +53,13 @@ def roll_call(addresses: Sequence[Address], rank: int, said: Any, deadline: floa
     cluster = [f"{host}:{port}" for host, port in addresses]
     if len(addresses) == 1:
         return [said]
+    lines = {} if lines is None else lines
     if rank == 0:
-        return _take(addresses[0], cluster, said, deadline)
-    return _answer(addresses[0], cluster, rank, said, deadline)
+        return _take(addresses[0], cluster, said, deadline, lines)
+    return _answer(addresses[0], cluster, rank, said, deadline, lines)
 
 
-def _take(address: Address, cluster: list[str], said: Any, deadline: float) -> list[Any]:
+def _take(address: Address, cluster: list[str], said: Any, deadline: float, lines: Lines) -> list[Any]:
     ends = time.monotonic() + deadline
     call = _Call(cluster, said)
     with _listen(address, cluster) as server:
@@ -51,11 +72,12 @@ def _take(address: Address, cluster: list[str], said: Any, deadline: float) -> l
                 if time.monotonic() >= ends:
                     call.name_the_missing(deadline)
                 continue
-            call.hear(_stream(connection, min(ends, time.monotonic() + _GRACE)))
+            call.hear(_line(connection, min(ends, time.monotonic() + _GRACE)))
     # Only now: who hears of it may come to the next roll call, and would be heard by this one's server.
     call.reply()
     if call.problem:
         raise LauncherError(call.problem)
+    lines.update((rank, line.reader) for rank, line in call.lines.items())
     return [call.heard[rank] for rank in range(len(cluster))]
 
 
@@ -63,34 +85,37 @@ class _Call:
     """What worker 0 hears.
 
     heard: what was said, by rank.
+    lines: who said it.
     aside: by when they are heard, workers that may be another job's; one of this job's comes before them.
     """
 
     def __init__(self, cluster: list[str], said: Any) -> None:
         self.heard: dict[int, Any] = {0: said}
-        self.aside: dict[float, tuple[TextIO, int, Any]] = {}
+        self.aside: dict[float, tuple[_Line, int, Any]] = {}
         self.problem = ""
         self._cluster = cluster
-        self._lines: list[TextIO] = []
+        self.lines: dict[int, _Line] = {}
+        self._others: list[_Line] = []  # of whoever is told what is wrong, too
 
-    def hear(self, line: TextIO) -> None:
+    def hear(self, line: _Line) -> None:
         """Note what one worker says."""
         try:
-            message = json.loads(line.readline())
+            message = json.loads(line.reader.readline())
             rank, theirs, said, origin = (message[name] for name in ("rank", "cluster", "said", "origin"))
         except (OSError, ValueError, KeyError, TypeError):
             return  # a port scanner, or a worker that died: it will be missed
         if theirs == self._cluster and is_stranger(origin, own_origin(0, len(theirs))):
             self.aside[time.monotonic() + PATIENCE] = line, rank, said
             return
-        self._lines.append(line)
+        if theirs != self._cluster or rank in self.heard:
+            self._others.append(line)
         if theirs != self._cluster:
             told, own = ", ".join(theirs), ", ".join(self._cluster)
             self.problem = f"worker {rank} was told of the cluster {told}, worker 0 of {own}: they differ"
         elif rank in self.heard:
             self.problem = f"{_two_are(rank)}: each needs an index of its own in TF_CONFIG's task"
         else:
-            self.heard[rank] = said
+            self.heard[rank], self.lines[rank] = said, line
 
     def take_from_aside(self) -> None:
         """Hear those for whom nobody of this job has come."""
@@ -99,8 +124,7 @@ class _Call:
             if rank in self.heard:
                 self._refuse(line, rank)
             else:
-                self._lines.append(line)
-                self.heard[rank] = said
+                self.heard[rank], self.lines[rank] = said, line
 
     def name_the_missing(self, deadline: float) -> None:
         """Fail, as the deadline has passed."""
@@ -111,12 +135,12 @@ class _Call:
     def reply(self) -> None:
         """Tell all what all have said, or what is wrong."""
         said = None if self.problem else [self.heard[rank] for rank in range(len(self._cluster))]
-        for line in self._lines:
+        for line in (*self.lines.values(), *self._others):
             _say(line, {"problem": self.problem, "said": said})
         for line, rank, _ in self.aside.values():
             self._refuse(line, rank)
 
-    def _refuse(self, line: TextIO, rank: int) -> None:
+    def _refuse(self, line: _Line, rank: int) -> None:
         own = ", ".join(self._cluster)
         problem = f"{_two_are(rank)} of the cluster {own}: two jobs were told the same TF_CONFIG; choose other ports"
         _say(line, {"problem": self.problem or problem})
@@ -126,7 +150,7 @@ def _two_are(rank: int) -> str:
     return f"two processes say that they are worker {rank}"
 
 
-def _answer(address: Address, cluster: list[str], rank: int, said: Any, deadline: float) -> list[Any]:
+def _answer(address: Address, cluster: list[str], rank: int, said: Any, deadline: float, lines: Lines) -> list[Any]:
     ends = time.monotonic() + deadline + _GRACE
     while True:
         try:
@@ -139,17 +163,18 @@ def _answer(address: Address, cluster: list[str], rank: int, said: Any, deadline
                     f"({error.strerror or error})"
                 ) from None
             time.sleep(0.1)
-    line = _stream(connection, ends)
+    line = _line(connection, ends)
     origin = own_origin(rank, len(cluster))
     _say(line, {"rank": rank, "cluster": cluster, "said": said, "origin": origin})
     try:
-        reply = json.loads(line.readline())
+        reply = json.loads(line.reader.readline())
     except (OSError, ValueError):
         raise LauncherError(
             f"worker 0 ({cluster[0]}) ended, or is something else, before all workers had joined: see its own output"
         ) from None
     if reply["problem"]:
         raise LauncherError(reply["problem"])
+    lines[0] = line.reader
     answers: list[Any] = reply["said"]
     return answers
 
@@ -164,16 +189,22 @@ def _listen(address: Address, cluster: list[str]) -> socket.socket:
         ) from None
 
 
-def _stream(connection: socket.socket, ends: float) -> TextIO:
+class _Line(NamedTuple):
+    """Both directions of a connection, which stays open as long as one of them is there."""
+
+    reader: TextIO
+    writer: TextIO
+
+
+def _line(connection: socket.socket, ends: float) -> _Line:
     connection.settimeout(max(1.0, ends - time.monotonic()))
-    stream: TextIO = connection.makefile("rw", encoding="utf-8")
-    connection.close()  # the stream keeps it open
-    return stream
+    with connection:
+        return _Line(connection.makefile("r", encoding="utf-8"), connection.makefile("w", encoding="utf-8"))
 
 
-def _say(line: TextIO, message: Any) -> None:
+def _say(line: _Line, message: Any) -> None:
     try:
-        line.write(json.dumps(message) + "\n")
-        line.flush()
+        line.writer.write(json.dumps(message) + "\n")
+        line.writer.flush()
     except OSError:
         pass  # who died meanwhile is missed by the engine

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from .. import entry
+from ..roll_call import Lines, ended
 from ..worker import Worker
 
 TASK_IS_GONE = "was killed, or stopped"
@@ -22,11 +23,14 @@ class ConfigStore:
     """What each worker says under a key, read by the others; all workers call the same methods in the same order.
 
     A worker removes what it said once everyone must have read it: when all have said the next thing.
+
+    lines: tell of workers whose processes end, long before the service knows of it, which waits for signs of life.
     """
 
-    def __init__(self, worker: Worker, jobs: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, worker: Worker, jobs: Sequence[tuple[str, int]], lines: Lines) -> None:
         self._worker = worker
         self._jobs = list(jobs)
+        self._lines = lines
         self._generation = self._round = 0
         self._own: list[str] = []
 
@@ -75,11 +79,14 @@ class ConfigStore:
 
     def _check_others(self, service: Any) -> None:
         """Raise `UnavailableError` where a worker is gone: the service knows, but lets those who wait for it wait."""
-        for rank, state in enumerate(service.get_task_states(self._jobs)):
-            if state is not None:
-                raise tf.errors.UnavailableError(
-                    None, None, f"worker {rank} of {self._worker.world_size} {TASK_IS_GONE}: {state}"
-                )
+        gone = [(rank, "its process has ended") for rank in ended(self._lines)]
+        if not gone:
+            states = enumerate(service.get_task_states(self._jobs))
+            gone = [(rank, str(state)) for rank, state in states if state is not None]
+        for rank, why in gone:
+            raise tf.errors.UnavailableError(
+                None, None, f"worker {rank} of {self._worker.world_size} {TASK_IS_GONE}: {why}"
+            )
 
     def _key(self, rank: int, number: int) -> str:
         return f"farandole/{self._generation}/{self._round}/{rank}/{number}"

@@ -128,10 +128,11 @@ def test_horovod_under_tf_config(tmp_path: Path, alone: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "where"),
     [
-        ("stop", "step"),
-        ("terminate", "barrier"),
-        pytest.param("kill", "barrier", marks=exhaustive),
+        ("kill", "barrier"),
+        ("terminate", "step"),
+        pytest.param("terminate", "barrier", marks=exhaustive),
         pytest.param("kill", "step", marks=exhaustive),
+        pytest.param("stop", "step", marks=exhaustive),
         pytest.param("stop", "barrier", marks=exhaustive),
     ],
 )
@@ -145,6 +146,18 @@ def test_a_worker_that_is_gone_ends_the_others(tmp_path: Path, fault: str, where
         assert time.monotonic() - gone < BOUND
         assert "Traceback" in first.output
         assert ("lost another worker" if where == "step" else "worker 1 of 2 was killed, or stopped") in first.output
+
+
+@exhaustive
+def test_a_worker_that_is_slow_goes_on(tmp_path: Path) -> None:
+    """As on a busy machine."""
+    with workers(tmp_path, configs(2), str(PROGRAM), "stop", "step") as (first, last):
+        until = time.monotonic() + 80
+        while "READY" not in last.output and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(9)
+        last.process.send_signal(signal.SIGCONT)
+        assert [worker.ends_within(30) for worker in (first, last)] == [0, 0], first.output + last.output
 
 
 # What the roll call says is tested with threads; here, that the strategy holds one, and for how long.

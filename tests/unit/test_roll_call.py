@@ -16,7 +16,7 @@ import pytest
 
 from farandole.adapters import LauncherError
 from farandole.adapters import roll_call as roll_call_module
-from farandole.adapters.roll_call import Address, roll_call
+from farandole.adapters.roll_call import Address, Lines, ended, roll_call
 
 pytestmark = pytest.mark.timeout(30)
 FreePorts = Callable[[int], list[int]]
@@ -46,6 +46,20 @@ def test_all_hear_what_all_say_in_rank_order(cluster: list[Address]) -> None:
     heard = call((cluster, 2), (cluster, 0), (cluster, 1))
     assert heard == [[{"of": 0}, {"of": 1}, {"of": 2}]] * 3
     assert call((cluster, 1), (cluster, 2), (cluster, 0)) == heard, "the address of worker 0 is free again"
+
+
+def test_connections_that_stay_tell_of_ends(cluster: list[Address]) -> None:
+    lines: list[Lines] = [{}, {}, {}]
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda rank: roll_call(cluster, rank, None, 5, lines[rank]), range(3)))
+    assert [sorted(each) for each in lines] == [[1, 2], [0], [0]]
+    assert [ended(each) for each in lines] == [[], [], []]
+    with socket.create_server(cluster[0]):  # the address is free for the engine all the same
+        pass
+    lines[2][0].close()
+    assert [ended(each) for each in lines[:2]] == [[2], []]
+    lines[0][1].close()
+    assert ended(lines[1]) == [0]
 
 
 def test_one_worker_calls_nobody() -> None:

@@ -18,14 +18,16 @@ from ... import entry
 from ...capabilities import Capabilities
 from ...errors import EngineUnavailableError, LauncherError, OptionError, StrategyStateError
 from ...launch.tf_config import START_DEADLINE_VARIABLE, read_tf_config
-from ...roll_call import Address, roll_call
+from ...roll_call import Address, Lines, roll_call
 from ..cluster import cluster_addresses, tf_config
 from ..config_store import TASK_IS_GONE, ConfigStore
 from ..library import keras_version
 from ..strategy import TensorFlowStrategy
 
 _START_DEADLINE = 60.0
-_HEARTBEAT = 7_000  # ms without a sign of life after which TensorFlow gives a worker up
+# ms without a sign of life after which TensorFlow gives a worker up. One that is only slow on a busy machine should not
+# be, and one that was killed before a collective must be found within 15 s.
+_HEARTBEAT = 12_000
 
 # Of collectives, of what tasks call on each other and on the coordination service, and of `ConfigStore`. Others fail by
 # the same types of error, and of sockets too: a file system in the cloud, for one.
@@ -176,8 +178,9 @@ class MultiWorkerStrategy(TensorFlowStrategy):
     def _meet(self, addresses: tuple[Address, ...]) -> _Cluster:
         worker = self.worker
         jobs: list[tuple[str, int]] = []
+        lines: Lines = {}
         if addresses:
-            roll_call(addresses, worker.rank, None, self._start_deadline)
+            roll_call(addresses, worker.rank, None, self._start_deadline, lines)
             jobs = _configure_heartbeat()
         try:
             strategy = _Mirrored(communication_options=self._options)
@@ -193,7 +196,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
                 f"TensorFlow counts {found} replicas, but {self.launch.launcher} says {worker.world_size} workers: "
                 "start a worker for each GPU"
             )
-        return _Cluster(addresses, strategy, ConfigStore(worker, jobs))
+        return _Cluster(addresses, strategy, ConfigStore(worker, jobs, lines))
 
     def _gather(self, value: Any) -> list[Any]:
         return self._store.gather(value)
