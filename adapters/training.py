@@ -15,6 +15,7 @@ from .progress import Progress
 from .seam import Seam
 
 if TYPE_CHECKING:
+    from .checkpoint.manifest import Manifest
     from .strategy import Strategy
 
 
@@ -38,13 +39,15 @@ class Training(ABC):
     model: the model as the user made it, on the strategy's device; its parameters are the trained ones.
     optimizer: an optimizer of the framework whose hyperparameters reach the engine.
     extras: what `save(extras=...)` was given, as the last `load` found it.
+    attempt: how often its run has begun again from a checkpoint.
     """
 
     model: Any
     optimizer: Any
-    extras: dict[str, Any]
 
     def __init__(self, strategy: Strategy, options: StepOptions) -> None:
+        self.extras: dict[str, Any] = {}
+        self.attempt = 0
         self._strategy = strategy
         self._options = options
         self._seam = Seam(options.callbacks, strategy.worker)
@@ -96,9 +99,12 @@ class Training(ABC):
         """Return what callbacks keep in a checkpoint, by their names."""
         return self._seam.state()
 
-    def take_up_callbacks(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Hand each callback what a checkpoint has of it."""
-        self._seam.load_state(states)
+    def take_up(self, manifest: Manifest) -> Progress:
+        """Go on from a checkpoint whose model and optimizer were loaded: hand each callback its state, and so on."""
+        self.extras = manifest.extras
+        self.attempt = manifest.attempt + 1
+        self._seam.load_state(manifest.callbacks)
+        return manifest.progress
 
     @abstractmethod
     def _step(self, batch: Batch) -> SupportsFloat: ...

@@ -1,8 +1,9 @@
 """Checkpoints side by side in a folder: commit one, find the furthest whole one, remove old ones.
 
-Which of two is older follows from their positions in the run, and from clocks only where those are the same: a clock
-that is set back, or another machine's, must not hide a checkpoint. A folder is one run's: one that begins again from an
-earlier checkpoint leaves those that are further to its user, and `latest` says so.
+Which of two is older follows from how often the run had begun again from a checkpoint, then from their positions in it,
+and from clocks only where those are the same: a clock that is set back, or another machine's, must not hide a
+checkpoint, nor may one that is further in a run that was given up. A folder is one run's: of two that begin again from
+the same checkpoint the further one wins, and `latest` says so.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ class Saved:
     torn: str
 
     @property
-    def age(self) -> tuple[Progress, str]:
+    def age(self) -> tuple[tuple[int, Progress], str]:
         """What sorts whole ones by how far they are in their run."""
         assert self.manifest is not None
-        return self.manifest.progress, self.begun
+        return (self.manifest.attempt, self.manifest.progress), self.begun
 
 
 def commit(storage: Storage, manifest: Manifest) -> None:
@@ -106,19 +107,26 @@ def latest(folder: str | PathLike[str]) -> str | None:
     whole = [saved for saved in found if saved.manifest is not None]
     newest = max(whole, key=lambda saved: saved.age, default=None)
     last = max(whole, key=lambda saved: saved.begun, default=None)
-    if newest is not None and last is not None and newest.age[0] > last.age[0]:
+    if newest is not None and last is not None and _is_further(newest, last):
         _log.warning(
             "%s is taken, %s; %s was saved after it, %s. If the run has begun again from an earlier one, remove what "
             "is taken, or name the other one yourself",
             newest.storage.location,
-            newest.age[0],
+            newest.age[0][1],
             last.storage.location,
-            last.age[0],
+            last.age[0][1],
         )
     for saved in found:
         if newest is None or saved.torn > newest.begun:
             _say_torn(saved, newest)
     return None if newest is None else newest.storage.location
+
+
+def _is_further(one: Saved, other: Saved) -> bool:
+    """Whether it is further than another one that began again as often: the two may be of different runs."""
+    (attempt, progress), _ = one.age
+    (other_attempt, other_progress), _ = other.age
+    return attempt == other_attempt and progress > other_progress
 
 
 def manifest_to_load(storage: Storage) -> Manifest:

@@ -81,6 +81,7 @@ class Manifest:
     files: all files in it.
     tensors: all tensors in it.
     callbacks: what callbacks keep, by their names.
+    attempt: how often the run had begun again from a checkpoint before this one was saved.
     aliases: names of tensors that are stored under another name, their first.
     optimizer, scheduler: their classes' names; "none" where there is none.
     """
@@ -98,6 +99,7 @@ class Manifest:
     files: dict[str, FileInfo]
     tensors: dict[str, TensorInfo]
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    attempt: int = 0
 
 
 def slots_by_parameter(tensors: Iterable[str]) -> dict[str, list[str]]:
@@ -194,8 +196,9 @@ def join_parts(parts: Iterable[Part]) -> tuple[dict[str, TensorInfo], Ranges]:
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
     """Commit a checkpoint: from now on it is the one that is loaded."""
     content = {"format": FORMAT, **asdict(manifest), "progress": manifest.progress.as_json()}
-    if not manifest.callbacks:  # which earlier versions do not know
-        del content["callbacks"]
+    for name in ("callbacks", "attempt"):
+        if not content[name]:  # which earlier versions do not know
+            del content[name]
     storage.put(MANIFEST, json.dumps(content, indent=1).encode())
 
 
@@ -250,7 +253,7 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     content["tensors"] = {name: _tensor(**info) for name, info in content["tensors"].items()}
     content["files"] = _files(content["files"])
     manifest = Manifest(**content)
-    kinds = {"extras": dict, "callbacks": dict, "aliases": dict, "world_size": int, "saved_at": str}
+    kinds = {"extras": dict, "callbacks": dict, "aliases": dict, "world_size": int, "saved_at": str, "attempt": int}
     for name, kind in kinds.items():
         if not isinstance(getattr(manifest, name), kind):
             raise TypeError(f"{name} has another type")

@@ -127,6 +127,7 @@ class Save(ABC):
         scheduler: str,
         aliases: dict[str, str],
         callbacks: dict[str, dict[str, Any]],
+        attempt: int,
     ) -> Manifest:
         """Return the manifest of this save; what follows from the parts is still to come."""
         return Manifest(
@@ -143,6 +144,7 @@ class Save(ABC):
             files={},
             tensors={},
             callbacks=callbacks,
+            attempt=attempt,
         )
 
     @property

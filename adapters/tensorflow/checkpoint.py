@@ -88,7 +88,8 @@ class TensorFlowSave(Save):
         if not self._worker.is_main:
             return None, None
         callbacks = self._training.callbacks_state()
-        return self.new_manifest(progress, extras, type(self._training.optimizer).__name__, "none", {}, callbacks), None
+        optimizer, attempt = type(self._training.optimizer).__name__, self._training.attempt
+        return self.new_manifest(progress, extras, optimizer, "none", {}, callbacks, attempt), None
 
     def stage(self, found: list[Any], copy: bool) -> None:
         worker, tensors = self._worker, self._state.tensors
@@ -172,9 +173,7 @@ def load(strategy: Strategy, path: str | PathLike[str], training: TensorFlowTrai
 
     together(strategy, read_and_check, failure)
     together(strategy, take_up, failure)
-    training.extras = found[0].manifest.extras
-    training.take_up_callbacks(found[0].manifest.callbacks)
-    return found[0].manifest.progress
+    return training.take_up(found[0].manifest)
 
 
 def _check_fits(state: State, contents: TensorFlowContents, optimizer: str) -> None:

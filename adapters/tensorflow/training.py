@@ -45,7 +45,6 @@ class TensorFlowTraining(Training):
         _check(model, optimizer, options.scheduler)
         self.model = model
         self.optimizer = optimizer
-        self.extras: dict[str, Any] = {}
         self._specs: list[Spec] = []
         prepare_variables(strategy, model, optimizer)
         name = f"training{strategy.next_training()}"

@@ -14,6 +14,8 @@ import pytest
 from small_training import content, data_folder, edit, failure, net, prepare, snapshot, train
 
 from farandole.adapters import CheckpointError, OptionError, Progress, Strategy, create_strategy, latest
+from farandole.adapters.checkpoint.manifest import read_manifest
+from farandole.adapters.checkpoint.storage import Storage
 
 WIDE = 10_000
 
@@ -66,6 +68,28 @@ def test_a_run_that_begins_again_from_an_earlier_one_is_told_of_the_further_one(
     assert latest(tmp_path) == str(tmp_path / "step-3")
     (told,) = [record.getMessage() for record in caplog.records]
     assert f"step-3 is taken, Progress(epoch=0, step=3); {tmp_path}/step-2 was saved after it" in told
+
+
+def test_what_began_again_from_an_earlier_one_comes_after_what_was_given_up(
+    strategy: Strategy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = prepare(strategy, net())
+    for step in (2, 8, 9):
+        training.save(tmp_path / f"step-{step}", Progress(0, step))
+    monkeypatch.setattr(
+        "farandole.adapters.checkpoint.manifest.time.time_ns", lambda: 10**18
+    )  # whatever the clock says
+    again = prepare(strategy, net())
+    assert again.load(tmp_path / "step-2") == Progress(0, 2)
+    again.save(tmp_path / "step-3", Progress(0, 3), keep=2)
+    assert latest(tmp_path) == str(tmp_path / "step-3") and not caplog.records
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3", "step-9"]
+    again.save(tmp_path / "step-4", Progress(0, 4), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3", "step-4"]
+    third = prepare(strategy, net())
+    third.load(tmp_path / "step-4")
+    third.save(tmp_path / "step-5", Progress(0, 5))
+    assert [read_manifest(Storage(tmp_path / f"step-{step}")).attempt for step in (3, 4, 5)] == [1, 1, 2]
 
 
 @pytest.fixture

@@ -50,9 +50,7 @@ def load(strategy: TorchStrategy, path: str | PathLike[str], training: TorchTrai
             f"{path} holds no optimizer state: the weights are loaded, optimizer and scheduler are as they were",
             stacklevel=3,
         )
-    training.extras = found[0][0].manifest.extras
-    training.take_up_callbacks(found[0][0].manifest.callbacks)
-    return found[0][0].manifest.progress
+    return training.take_up(found[0][0].manifest)
 
 
 def check_fits(training: TorchTraining, names: Names, manifest: Manifest, objects: Mapping[str, Any]) -> None:

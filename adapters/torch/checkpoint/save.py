@@ -36,7 +36,10 @@ class TorchSave(Save):
             return None, state.slots
         callbacks = self._training.callbacks_state()
         optimizer, scheduler = class_name(self._training.optimizer), class_name(self._training.scheduler)
-        return self.new_manifest(progress, extras, optimizer, scheduler, state.names.aliases, callbacks), state.slots
+        manifest = self.new_manifest(
+            progress, extras, optimizer, scheduler, state.names.aliases, callbacks, self._training.attempt
+        )
+        return manifest, state.slots
 
     def stage(self, found: list[Mapping[str, Any]], copy: bool) -> None:
         assert self._state is not None
