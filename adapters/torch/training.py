@@ -25,6 +25,7 @@ from .data import StepLoader, order_of, to_device
 from .earlier import EarlierReduction
 from .engine import LossModule
 from .evaluation import evaluation_mode
+from .ignored_labels import IgnoredLabels
 from .parameter_types import refuse_complex
 from .placeholder import refuse_gradients_of_nothing, without_side_effects
 from .strategy import TorchStrategy
@@ -51,7 +52,6 @@ class TorchTraining(Training):
         self._number = strategy.next_training()
         self.model = model.to(strategy.device)
         self.scheduler = options.scheduler
-        self.extras: dict[str, Any] = {}
         if strategy.broadcast(bool(optimizer.state)):  # before an engine cuts it up
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
         self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, options.accumulate)
@@ -61,6 +61,7 @@ class TorchTraining(Training):
         self._frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         self._earlier_loss = EarlierReduction()
         self._earlier_weight = EarlierReduction()
+        self._ignored = IgnoredLabels(model, loss_fn)
         self._saver = Saver(strategy, lambda storage, keep: checkpoint.TorchSave(storage, self, strategy, keep))
         strategy.settle_before_leaving(self._earlier_loss.settle)
         strategy.settle_before_leaving(self._earlier_weight.settle)
@@ -147,10 +148,13 @@ class TorchTraining(Training):
     def _batches(
         self, loader: StepLoader, order: GlobalOrder, weight: Callable[[Any], SupportsFloat] | None, loop: int
     ) -> Iterator[Batch]:
+        worker = self._strategy.worker
         for epoch, step, counts, data in loader:
             micro = tuple(to_device(micro_batch, self._strategy.device) for micro_batch in data)
             weights = tuple(float(count) for count in counts)
             global_weight: SupportsFloat = float(order.size(step))
+            if weight is None and worker.is_main and max(self._options.accumulate, worker.world_size) > 1:
+                self._ignored.look_at(micro, stacklevel=3)
             if weight is not None:
                 weights = tuple(
                     weight_of(part, weight) if count else 0.0 for part, count in zip(micro, counts, strict=True)
@@ -159,7 +163,7 @@ class TorchTraining(Training):
                     self._earlier_weight.settle()
                 own = torch.tensor(sum(weights), dtype=torch.float64)
                 global_weight = self._start_sum(own, "weight", self._earlier_weight)
-            seed = mix(order.seed, epoch, step, self._strategy.worker.rank)
+            seed = mix(order.seed, epoch, step, worker.rank)
             yield Batch(micro, weights, global_weight, order.after(epoch, step, loop), seed)
 
     def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -473,3 +474,36 @@ def test_a_training_refuses_bad_data_before_the_first_step(strategy: Strategy) -
         training.batches(data(), BATCH, batch_size=3)
     with pytest.raises(DataError, match="cannot start at step 5: an epoch has 4 steps"):
         next(training.batches(data(), BATCH, start=Progress(0, 5)))
+
+
+@pytest.mark.parametrize(
+    ("label", "ignored", "options", "warns"),
+    [
+        (-100, -100, {}, True),
+        (0, 0, {}, True),  # by the loss that is given
+        (-100, -100, {"weight": lambda batch: (batch[1] != -100).sum()}, False),
+        (0, -100, {}, False),
+    ],
+)
+def test_labels_that_a_loss_ignores_are_warned_of_once_where_nothing_says_how_much_they_count(
+    strategy: Strategy, label: int, ignored: int, options: dict[str, Any], warns: bool
+) -> None:
+    class Loss(nn.Module):
+        ignore_index = ignored
+
+        def forward(self, model: nn.Module, batch: Any) -> torch.Tensor:
+            return functional.cross_entropy(model(batch[0]), batch[1], ignore_index=ignored)
+
+    model = nn.Linear(4, 3).double()
+    training = strategy.prepare(model, sgd(model), Loss(), accumulate=2)
+    labels = torch.tensor([label, 1, 2, 1] * 6)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in training.batches((torch.ones(24, 4, dtype=torch.float64), labels), 8, epochs=2, **options):
+            training.step(batch)
+    said = [str(each.message) for each in caught if "labels are" in str(each.message)]
+    assert len(said) == warns
+    if warns:
+        assert f"labels are {label} in places" in said[0] and "weight=" in said[0]
+        (own,) = (each for each in caught if str(each.message) == said[0])
+        assert own.filename == __file__
