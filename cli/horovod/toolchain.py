@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import psutil
@@ -57,7 +58,9 @@ def check(*, torch: bool) -> None:
     setuptools = importlib.util.find_spec("setuptools")
     if setuptools and setuptools.origin and not Path(setuptools.origin).parent.joinpath(*_BDIST_WHEEL).exists():
         packages += ["wheel"] if importlib.util.find_spec("wheel") is None else []
-    if importlib.util.find_spec("pip") is None:
+    # Not by importlib.util: setuptools takes a search for pip for a run of pip, and cannot be imported after it
+    # (`spec_for_pip` in _distutils_hack).
+    if PathFinder.find_spec("pip") is None:
         missing.append("pip in this environment: python -m ensurepip (or: uv pip install pip)")
     if compiler() is None:
         chosen = _chosen_compiler()

@@ -450,3 +450,9 @@ class TestProcess:
             parent.kill()
         gone, _ = psutil.wait_procs([child], timeout=5)
         assert gone or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_looking_for_what_a_build_needs_leaves_setuptools_importable() -> None:
+    look = "from farandole.cli.horovod import toolchain\ntoolchain.check(torch=False)\nimport setuptools"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
