@@ -14,7 +14,7 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # exported by torch.distributed, but not typed
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from ..errors import LauncherError
 from ..launch.variables import Launch

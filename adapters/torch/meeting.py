@@ -10,7 +10,7 @@ import contextlib
 import time
 import traceback
 
-from torch._C._distributed_c10d import Store  # exported by torch.distributed, but not typed
+from torch.distributed import Store
 
 from ..errors import WorkerLostError
 from ..leaving import leave_timeout

@@ -21,6 +21,7 @@ from ..seam import Seam
 from ..strategy import ReduceOp, Strategy
 from ..structure import map_structure
 from ..training import StepOptions, Training
+from .compat import check
 from .engine import Engine
 
 Finish = Callable[[], torch.Tensor]
@@ -38,6 +39,7 @@ class TorchStrategy(Strategy):
 
     def __init__(self, device: str | None = None) -> None:
         super().__init__()
+        check()
         self._trainings = itertools.count()
         self._settlers: list[Callable[[], Callable[[], object] | None]] = []
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -51,6 +51,7 @@ def _loss(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return output.square().mean()
 
 
+@torch.no_grad()
 def _living_bytes() -> int:
     gc.collect()
     storages: dict[int, int] = {}
@@ -59,6 +60,7 @@ def _living_bytes() -> int:
             # A gradient that no Python code has looked at is no Python object yet.
             for tensor in (found, found.grad if found.is_leaf else None):
                 if tensor is not None:
-                    storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()  # a DTensor's own part
+                    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor's own part
+                    storage = local.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

@@ -121,9 +121,12 @@ def _comm(thread: Path) -> str:
 
 
 def _process_groups() -> int:
-    distributed = sys.modules.get("torch.distributed")
+    if "torch.distributed" not in sys.modules:
+        return 0
+    from ...adapters.torch.compat import count_process_groups
+
     # There is no public list of them.
-    return 0 if distributed is None else len(distributed.distributed_c10d._world.pg_names)
+    return count_process_groups()
 
 
 def _enter(word: str) -> str:

@@ -1,0 +1,38 @@
+"""What we use of PyTorch and it does not document, and the versions that were seen to have it.
+
+What PyTorch itself calls public (no underscore, in a module without one) is not here. Files are those of PyTorch 2.13,
+below `torch/`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..undocumented import Library
+
+TORCH = Library("PyTorch", "torch", ("2.13.0", "2.14.1"), "pip install torch==2.14.1")
+
+
+def check() -> None:
+    """Look for what training needs on every engine.
+
+    Raises:
+        EngineUnavailableError: the installed PyTorch does not have it.
+    """
+    batch_norm()
+
+
+def batch_norm() -> Any:
+    """Return the base of all BatchNorm layers, of other people's too (nn/modules/batchnorm.py)."""
+    return TORCH.load("torch.nn.modules.batchnorm", "_BatchNorm")
+
+
+def import_dynamo() -> None:
+    """Import what `torch.optim` imports when it is first used (`_dynamo/`)."""
+    TORCH.load("torch._dynamo")
+
+
+def count_process_groups() -> int:
+    """Return how many process groups there are in this process (distributed/distributed_c10d.py)."""
+    world = TORCH.load("torch.distributed.distributed_c10d", "_world")
+    return len(TORCH.get(world, "pg_names"))
