@@ -20,6 +20,7 @@ from ...adapters.torch.checkpoint import CheckpointReader
 from ...adapters.torch.checkpoint.dtypes import dtype_of
 from ...adapters.torch.checkpoint.reader import Target
 from ...adapters.torch.elementwise import ELEMENTWISE
+from ...adapters.torch.engines.deepspeed.compat import fragment_address, loss_scaler, zero_config, zero_stage
 from ...adapters.torch.engines.deepspeed.library import import_deepspeed
 from .model_state import ModelState
 from .places import new_place
@@ -62,10 +63,8 @@ class _Source:
 
     def __init__(self, path: str, stage: int, workers: int) -> None:
         deepspeed = import_deepspeed(torch.device("cpu"))
-        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig, ZeroStageEnum
-
         self._version: str = deepspeed.__version__
-        self._stage, self._workers = ZeroStageEnum(stage), workers
+        self._stage, self._workers = zero_stage(stage), workers
         self.reader = CheckpointReader(path)
         self._state = ModelState(self.reader)
         self._objects = self.reader.objects
@@ -81,7 +80,7 @@ class _Source:
         self._kept_out = sorted(shapes.keys() - trained)  # of ZeRO's partitions: frozen or empty parameters
         _check(path, self.reader, trained)
         self._slots = [_slots_of(path, self.reader, group) for group in self._groups]
-        limit: int = DeepSpeedZeroConfig().sub_group_size
+        limit: int = zero_config()().sub_group_size
         self._parts = [sub_groups(group, workers, limit) if stage == 3 else [group] for group in self._groups]
 
     def model_file(self, rank: int) -> dict[str, Any]:
@@ -131,8 +130,6 @@ class _Source:
     def _stage_1_2(
         self, optimizer: dict[str, Any], weights: list[torch.Tensor], partitions: Sequence[Sequence[Partition]]
     ) -> dict[str, Any]:
-        from deepspeed.utils.tensor_fragment import fragment_address
-
         own = [partition for (partition,) in partitions]
         return {
             "base_optimizer_state": optimizer,
@@ -151,11 +148,9 @@ class _Source:
         }
 
     def _stage_3(self, optimizer: dict[str, Any], weights: list[torch.Tensor]) -> dict[str, Any]:
-        from deepspeed.runtime.fp16.loss_scaler import LossScaler
-
         return {
             "zero_stage": self._stage,
-            "loss_scaler": LossScaler(scale=1.0),
+            "loss_scaler": loss_scaler(1.0),
             "dynamic_loss_scale": False,
             "overflow": False,
             "partition_count": self._workers,

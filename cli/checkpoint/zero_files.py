@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...adapters.errors import CheckpointError
+from ...adapters.torch.engines.deepspeed.compat import zero_to_fp32
 from ...adapters.torch.engines.deepspeed.library import import_deepspeed
 from .to_deepspeed import CLIENT_STATE
 
@@ -41,10 +42,8 @@ class ZeroFiles:
 
     def __init__(self, folder: Path) -> None:
         import_deepspeed(torch.device("cpu"))
-        from deepspeed.utils import zero_to_fp32
-
         self._folder = folder
-        self._tool = zero_to_fp32
+        self._tool = zero_to_fp32()
         self._guard(self._load)
 
     def _load(self) -> None:
@@ -52,10 +51,10 @@ class ZeroFiles:
             raise CheckpointError(
                 f"{self._folder} is of a model that was cut up (model parallel): that is not taken up"
             )
-        model_files = self._tool.get_model_state_files(str(self._folder))
-        optimizer_files = self._tool.get_optim_files(str(self._folder))
-        self._models = self._tool.parse_model_states(model_files)
-        self._stage, self._workers, self._weights, self._paddings = self._tool.parse_optim_states(
+        model_files = self._tool.find_model_files(str(self._folder))
+        optimizer_files = self._tool.find_optimizer_files(str(self._folder))
+        self._models = self._tool.read_models(model_files)
+        self._stage, self._workers, self._weights, self._paddings = self._tool.read_optimizers(
             optimizer_files, str(self._folder)
         )
         ranks = [self._open(file)["optimizer_state_dict"] for file in optimizer_files]
@@ -139,11 +138,9 @@ class ZeroFiles:
     def _join(self, flats: list[Flat], models: list[Any], exclude_frozen: bool = False) -> dict[str, Any]:
         def join() -> dict[str, Any]:
             joined: dict[str, Any] = (
-                self._tool._get_fp32_state_dict_from_zero3_checkpoint(self._workers, flats, models, exclude_frozen)
+                self._tool.join_zero_3(self._workers, flats, models, exclude_frozen)
                 if self._stage == 3
-                else self._tool._get_fp32_state_dict_from_zero2_checkpoint(
-                    self._workers, flats, models, exclude_frozen, self._paddings
-                )
+                else self._tool.join_zero_12(self._workers, flats, models, exclude_frozen, self._paddings)
             )
             return joined
 

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
+from ...adapters.torch.engines.deepspeed.compat import is_partitioned
 from .shapes import LEARNING_RATE, MOMENTUM
 
 Step = Callable[[Tensor, Tensor], None]
@@ -93,10 +94,10 @@ def deepspeed(model: nn.Module, options: Mapping[str, Any]) -> Step:
 
 def whole(parameter: nn.Parameter) -> Tensor:
     """Return a parameter of a raw model as one tensor, whatever the engine made of it; all workers call it."""
-    if hasattr(parameter, "ds_id"):
-        from deepspeed.runtime.zero import GatheredParameters
+    if is_partitioned(parameter):
+        import deepspeed as engine_library
 
-        with GatheredParameters([parameter]):
+        with engine_library.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
     gather: Callable[[], Tensor] = getattr(parameter, "full_tensor", parameter.detach)
     return gather()

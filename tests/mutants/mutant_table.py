@@ -188,14 +188,14 @@ MUTANTS = (
     Mutant(
         "zero_2_shards_begin_at_0",
         "adapters/torch/engines/deepspeed/stages.py",
-        "Fragment.cut(mapping.lp_fragment_address.start, partition,",
+        "Fragment.cut(found.in_parameter.start, partition,",
         "Fragment.cut(0, partition,",
         _conformance("TestDeepSpeedZero2", "resumed or damaged"),
     ),
     Mutant(
         "zero_3_keeps_old_gradients",
         "adapters/torch/engines/deepspeed/stages.py",
-        "partitions[self._zero.get_param_id(parameter)].zero_()",
+        "self._zero.gradient_partitions[self._zero.number_of(parameter)].zero_()",
         "pass",
         _conformance("TestDeepSpeedZero3", "parameter"),
     ),

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from farandole.adapters import DataError, EngineUnavailableError, OptionError, Strategy, Training, create_strategy
+from farandole.adapters.torch.engines.deepspeed import compat
+from farandole.adapters.undocumented import Name
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
@@ -128,6 +130,38 @@ def test_bfloat16_trains_with_float32_kept(name: str) -> None:
         assert {weight.dtype for _, weight in training.weights()} == {torch.bfloat16}
         (weight, _) = training.model.parameters()
         assert training.engine.shard(weight).weight.dtype == torch.float32
+
+
+# A DeepSpeed that lacks what is used of it.
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "attribute"),
+    [
+        ("deepspeed_zero_1", "runtime.engine.DeepSpeedEngine", "allreduce_gradients"),
+        ("deepspeed_zero_2", "runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer", "update_lp_params"),
+        ("deepspeed_zero_2", "comm.comm", "cdb"),
+        ("deepspeed_zero_3", "runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3", "_partition_all_parameters"),
+        ("deepspeed_zero_3", "runtime.zero.parameter_offload", "FWD_MODULE_STACK"),
+    ],
+)
+def test_names_that_are_gone_are_told_before_anything_is_built(
+    name: str, owner: str, attribute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_strategy(name, device="cpu")
+    monkeypatch.delattr(f"deepspeed.{owner}.{attribute}")
+    with pytest.raises(EngineUnavailableError, match=rf"{attribute}, .* pip install deepspeed==\d+\.\d+\.\d+$"):
+        create_strategy(name, device="cpu")
+
+
+@pytest.mark.parametrize(("name", "view"), [("deepspeed_zero_2", "Zero12View"), ("deepspeed_zero_3", "Zero3View")])
+def test_names_that_only_objects_have_are_told_before_training(
+    name: str, view: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_strategy(name, device="cpu") as strategy:
+        monkeypatch.setattr(f"{compat.__name__}.{view}.partitions", Name("gone"))
+        with pytest.raises(EngineUnavailableError, match=r"DeepSpeed \d.* has no DeepSpeedZeroOptimizer.*\.gone, "):
+            prepare(strategy, linear)
 
 
 # An interrupted build.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ....errors import OptionError, did_you_mean
+from .compat import zero_config
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -162,11 +163,9 @@ def check_batch(user: Mapping[str, Any], global_batch_size: int, accumulate: int
 
 
 def _check_zero(zero: Any, stage: int) -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
     if not isinstance(zero, dict):
         raise OptionError(f"zero_optimization in the DeepSpeed config is a dict, not {zero!r}")
-    fields = DeepSpeedZeroConfig.model_fields
+    fields = zero_config().model_fields
     known = {*fields, *(field.alias for field in fields.values() if field.alias)}
     for key in zero:
         if key not in known:
@@ -189,7 +188,7 @@ def _check_zero(zero: Any, stage: int) -> None:
 
 def _check_values(settings: dict[str, Any]) -> None:
     """Have DeepSpeed parse the configuration, for its own opinion on values."""
-    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed import DeepSpeedConfig
 
     try:
         DeepSpeedConfig(copy.deepcopy(settings))

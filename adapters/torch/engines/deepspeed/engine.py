@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from ...earlier import GradientCounts
 from ...engine import Engine, Shard, Slots
 from ...graph import leaves_of
 from ...waiting import Note
+from .compat import EngineView, ZeroView
 from .fragments import DelegatingOptimizer, Fragment
 from .use import Comparison, Gate
 from .waiting import Collectives, find_collectives
@@ -34,6 +35,8 @@ class ZeroEngine(Engine):
         counts: for the counts of workers that have a gradient; `None` where all use the same parameters.
     """
 
+    _zero_view: ClassVar[type[ZeroView]]
+
     def __init__(
         self,
         deepspeed_engine: Any,
@@ -43,7 +46,8 @@ class ZeroEngine(Engine):
     ) -> None:
         super().__init__(deepspeed_engine.module, optimizer)
         self._engine = deepspeed_engine
-        self._zero = deepspeed_engine.optimizer
+        self._engine_view = EngineView(deepspeed_engine)
+        self._zero = self._zero_view(deepspeed_engine.optimizer)
         self._counts = counts if dist.get_world_size() > 1 else None
         self._all = list(self.module.parameters())
         self._trained = [parameter for parameter in self.parameters if parameter.requires_grad]
@@ -54,7 +58,7 @@ class ZeroEngine(Engine):
         self._unused: list[bool] | None = None  # which trained parameters the last output does not depend on
         self._comparison: Comparison | None = None
         numels: dict[torch.Tensor, int] = {parameter: self.shape(parameter).numel() for parameter in self._trained}
-        self._gate = Gate(deepspeed_engine, numels, self._pass_on, self.waiting)
+        self._gate = Gate(self._engine_view, self._zero, numels, self._pass_on, self.waiting)
         self._fragments: dict[torch.nn.Parameter, Fragment] = {}
         self._hooks: list[Any] = []
         self._collectives: Collectives | None = None
@@ -109,13 +113,13 @@ class ZeroEngine(Engine):
             yield from (gradient for gradient in gradients or () if gradient is not None)
 
     def clip_grad_norm(self, max_norm: float) -> None:
-        self._zero.clip_grad = max_norm
+        self._zero.clip_norm = max_norm
 
     def measure_grad_norm(self) -> None:
         pass  # DeepSpeed does in each update
 
     def grad_norm(self) -> torch.Tensor:
-        return torch.as_tensor(self._engine.get_global_grad_norm())
+        return torch.as_tensor(self._engine_view.global_grad_norm())
 
     def update(self) -> None:
         self._engine.step()
@@ -144,7 +148,7 @@ class ZeroEngine(Engine):
             for hook in self._hooks:
                 hook.remove()
             self._hooks.clear()
-            self._engine.destroy()
+            self._engine_view.destroy()
 
     def _cast(self, value: Any) -> Any:
         return value.to(self._dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -17,6 +17,7 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from .... import entry
 from ....errors import EngineUnavailableError
+from .compat import communication, groups, modules_under_way, operators, release_cache
 
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 _OPTIMIZER_OPS = ("cpu_adam", "cpu_adagrad", "cpu_lion", "fused_adam", "fused_lamb", "fused_lion")
@@ -53,47 +54,38 @@ def join_deepspeed(deepspeed: Any) -> None:
     refuse_stale_locks()
     # DeepSpeed calls collectives by names that torch 2.13 renamed, and every call would print a line.
     warnings.filterwarnings("ignore", _RENAMED, FutureWarning)
-    with _without_shared_memory_op(deepspeed):
+    with _without_shared_memory_op():
         deepspeed.init_distributed(
             dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False
         )
 
 
-def leave_deepspeed(deepspeed: Any) -> None:
+def leave_deepspeed() -> None:
     """Forget the process group, which is about to be destroyed unless the program made it."""
-    copy = getattr(deepspeed.utils.groups, "_WORLD_GROUP", None)  # stage 3 makes one, for itself
-    if copy is not None and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group(copy)
-    deepspeed.utils.groups._release_process_group_references()
-    deepspeed.comm.comm.cdb = None
+    known = groups()
+    if known.copy_of_world is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group(known.copy_of_world)
+    known.forget()
+    communication().backend = None
 
 
 def forget_module(module: torch.nn.Module) -> None:
     """Let go of a module that stage 3 trained, which holds its engine and the process group.
 
-    DeepSpeed keeps modules in two places of the process for good: in its list of those whose forward pass is under way,
-    which begins with each model it was given, and as keys of a cache of which parameters to release after which module.
+    DeepSpeed keeps modules in two places of the process for good.
     """
-    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
-
-    under_way = getattr(parameter_offload, "FWD_MODULE_STACK", [])
+    under_way = modules_under_way()
     under_way[:] = [other for other in under_way if other is not module]
-    coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
-    method = getattr(coordinator, f"_{coordinator.__name__}__params_to_release", None)
-    # A decorator of DeepSpeed's is around the cache, and does not tell what it is around of.
-    decorated = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
-    for cached in (method, *decorated):
-        if hasattr(cached, "cache_clear"):
-            cached.cache_clear()
+    release_cache().cache_clear()
 
 
 @contextlib.contextmanager
-def _without_shared_memory_op(deepspeed: Any) -> Iterator[None]:
+def _without_shared_memory_op() -> Iterator[None]:
     """Keep DeepSpeed from compiling its all-reduce over shared memory: 23 s, and an error where no compiler is.
 
     Its process group is Gloo's then, as it is where the operator cannot be built.
     """
-    compatible = deepspeed.ops.__compatible_ops__
+    compatible = operators()
     before = compatible.get(_SHARED_MEMORY_OP)
     compatible[_SHARED_MEMORY_OP] = False
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ....errors import OptionError
+from ...compat import import_dynamo
+from .compat import is_apart, is_partitioned
 
 _WAY_OUT = "build the model before scope(): prepare() partitions it then, at the price of one whole model a worker"
 
@@ -25,7 +26,7 @@ def partitioned_building(deepspeed: Any, config: Mapping[str, Any]) -> Iterator[
         OptionError: the model copies a module, or writes to parameters of a submodule where it cannot be followed.
     """
     # torch.optim imports it at first use, and it cannot be imported while zero.Init has replaced Tensor.__new__.
-    importlib.import_module("torch._dynamo")
+    import_dynamo()
     with contextlib.ExitStack() as stack:
         stack.enter_context(deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(dict(config))))
         stack.enter_context(_WriteThrough())
@@ -44,7 +45,7 @@ def refuse_groups_by_shape(optimizer: torch.optim.Optimizer) -> None:
         OptionError: a group is empty, and the parameters were partitioned when it was formed.
     """
     groups = [group["params"] for group in optimizer.param_groups]
-    if not all(groups) and any(hasattr(parameter, "ds_shape") for group in groups for parameter in group):
+    if not all(groups) and any(is_partitioned(parameter) for group in groups for parameter in group):
         raise OptionError(
             "a group of the optimizer is empty. Inside scope() parameters are partitioned, and p.ndim, p.shape and "
             "p.numel() are those of the empty tensor in their place: form groups by len(p.ds_shape) and p.ds_numel, or "
@@ -74,12 +75,12 @@ class _WriteThrough(TorchFunctionMode):
         writes = sets_data or (name.endswith("_") and not name.endswith("__"))
         if not writes or not _is_empty(target) or _called_by_deepspeed():
             return func(*args, **keywords)
-        if not sets_data and _is_partitioned(target):
-            from deepspeed.runtime.zero import GatheredParameters
+        if not sets_data and is_apart(target):
+            import deepspeed
 
-            with GatheredParameters([target], modifier_rank=0):
+            with deepspeed.zero.GatheredParameters([target], modifier_rank=0):
                 return func(*args, **keywords)
-        if not sets_data or _is_partitioned(target):
+        if not sets_data or is_apart(target):
             raise _lost("an assignment to .data" if sets_data else name)
         return func(*args, **keywords)
 
@@ -90,12 +91,6 @@ _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 def _is_empty(value: Any) -> bool:
     """Whether it has the shape of what stands in the place of a partitioned parameter."""
     return isinstance(value, torch.Tensor) and value.shape == (0,)
-
-
-def _is_partitioned(tensor: Any) -> bool:
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-
-    return bool(getattr(tensor, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE)
 
 
 def _called_by_deepspeed() -> bool:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ...engine import Shard
+from .compat import FragmentView, LinkedParameter, PartitionedParameter, Zero3View, Zero12View
 from .engine import ZeroEngine
 from .fragments import Fragment
 from .library import forget_module
@@ -16,21 +17,25 @@ from .library import forget_module
 class Stage12Engine(ZeroEngine):
     """Stages 1 and 2: every worker computes with whole parameters, and updates its partition of them."""
 
+    _zero_view = Zero12View
+    _zero: Zero12View
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        groups = self._zero.bit16_groups
+        groups = self._zero.groups
         self._group_of = {parameter: number for number, group in enumerate(groups) for parameter in group}
 
     def finish_loading(self) -> None:
-        self._zero.update_lp_params()
+        self._zero.update_parameters()
 
     def _find_fragment(self, parameter: torch.nn.Parameter) -> Fragment | None:
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
+        fragment = LinkedParameter(parameter).fragment
+        if fragment is None:
             return None
-        address = mapping.hp_fragment_address
-        partition = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
-        return Fragment.cut(mapping.lp_fragment_address.start, partition, address.start, address.numel)
+        found = FragmentView(fragment)
+        address = found.in_partition
+        partition = self._zero.partitions[found.group]
+        return Fragment.cut(found.in_parameter.start, partition, address.start, address.numel)
 
     def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
         return super(ZeroEngine, self).shard(parameter)
@@ -40,10 +45,10 @@ class Stage12Engine(ZeroEngine):
             parameter.grad = torch.zeros_like(parameter)
 
     def _flush(self) -> None:
-        self._engine._flush_coalesced_reduction_zero12(self._zero)
+        self._engine_view.flush_zero_12(self._zero.real)
 
     def _pass_on(self, parameter: torch.Tensor) -> None:
-        self._zero.process_gradients(parameter, self._group_of[parameter])
+        self._zero.collect_gradient(parameter, self._group_of[parameter])
 
 
 class Stage1Engine(Stage12Engine):
@@ -67,8 +72,11 @@ class Stage1Engine(Stage12Engine):
 class Stage3Engine(ZeroEngine):
     """Parameters are partitioned too, each by itself: rank r holds its elements from r * ceil(numel / N)."""
 
+    _zero_view = Zero3View
+    _zero: Zero3View
+
     def shape(self, parameter: torch.nn.Parameter) -> torch.Size:
-        shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
+        shape: torch.Size = PartitionedParameter(parameter).shape
         return shape
 
     def whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -76,23 +84,23 @@ class Stage3Engine(ZeroEngine):
             return parameter.detach().clone()
 
     def finish_loading(self) -> None:
-        self._zero._partition_all_parameters()
-        for number in range(len(self._zero.fp16_groups)):
-            self._zero._reassign_or_swap_out_partitioned_parameters(number)
+        self._zero.partition_parameters()
+        for number in range(len(self._zero.groups)):
+            self._zero.update_parameters(number)
         persistent = self._zero.persistent_parameters
         if persistent:
-            persistent[0].all_gather(persistent)
+            PartitionedParameter(persistent[0]).gather(persistent)
 
     def _find_fragment(self, parameter: torch.nn.Parameter) -> Fragment | None:
-        group, offset, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        group, offset, _ = self._zero.gradient_positions[self._zero.number_of(parameter)]
         start, numel = _range(parameter)
         if numel == 0:
             return None
-        return Fragment.cut(start, self._zero.fp32_partitioned_groups_flat[group], offset, numel)
+        return Fragment.cut(start, self._zero.partitions[group], offset, numel)
 
     def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
         start, numel = _range(parameter)
-        held: torch.Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        held: torch.Tensor = PartitionedParameter(parameter).held
         return Shard(start, held.detach().reshape(-1).narrow(0, 0, numel), {}, replicated=False)
 
     def _fill_gradient(self, parameter: torch.nn.Parameter) -> None:
@@ -105,29 +113,28 @@ class Stage3Engine(ZeroEngine):
         forget_module(self.module)
 
     def _flush(self) -> None:
-        self._engine._flush_coalesced_reduction_zero3(self._zero)
+        self._engine_view.flush_zero_3(self._zero.real)
 
     def _pass_on(self, parameter: torch.Tensor) -> None:
-        self._zero.reduce_ready_partitions_and_remove_grads(parameter)
+        self._zero.collect_gradient(parameter)
 
     def _forget_gradient(self, parameter: torch.nn.Parameter) -> None:
         # DeepSpeed only writes there, and would take the last step's gradient for this one's.
-        partitions = self._zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
-        partitions[self._zero.get_param_id(parameter)].zero_()
+        self._zero.gradient_partitions[self._zero.number_of(parameter)].zero_()
 
 
 def _range(parameter: torch.nn.Parameter) -> tuple[int, int]:
     """Return first element and number of elements of this worker's part, without the padding at its end."""
-    taken_apart: Any = parameter
-    size, numel = taken_apart.partition_numel(), taken_apart.ds_numel
+    partitioned = PartitionedParameter(parameter)
+    size, numel = partitioned.partition_numel(), partitioned.numel
     start = min(size * dist.get_rank(), numel)
     return start, min(size, numel - start)
 
 
 def _gathered(parameter: torch.nn.Parameter) -> Any:
-    from deepspeed.runtime.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters([parameter])
+    return deepspeed.zero.GatheredParameters([parameter])
 
 
 ENGINES: dict[int, type[ZeroEngine]] = {1: Stage1Engine, 2: Stage12Engine, 3: Stage3Engine}

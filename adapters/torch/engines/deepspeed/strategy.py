@@ -18,6 +18,7 @@ from ...earlier import GradientCounts
 from ...elementwise import refuse_unless_elementwise
 from ...engine import Engine
 from ...process_group import ProcessGroupStrategy
+from .compat import check
 from .config import Precision, check_batch, check_prepared, full_config, read_config
 from .fragments import DelegatingOptimizer
 from .library import import_deepspeed, join_deepspeed, leave_deepspeed, quiet
@@ -71,6 +72,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         self._precision = precision
         self._find_unused_parameters = find_unused_parameters
         self._deepspeed = import_deepspeed(self.device)
+        check(stage)
         self._user_config = read_config(config)
         self._config = full_config(self._user_config, stage, offload, precision)
         self._building = contextlib.ExitStack()
@@ -124,7 +126,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     def _release_engines(self) -> None:
         super()._release_engines()  # DeepSpeed's engines ask for their rank while they are destroyed
-        leave_deepspeed(self._deepspeed)
+        leave_deepspeed()
 
     @contextlib.contextmanager
     def _scope(self) -> Iterator[None]:

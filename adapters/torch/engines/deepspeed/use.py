@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ...waiting import Waiting
+from .compat import EngineView, ZeroView
 
 
 class Comparison:
@@ -50,7 +51,7 @@ class Gate:
     have; if not, the gradients stay whole until backward has ended.
 
     Args:
-        engine: DeepSpeed's.
+        engine, zero: DeepSpeed's, and its optimizer.
         numels: the number of elements of each trained parameter.
         pass_on: has DeepSpeed collect the gradient of a parameter.
         waiting: what times how long the comparison is waited for.
@@ -58,12 +59,14 @@ class Gate:
 
     def __init__(
         self,
-        engine: Any,
+        engine: EngineView,
+        zero: ZeroView,
         numels: Mapping[torch.Tensor, int],
         pass_on: Callable[[torch.Tensor], None],
         waiting: Waiting,
     ) -> None:
         self._engine = engine
+        self._zero = zero
         self._numels = numels
         self._pass_on = pass_on
         self._waiting = waiting
@@ -82,11 +85,11 @@ class Gate:
         self._shut(True)
         try:
             # DeepSpeed reduces all gradients of a leaf module (`set_z3_leaf_modules`) at once, and asks nobody.
-            if any(getattr(self._engine.optimizer, "leaf_parameters", {}).values()):
+            if any(self._zero.leaf_parameters.values()):
                 self._open_if_alike()
-            self._engine.backward(loss, scale_wrt_gas=False)
+            self._engine.real.backward(loss, scale_wrt_gas=False)
             if self._comparison is not None and self._open_if_alike():
-                self._engine.allreduce_gradients()  # as at the end of its own backward
+                self._engine.reduce_gradients()  # as at the end of its own backward
             return self._alike
         finally:
             self._shut(False)
@@ -99,7 +102,7 @@ class Gate:
             return
         self._held.append(parameter)
         self._held_numel += self._numels[parameter]
-        if self._held_numel > self._engine.optimizer.reduce_bucket_size or self._comparison.is_completed():
+        if self._held_numel > self._zero.reduce_bucket_size or self._comparison.is_completed():
             self._open_if_alike()
 
     def _open_if_alike(self) -> bool:
@@ -114,4 +117,4 @@ class Gate:
         return self._alike
 
     def _shut(self, shut: bool) -> None:
-        self._engine.optimizer._coalesce_grad_reduction = self._engine.inside_no_sync_ctxt = shut
+        self._zero.coalesces_reduction = self._engine.inside_no_sync = shut

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ...waiting import Waiting
+from .compat import collectives_of, communication
 
-_COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_reduce", "reduce", "reduce_scatter_tensor")
 _KEPT = "_farandole_collectives"
 
 
@@ -19,8 +19,8 @@ class Collectives:
 
     def __init__(self, backend: Any) -> None:
         self.waiting: Waiting | None = None
-        for name in _COLLECTIVES:
-            setattr(backend, name, self._timed(getattr(backend, name)))
+        for name, collective in collectives_of(backend).items():
+            setattr(backend, name, self._timed(collective))
 
     def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -50,9 +50,7 @@ class _Work:
 
 def find_collectives() -> Collectives:
     """Return what times the collectives of the job that DeepSpeed has joined; it is gone with that job."""
-    from deepspeed.comm import comm
-
-    backend = comm.cdb
+    backend = communication().backend
     if not hasattr(backend, _KEPT):
         setattr(backend, _KEPT, Collectives(backend))
     kept: Collectives = getattr(backend, _KEPT)

@@ -1,0 +1,225 @@
+"""What we use of DeepSpeed and it does not document, and the versions that were seen to have it.
+
+Files are those of DeepSpeed 0.19.8, below `deepspeed/`. Nothing is imported here before it is asked for.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from ....undocumented import Library, Method, Name, View
+
+DEEPSPEED = Library("DeepSpeed", "deepspeed", ("0.19.8",), "pip install deepspeed==0.19.8")
+
+
+class EngineView(View):
+    """`DeepSpeedEngine` (runtime/engine.py)."""
+
+    library = DEEPSPEED
+    reduce_gradients = Method("allreduce_gradients")
+    destroy = Method("destroy")
+    global_grad_norm = Method("get_global_grad_norm")
+    # What `coalesce_grad_reduction` is made of, which refuses an accumulation that its caller counts.
+    inside_no_sync = Name("inside_no_sync_ctxt")
+    flush_zero_12 = Method("_flush_coalesced_reduction_zero12")
+    flush_zero_3 = Method("_flush_coalesced_reduction_zero3")
+
+
+class ZeroView(View):
+    """What the optimizers of all stages have, which are the engine's `optimizer`."""
+
+    library = DEEPSPEED
+    averaged_gradients = Name("averaged_gradients")
+    clip_norm = Name("clip_grad")
+    coalesces_reduction = Name("_coalesce_grad_reduction")
+    overflow = Name("overflow")
+    reduce_bucket_size = Name("reduce_bucket_size")
+    leaf_parameters: Any = MappingProxyType({})  # of no module at stages 1 and 2
+
+
+class Zero12View(ZeroView):
+    """`DeepSpeedZeroOptimizer` (runtime/zero/stage_1_and_2.py)."""
+
+    groups = Name("bit16_groups")
+    partitions = Name("single_partition_of_fp32_groups")
+    collect_gradient = Method("process_gradients")
+    update_parameters = Method("update_lp_params")
+
+
+class Zero3View(ZeroView):
+    """`DeepSpeedZeroOptimizer_Stage3` (runtime/zero/stage3.py)."""
+
+    groups = Name("fp16_groups")
+    partitions = Name("fp32_partitioned_groups_flat")
+    leaf_parameters = Name("leaf_parameters")
+    persistent_parameters = Name("persistent_parameters")
+    gradient_positions = Name("grad_position")
+    gradient_partitions = Name("_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition")
+    number_of = Method("get_param_id")
+    collect_gradient = Method("reduce_ready_partitions_and_remove_grads")
+    partition_parameters = Method("_partition_all_parameters")
+    update_parameters = Method("_reassign_or_swap_out_partitioned_parameters")
+
+
+class LinkedParameter(View):
+    """A trained parameter at stages 1 and 2 (utils/mixed_precision_linkage.py).
+
+    fragment: its fragment in this worker's partition; `None` where there is none.
+    """
+
+    library = DEEPSPEED
+    fragment = Name("_hp_mapping")
+
+
+class FragmentView(View):
+    """`tensor_fragment` (utils/tensor_fragment.py); addresses have `start` and `numel`."""
+
+    library = DEEPSPEED
+    group = Name("param_group_index")
+    in_parameter = Name("lp_fragment_address")
+    in_partition = Name("hp_fragment_address")
+
+
+class PartitionedParameter(View):
+    """A parameter at stage 3 (runtime/zero/partition_parameters.py)."""
+
+    library = DEEPSPEED
+    shape = Name("ds_shape")
+    numel = Name("ds_numel")
+    held = Name("ds_tensor")
+    partition_numel = Name("partition_numel")
+    status = Name("ds_status")
+    gather = Name("all_gather")
+
+
+class Communication(View):
+    """The module comm/comm.py.
+
+    backend: the object that has all collectives of the job that DeepSpeed has joined; `None` where it has joined none.
+    """
+
+    library = DEEPSPEED
+    backend = Name("cdb")
+
+
+class Groups(View):
+    """The module utils/groups.py."""
+
+    library = DEEPSPEED
+    copy_of_world = Name("_WORLD_GROUP")  # stage 3 makes one, for itself
+    forget = Name("_release_process_group_references")
+
+
+class ZeroToFp32(View):
+    """The module utils/zero_to_fp32.py, of which only what reads a whole checkpoint is documented."""
+
+    library = DEEPSPEED
+    find_model_files = Name("get_model_state_files")
+    find_optimizer_files = Name("get_optim_files")
+    read_models = Name("parse_model_states")
+    read_optimizers = Name("parse_optim_states")
+    join_zero_12 = Name("_get_fp32_state_dict_from_zero2_checkpoint")
+    join_zero_3 = Name("_get_fp32_state_dict_from_zero3_checkpoint")
+
+
+def check(stage: int) -> None:
+    """Look for what training at a stage of ZeRO needs, as far as it can be seen without an engine.
+
+    Raises:
+        EngineUnavailableError: the installed DeepSpeed does not have it.
+    """
+    EngineView.check_class(DEEPSPEED.load("deepspeed", "DeepSpeedEngine"))
+    communication()
+    groups()
+    zero_config()
+    if stage == 3:
+        Zero3View.check_class(DEEPSPEED.load("deepspeed.runtime.zero.stage3", "DeepSpeedZeroOptimizer_Stage3"))
+        _apart()
+        modules_under_way()
+        release_cache()
+    else:
+        Zero12View.check_class(DEEPSPEED.load("deepspeed.runtime.zero.stage_1_and_2", "DeepSpeedZeroOptimizer"))
+
+
+def communication() -> Communication:
+    return Communication(DEEPSPEED.load("deepspeed.comm.comm"))
+
+
+def collectives_of(backend: Any) -> dict[str, Any]:
+    """Return the collectives that ZeRO waits for, as DeepSpeed's backend has them (comm/torch.py)."""
+    names = ("all_gather", "all_gather_into_tensor", "all_reduce", "reduce", "reduce_scatter_tensor")
+    return {name: DEEPSPEED.get(backend, name) for name in names}
+
+
+def groups() -> Groups:
+    return Groups(DEEPSPEED.load("deepspeed.utils.groups"))
+
+
+def zero_to_fp32() -> ZeroToFp32:
+    return ZeroToFp32(DEEPSPEED.load("deepspeed.utils.zero_to_fp32"))
+
+
+def is_partitioned(tensor: Any) -> bool:
+    """Whether it is a parameter at stage 3, gathered or not."""
+    return hasattr(tensor, PartitionedParameter.shape.name)
+
+
+def is_apart(tensor: Any) -> bool:
+    """Whether it is a parameter at stage 3, and not gathered."""
+    return bool(getattr(tensor, PartitionedParameter.status.name, None) == _apart())
+
+
+def _apart() -> Any:
+    statuses = DEEPSPEED.load("deepspeed.runtime.zero.partition_parameters", "ZeroParamStatus")
+    return DEEPSPEED.get(statuses, "NOT_AVAILABLE")
+
+
+def operators() -> dict[str, Any]:
+    """Return which compiled operators work here, by name, as DeepSpeed has found when this is asked first."""
+    found: dict[str, Any] = DEEPSPEED.load("deepspeed.ops", "__compatible_ops__")
+    return found
+
+
+def zero_config() -> Any:
+    """Return the class of the settings below "zero_optimization", a pydantic model."""
+    return DEEPSPEED.load("deepspeed.runtime.zero.config", "DeepSpeedZeroConfig")
+
+
+def zero_stage(stage: int) -> Any:
+    """Return a stage as checkpoints have it."""
+    return DEEPSPEED.load("deepspeed.runtime.zero.config", "ZeroStageEnum")(stage)
+
+
+def fragment_address(numel: int, start: int) -> Any:
+    """Return where a fragment lies, as checkpoints have it."""
+    return DEEPSPEED.load("deepspeed.utils.tensor_fragment", "fragment_address")(numel=numel, start=start)
+
+
+def loss_scaler(scale: float) -> Any:
+    """Return a loss scale that does not change, as checkpoints have it."""
+    return DEEPSPEED.load("deepspeed.runtime.fp16.loss_scaler", "LossScaler")(scale=scale)
+
+
+def launcher() -> Any:
+    """Return the module that the command `deepspeed` runs."""
+    return DEEPSPEED.load("deepspeed.launcher.runner")
+
+
+def modules_under_way() -> list[Any]:
+    """Return stage 3's list of modules whose forward pass is under way, which begins with each model it was given."""
+    found: list[Any] = DEEPSPEED.load("deepspeed.runtime.zero.parameter_offload", "FWD_MODULE_STACK")
+    return found
+
+
+def release_cache() -> Any:
+    """Return stage 3's cache of which parameters to release after which module, whose keys are modules."""
+    module = "deepspeed.runtime.zero.partitioned_param_coordinator"
+    coordinator = DEEPSPEED.load(module, "PartitionedParameterCoordinator")
+    method = DEEPSPEED.get(coordinator, "_PartitionedParameterCoordinator__params_to_release")
+    # A decorator of DeepSpeed's is around the cache, and does not tell what it is around of.
+    decorated = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
+    cached = [candidate for candidate in (method, *decorated) if hasattr(candidate, "cache_clear")]
+    if not cached:
+        raise DEEPSPEED.lacks(f"cache in {method.__qualname__}")
+    return cached[0]
