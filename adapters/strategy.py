@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -17,6 +16,7 @@ from . import entry
 from .callback import Callback
 from .capabilities import Capabilities
 from .checkpoint import under_way
+from .compat import imports_script_again
 from .errors import CheckpointError, OptionError, StrategyStateError, WorkerLostError
 from .failure_report import report_failure, withdraw_report
 from .launch.detect import detect_launch
@@ -280,8 +280,7 @@ def _refuse_in_a_script_imported_again() -> None:
     Raises:
         StrategyStateError: this is such a process, importing the script.
     """
-    # The mark by which multiprocessing itself refuses to start a process there.
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
+    if imports_script_again():
         raise StrategyStateError(
             "this script enters a strategy as soon as it is imported, and a process that multiprocessing started, "
             "to load data for one, imports it: put what the script does into a function, called under "

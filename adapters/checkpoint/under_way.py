@@ -6,15 +6,14 @@ no collectives, which others may not take part in. What is not whole in time is 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from ..compat import before_threads_are_joined
 from ..errors import CheckpointError
 from ..leaving import end_with_failure, leave_timeout
 from . import sigterm
@@ -113,11 +112,10 @@ def say_lost(failures: Iterable[object]) -> None:
 def _finish_at_exit() -> None:
     """For a strategy that is never left: in a generator, say, or entered without `with`."""
     # An `atexit` function comes too late: no thread can be started then, nor work be given to a pool. Python's own
-    # pools end by this one, which is private, and runs the latest first.
+    # pools end in the same way, and are to end after.
     import concurrent.futures.thread  # noqa: F401
 
-    register = getattr(threading, "_register_atexit", atexit.register)
-    register(_finish_what_was_not_left)
+    before_threads_are_joined(_finish_what_was_not_left)
 
 
 def _finish_what_was_not_left() -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
-import multiprocessing.context
 import multiprocessing.sharedctypes
 import os
 import signal
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from ..compat import is_sent_to_a_new_process
 
 
 def outlive_sigterm(loader: Any) -> None:
@@ -37,8 +38,7 @@ class _Outliving:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To a process that is started; a copy for anything else is without what only such a process can be given.
-        starting = multiprocessing.context.get_spawning_popen() is not None
-        return _Outliving, (self._then, _parent_ends() if starting else None)
+        return _Outliving, (self._then, _parent_ends() if is_sent_to_a_new_process() else None)
 
     def __call__(self, worker_id: int) -> None:
         if threading.current_thread() is threading.main_thread():  # not in a loader of threads
