@@ -43,17 +43,22 @@ def _horovod_tensorflow() -> Facts:
 
 
 def _horovod(binding: Any) -> Facts:
-    import horovod.runner.launch  # horovodrun
+    import horovod
 
+    from ..adapters.horovod.compat import launcher
+
+    launcher()
     built = {"gloo": binding.gloo_built(), "mpi": binding.mpi_built(), "nccl": binding.nccl_built()}
     return {"version": horovod.__version__, **{name: bool(answer) for name, answer in built.items()}}
 
 
 def _deepspeed() -> Facts:
     import deepspeed
-    import deepspeed.launcher.runner
     from deepspeed.accelerator import get_accelerator
 
+    from ..adapters.torch.engines.deepspeed.compat import launcher
+
+    launcher()
     return {"version": deepspeed.__version__, "accelerator": get_accelerator().device_name()}
 
 

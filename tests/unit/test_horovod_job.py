@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from farandole.adapters import Launch, Worker
-from farandole.adapters.horovod_rendezvous import described_job
+from farandole.adapters import EngineUnavailableError, Launch, Worker
+from farandole.adapters.horovod import compat
+from farandole.adapters.horovod.rendezvous import described_job
 
 
 def not_asked(address: str | None) -> str:
@@ -39,3 +40,16 @@ def test_a_single_worker_without_mpirun_takes_gloo() -> None:
 @pytest.mark.usefixtures("no_launcher")
 def test_without_gloo_nothing_is_described() -> None:
     assert told(Launch("torchrun", Worker(1, 2), ("127.0.0.1", 1)), gloo=False) == {}
+
+
+@pytest.mark.parametrize(
+    "gone",
+    ["torch.optimizer._DistributedOptimizer.set_backward_passes_per_step", "common.exceptions.HorovodInternalError"],
+)
+def test_a_horovod_that_lacks_what_is_used_of_it_is_told(gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("horovod.torch.optimizer", reason="Horovod is not installed")
+    compat.check_torch()
+    monkeypatch.delattr(f"horovod.{gone}")
+    name = gone.rpartition(".")[2]
+    with pytest.raises(EngineUnavailableError, match=rf"^Horovod 0.* has no \S+\.{name}, .* horovod install"):
+        compat.check_torch()

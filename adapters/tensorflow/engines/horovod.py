@@ -10,8 +10,9 @@ import tensorflow as tf
 from ... import entry
 from ...capabilities import Capabilities
 from ...errors import EngineUnavailableError, OptionError
-from ...horovod_mpi import do_not_wait_at_exit
-from ...horovod_rendezvous import described_job
+from ...horovod.compat import check, internal_error
+from ...horovod.mpi import do_not_wait_at_exit
+from ...horovod.rendezvous import described_job
 from ...lost_worker import horovod_lost_a_peer
 from ...roll_call import roll_call
 from ..cluster import cluster_addresses
@@ -20,7 +21,6 @@ from .multiworker import cluster_store
 
 try:
     import horovod.tensorflow as hvd
-    from horovod.common.exceptions import HorovodInternalError
 except ModuleNotFoundError:
     raise
 except ImportError as error:
@@ -32,6 +32,8 @@ if not hasattr(hvd, "init"):  # a Horovod without its part for TensorFlow import
     raise EngineUnavailableError(
         "Horovod is installed, but was built without TensorFlow. Build it anew with: farandole horovod install --force"
     )
+
+check()
 
 _COMPRESSIONS = ("none", "fp16")
 _START_DEADLINE = 60.0  # seconds, where another launcher than horovodrun started the workers
@@ -97,7 +99,7 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
 
     def _lost_a_worker(self, error: BaseException) -> bool:
         # Its operations fail with what is unknown to TensorFlow.
-        kinds = (HorovodInternalError, tf.errors.UnknownError, tf.errors.AbortedError)
+        kinds = (internal_error(), tf.errors.UnknownError, tf.errors.AbortedError)
         return isinstance(error, kinds) and horovod_lost_a_peer(str(error))
 
     def _computed(self, tensor: Any) -> Any:

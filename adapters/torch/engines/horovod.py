@@ -9,13 +9,14 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from torch._C._distributed_c10d import PrefixStore
+from torch.distributed import PrefixStore
 
 from ... import entry
 from ...capabilities import Capabilities
 from ...errors import EngineUnavailableError, OptionError
-from ...horovod_mpi import do_not_wait_at_exit
-from ...horovod_rendezvous import MEETING, described_job
+from ...horovod.compat import DistributedOptimizerView, check_torch, internal_error
+from ...horovod.mpi import do_not_wait_at_exit
+from ...horovod.rendezvous import MEETING, described_job
 from ...lost_worker import horovod_lost_a_peer
 from ...strategy import ReduceOp
 from ..earlier import GradientCounts
@@ -26,7 +27,6 @@ from ..strategy import Finish, TorchStrategy
 try:
     import horovod
     import horovod.torch as hvd
-    from horovod.common.exceptions import HorovodInternalError
 except ModuleNotFoundError:
     raise
 except ImportError as error:
@@ -38,6 +38,8 @@ if not hasattr(hvd, "init"):  # a Horovod without its part for PyTorch imports a
     raise EngineUnavailableError(
         "Horovod is installed, but was built without PyTorch. Build it anew with: farandole horovod install --force"
     )
+
+check_torch()
 
 _COMPRESSIONS = ("none", "fp16")
 _OPS = ("average", "adasum")
@@ -157,7 +159,7 @@ class HorovodStrategy(TorchStrategy):
             hvd.barrier()
 
     def _lost_a_worker(self, error: BaseException) -> bool:
-        lost = isinstance(error, HorovodInternalError) and horovod_lost_a_peer(str(error))
+        lost = isinstance(error, internal_error()) and horovod_lost_a_peer(str(error))
         return lost or super()._lost_a_worker(error)
 
     def _leave(self, failed: bool) -> None:
@@ -275,7 +277,7 @@ class _HorovodEngine(Engine):
 
     def release(self) -> None:
         # Horovod keeps no handles of its hooks; one that never comes to its last backward pass reduces nothing.
-        self._distributed.set_backward_passes_per_step(sys.maxsize)
+        DistributedOptimizerView(self._distributed).set_passes_per_step(sys.maxsize)
 
     def _require_gradients(self, asked: str) -> None:
         if self._adasum:

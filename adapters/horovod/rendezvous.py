@@ -11,13 +11,14 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from . import entry
-from .errors import LauncherError
-from .horovod_mpi import keep_mpi
-from .launch.addresses import host_towards
-from .launch.horovodrun import HorovodrunStore, find_horovodrun_store
-from .launch.variables import Launch
-from .worker import Worker
+from .. import entry
+from ..errors import LauncherError
+from ..launch.addresses import host_towards
+from ..launch.horovodrun import HorovodrunStore, find_horovodrun_store
+from ..launch.variables import Launch
+from ..worker import Worker
+from .compat import rendezvous_server
+from .mpi import keep_mpi
 
 MEETING = 1800.0  # seconds that workers wait for each other
 
@@ -51,10 +52,8 @@ def described_job(launch: Launch, share: Share, gloo: bool) -> Iterator[None]:
         with entry.environment(**described):
             yield
         return
-    from horovod.runner.http.http_server import RendezvousServer
-
     store = find_horovodrun_store() if launch.launcher == "horovodrun" else None
-    server = RendezvousServer() if worker.is_main else None
+    server = rendezvous_server() if worker.is_main else None
     try:
         own = f"{_own_address(launch, store)}:{server.start()}" if server is not None else None
         told = share(own) if store is None else _share_by_horovodrun(store, worker, own)

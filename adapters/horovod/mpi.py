@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+from collections.abc import Callable
+from typing import Any
 
 _THREAD_MULTIPLE = 3  # MPI_THREAD_MULTIPLE, in Open MPI and in MPICH; what Horovod asks for
 
@@ -43,7 +45,7 @@ def _finalize(library: ctypes.CDLL) -> None:
         library.MPI_Finalize()
 
 
-def _asks(question: ctypes._NamedFuncPointer) -> bool:
+def _asks(question: Callable[[Any], Any]) -> bool:
     answer = ctypes.c_int()
     question(ctypes.byref(answer))
     return bool(answer.value)

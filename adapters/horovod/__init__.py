@@ -1,0 +1,1 @@
+"""What both of Horovod's engines share: how it joins a job, and keeps MPI."""
