@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import context
 
 from .. import entry
 from ..roll_call import Lines, ended
 from ..worker import Worker
+from .compat import EagerContext, eager_context
 
 TASK_IS_GONE = "was killed, or stopped"
 _POLL = 1_000  # ms; in between, Python can be interrupted
@@ -46,42 +46,42 @@ class ConfigStore:
     def _exchange(self, value: Any, ranks: range, speaks: bool) -> list[Any]:
         if self._worker.world_size == 1:
             return [pickle.loads(pickle.dumps(value))]
-        service = context.context()
+        service = eager_context()
         if self._generation != entry.generation():  # after a failure, workers may have come to different rounds
             self._generation, self._round = entry.generation(), 0
         self._round += 1
         told = self._tell(service, value) if speaks else []
         values = [value if rank == self._worker.rank else self._hear(service, rank) for rank in ranks]
         for key in self._own:
-            service.delete_config_key_value(key)
+            service.delete_key(key)
         self._own = told
         return values
 
-    def _tell(self, service: Any, value: Any) -> list[str]:
+    def _tell(self, service: EagerContext, value: Any) -> list[str]:
         text = base64.b64encode(pickle.dumps(value)).decode()
         chunks = [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)]
         keys = [self._key(self._worker.rank, number) for number in range(len(chunks))]
         for number, (key, chunk) in enumerate(zip(keys, chunks, strict=True)):
-            service.set_config_key_value(key, f"{len(chunks)} {chunk}" if number == 0 else chunk)
+            service.set_key(key, f"{len(chunks)} {chunk}" if number == 0 else chunk)
         return keys
 
-    def _hear(self, service: Any, rank: int) -> Any:
+    def _hear(self, service: EagerContext, rank: int) -> Any:
         count, _, text = self._wait(service, self._key(rank, 0)).partition(" ")
         text += "".join(self._wait(service, self._key(rank, number)) for number in range(1, int(count)))
         return pickle.loads(base64.b64decode(text))
 
-    def _wait(self, service: Any, key: str) -> str:
+    def _wait(self, service: EagerContext, key: str) -> str:
         while True:
             try:
-                return str(service.get_config_key_value(key, _POLL))
+                return str(service.get_key(key, _POLL))
             except tf.errors.DeadlineExceededError:
                 self._check_others(service)
 
-    def _check_others(self, service: Any) -> None:
+    def _check_others(self, service: EagerContext) -> None:
         """Raise `UnavailableError` where a worker is gone: the service knows, but lets those who wait for it wait."""
         gone = [(rank, "its process has ended") for rank in ended(self._lines)]
         if not gone:
-            states = enumerate(service.get_task_states(self._jobs))
+            states = enumerate(service.task_states(self._jobs))
             gone = [(rank, str(state)) for rank, state in states if state is not None]
         for rank, why in gone:
             raise tf.errors.UnavailableError(

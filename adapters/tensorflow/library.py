@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import keras
-from tensorflow.python.eager import context
 
 from ..errors import EngineUnavailableError, OptionError
+from .compat import ModelView, eager_context
 
 
 def check_keras() -> None:
@@ -55,15 +54,15 @@ def _legacy_switch() -> str:
 
 def context_is_initialized() -> bool:
     """Whether TensorFlow has made its devices, as the first operation does; they cannot be chosen any more."""
-    return bool(context.context()._initialized)
+    return bool(eager_context().is_initialized)
 
 
 def random_seed_generators(model: Any) -> list[Any]:
     """Return the Keras seed generators of a model's layers, in the order of the layers."""
-    layers = [layer for layer in model._flatten_layers() if hasattr(layer, "_seed_generators")]
-    return [generator for layer in layers for generator in layer._seed_generators]
+    return [generator for layer in layers_of(model) for generator in ModelView(layer).seed_generators]
 
 
-def keras_version() -> str:
-    """Return the version of Keras in this process."""
-    return str(sys.modules["keras"].__version__)
+def layers_of(model: Any) -> list[Any]:
+    """Return a model and all layers in it, each once."""
+    layers: list[Any] = ModelView(model).flat_layers()
+    return layers

@@ -7,30 +7,31 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from ..errors import DataError
+from . import compat
 
 
 def stages(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
     """Yield a dataset, and all datasets that it is made from."""
     yield dataset
-    for source in dataset._inputs():
+    for source in compat.Stage(dataset).inputs():
         yield from stages(source)
 
 
 def batch_size_of(dataset: tf.data.Dataset) -> int | None:
     """Return the number of samples in an element; `None` where an element is a sample."""
     for stage in stages(dataset):
-        kind = type(stage).__name__
-        if "Unbatch" in kind:
+        if "Unbatch" in type(stage).__name__:
             return None
-        if "Batch" in kind and hasattr(stage, "_batch_size"):
-            return int(stage._batch_size)
+        size = compat.batch_size_of(stage)
+        if size is not None:
+            return size
     return None
 
 
 def check_order(dataset: tf.data.Dataset) -> None:
     """Raise `DataError` where every worker would see the samples in an order of its own."""
     for stage in stages(dataset):
-        if "Shuffle" in type(stage).__name__ and hasattr(stage, "_seed") and not (stage._seed or stage._seed2):
+        if compat.shuffles_without_seed(stage):
             raise DataError(
                 "the tf.data.Dataset shuffles without a seed, so every worker would see another order, and samples "
                 "would come twice or never: pass shuffle(..., seed=...)"
@@ -41,4 +42,4 @@ def reshuffles(dataset: tf.data.Dataset) -> bool:
     """Whether each iteration has another order, which it has not where a cache follows the shuffle."""
     if "Cache" in type(dataset).__name__:
         return False
-    return getattr(dataset, "_reshuffle_each_iteration", False) or any(map(reshuffles, dataset._inputs()))
+    return compat.reshuffles(dataset) or any(map(reshuffles, compat.Stage(dataset).inputs()))

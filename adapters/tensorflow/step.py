@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ..errors import DataError, OptionError
 from ..training import StepOptions
+from .compat import autograph
 from .library import random_seed_generators
 from .stamps import stamp_after
 from .strategy import TensorFlowStrategy
@@ -136,8 +137,8 @@ class CompiledStep:
 
 def convert(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a user's function for a graph that autograph leaves alone: it may branch on tensors all the same."""
-    status = tf.__internal__.autograph.control_status_ctx()
-    converted: Callable[..., Any] = tf.__internal__.autograph.tf_convert(function, status, convert_by_default=True)
+    internal = autograph()
+    converted: Callable[..., Any] = internal.convert(function, internal.status(), convert_by_default=True)
     return converted
 
 

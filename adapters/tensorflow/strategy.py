@@ -15,6 +15,7 @@ from ..errors import LauncherError, OptionError, StrategyStateError
 from ..strategy import ReduceOp, Strategy
 from ..structure import map_structure
 from ..training import StepOptions, Training
+from .compat import check
 from .library import check_keras, context_is_initialized
 
 
@@ -35,6 +36,7 @@ class TensorFlowStrategy(Strategy):
     def __init__(self, device: str | None = None) -> None:
         super().__init__()
         check_keras()
+        check()
         self._asked = device
         self._device = "/CPU:0"
         self._trainings = itertools.count()

@@ -19,9 +19,10 @@ from ..progress import Progress
 from ..shares import total_of, weight_of
 from ..training import StepOptions, Training
 from .checkpoint import TensorFlowSave, load, named_weights
+from .compat import OptimizerView
 from .data import StepData, step_data
 from .evaluation import compiled_evaluation
-from .library import check_model, check_optimizer
+from .library import check_model, check_optimizer, layers_of
 from .stamps import Clock
 from .step import CompiledStep, Spec, fits, spec_of
 from .strategy import TensorFlowStrategy
@@ -181,7 +182,7 @@ def prepare_variables(strategy: TensorFlowStrategy, model: Any, optimizer: Any) 
     with strategy.scope():
         if not optimizer.built:
             optimizer.build(model.trainable_variables)
-    held = {id(variable) for variable in optimizer._trainable_variables}
+    held = {id(variable) for variable in OptimizerView(optimizer).trainable_variables}
     for variable in model.trainable_variables:
         if id(variable) not in held:
             raise OptionError(
@@ -202,7 +203,7 @@ def prepare_variables(strategy: TensorFlowStrategy, model: Any, optimizer: Any) 
 
 def warn_of_batch_norm(model: Any, stacklevel: int) -> None:
     """Warn once of BatchNormalization that each worker does by itself."""
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    layers = [layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
     local = [layer.name for layer in layers if not layer.synchronized]
     if local:
         warnings.warn(

@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import tensorflow as tf
-from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-from tensorflow.python.eager import context
 
 from ... import entry
 from ...capabilities import Capabilities
-from ...errors import EngineUnavailableError, LauncherError, OptionError, StrategyStateError
+from ...errors import LauncherError, OptionError, StrategyStateError
 from ...launch.tf_config import START_DEADLINE_VARIABLE, read_tf_config
 from ...roll_call import Address, Lines, roll_call
 from ..cluster import cluster_addresses, tf_config
+from ..compat import OptimizerView, cluster_jobs, coordinated_jobs, coordination_leader, eager_context
 from ..config_store import TASK_IS_GONE, ConfigStore
-from ..library import keras_version
 from ..strategy import TensorFlowStrategy
 
 _START_DEADLINE = 60.0
@@ -126,12 +124,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
         for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
             if part is None:
                 continue
-            if not hasattr(part, "_all_reduce_sum_gradients"):
-                raise EngineUnavailableError(
-                    f"Keras {keras_version()} adds gradients up in another way than Keras 3.15, which "
-                    f"{self.name!r} was written for: install keras 3.15"
-                )
-            part._all_reduce_sum_gradients = list
+            OptimizerView(part).all_reduce_sum = list
             if part.use_ema and part.ema_overwrite_frequency:
                 raise OptionError(
                     "the optimizer overwrites weights with their moving average (ema_overwrite_frequency), which "
@@ -242,17 +235,13 @@ def _configure_heartbeat() -> list[tuple[str, int]]:
 
     It comes before the strategy, which would configure the same service and leaves it where that was done.
     """
-    from tensorflow.python.distribute import multi_worker_util
-    from tensorflow.python.distribute.cluster_resolver import TFConfigClusterResolver
-
-    resolver = TFConfigClusterResolver()
-    cluster = multi_worker_util.normalize_cluster_spec(resolver.cluster_spec())
-    jobs = [(job, cluster.num_tasks(job)) for job in ("chief", "worker") if job in cluster.jobs]
-    context.context().configure_coordination_service(
+    cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec()
+    jobs = cluster_jobs(cluster)
+    eager_context().configure_coordination(
         service_type="standalone",
-        service_leader=multi_worker_util.coordination_leader(cluster),
+        service_leader=coordination_leader(cluster),
         heartbeat_timeout_in_ms=_HEARTBEAT,
-        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name=job, num_tasks=count) for job, count in jobs],
+        coordinated_jobs=coordinated_jobs(jobs),
     )
     return jobs
 

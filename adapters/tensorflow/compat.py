@@ -1,0 +1,138 @@
+"""What the engines use of TensorFlow and Keras and these do not document, and the versions that were seen to have it.
+
+Files are those of TensorFlow 2.21, below `tensorflow/python/`, and of Keras 3.15, below `keras/src/`. What `fit` needs
+of Keras besides is in the plugin's own `compat`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ..undocumented import Library, Method, Name, View
+
+TENSORFLOW = Library("TensorFlow", "tensorflow", ("2.21.0",), "pip install tensorflow==2.21.0")
+KERAS = Library("Keras", "keras", ("3.15.1",), "pip install keras==3.15.1")
+
+
+class EagerContext(View):
+    """`Context` (eager/context.py), of which a process has one, with its client of the coordination service."""
+
+    library = TENSORFLOW
+    is_initialized = Name("_initialized")
+    seed = Name("_seed")
+    configure_coordination = Method("configure_coordination_service")
+    set_key = Method("set_config_key_value")
+    get_key = Method("get_config_key_value")
+    delete_key = Method("delete_config_key_value")
+    task_states = Method("get_task_states")
+
+
+class Stage(View):
+    """A `tf.data.Dataset` (data/ops/dataset_ops.py)."""
+
+    library = TENSORFLOW
+    inputs = Method("_inputs")
+
+
+class Autograph(View):
+    """The module `tf.__internal__.autograph` (autograph/__init__.py)."""
+
+    library = TENSORFLOW
+    status = Name("control_status_ctx")
+    convert = Name("tf_convert")
+
+
+class ModelView(View):
+    """`keras.Model` (layers/layer.py)."""
+
+    library = KERAS
+    flat_layers = Method("_flatten_layers")
+    seed_generators = Name("_seed_generators")
+
+
+class OptimizerView(View):
+    """`keras.optimizers.Optimizer` (optimizers/base_optimizer.py, backend/tensorflow/optimizer.py)."""
+
+    library = KERAS
+    trainable_variables = Name("_trainable_variables")
+    all_reduce_sum = Method("_all_reduce_sum_gradients")
+
+
+_BATCH_SIZE = "_batch_size"
+_SEEDS = ("_seed", "_seed2")
+_RESHUFFLES = "_reshuffle_each_iteration"
+
+
+def check() -> None:
+    """Look for what all engines need; nothing is made for it, so that devices can still be chosen.
+
+    Raises:
+        EngineUnavailableError: the installed TensorFlow or Keras does not have it.
+    """
+    EagerContext.check_class(TENSORFLOW.load("tensorflow.python.eager.context", "Context"))
+    autograph()
+    Stage.check_class(tf.data.Dataset)
+    for module, stage, names in (
+        ("batch_op", "_BatchDataset", (_BATCH_SIZE,)),
+        ("batch_op", "_ParallelBatchDataset", (_BATCH_SIZE,)),
+        ("shuffle_op", "_ShuffleDataset", (*_SEEDS, _RESHUFFLES)),
+    ):
+        made = TENSORFLOW.load(f"tensorflow.python.data.ops.{module}", stage)
+        for name in names:
+            if name not in inspect.unwrap(made.__init__).__code__.co_names:
+                raise TENSORFLOW.lacks(f"{stage}.{name}")
+    ModelView.check_class(keras.Model)
+    OptimizerView.check_class(keras.optimizers.Optimizer)
+
+
+def eager_context() -> EagerContext:
+    return EagerContext(TENSORFLOW.load("tensorflow.python.eager.context", "context")())
+
+
+def autograph() -> Autograph:
+    return Autograph(TENSORFLOW.get(TENSORFLOW.get(tf, "__internal__"), "autograph"))
+
+
+def cluster_jobs(spec: tf.train.ClusterSpec) -> list[tuple[str, int]]:
+    """Return the jobs of a cluster's workers as the coordination service has them, with how many tasks each has."""
+    cluster = _of_clusters("normalize_cluster_spec")(spec)
+    return [(job, cluster.num_tasks(job)) for job in ("chief", "worker") if job in cluster.jobs]
+
+
+def coordination_leader(spec: tf.train.ClusterSpec) -> str:
+    """Return the task that keeps the coordination service (distribute/multi_worker_util.py)."""
+    leader: str = _of_clusters("coordination_leader")(_of_clusters("normalize_cluster_spec")(spec))
+    return leader
+
+
+def coordinated_jobs(jobs: Sequence[tuple[str, int]]) -> list[Any]:
+    """Return jobs as the coordination service is told them."""
+    made = TENSORFLOW.load("tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2", "CoordinatedJob")
+    return [made(name=name, num_tasks=count) for name, count in jobs]
+
+
+def _of_clusters(name: str) -> Any:
+    return TENSORFLOW.load("tensorflow.python.distribute.multi_worker_util", name)
+
+
+def batch_size_of(stage: tf.data.Dataset) -> int | None:
+    """Return by what number this stage of a dataset batches; `None` where it does not."""
+    batches = "Batch" in type(stage).__name__ and hasattr(stage, _BATCH_SIZE)
+    return int(getattr(stage, _BATCH_SIZE)) if batches else None
+
+
+def shuffles_without_seed(stage: tf.data.Dataset) -> bool:
+    """Whether this stage of a dataset shuffles, in another order in each process."""
+    if "Shuffle" not in type(stage).__name__ or not hasattr(stage, _SEEDS[0]):
+        return False
+    return not any(getattr(stage, name) for name in _SEEDS)
+
+
+def reshuffles(stage: tf.data.Dataset) -> bool:
+    """Whether this stage of a dataset shuffles anew in each iteration."""
+    return bool(getattr(stage, _RESHUFFLES, False))
