@@ -13,6 +13,9 @@ with create_strategy("tf_multiworker") as strategy:
 
 from ..metrics import WorkerMetrics
 from .callbacks import BroadcastInitialState, LearningRateWarmup, MetricAverage
+from .compat import check
 from .distribute import distribute
+
+check()
 
 __all__ = ["BroadcastInitialState", "LearningRateWarmup", "MetricAverage", "WorkerMetrics", "distribute"]

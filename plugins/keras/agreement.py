@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -27,14 +27,15 @@ def callbacks_of(callbacks: Any, strategy: TensorFlowStrategy) -> list[Any]:
 
 
 class Agreement(keras.callbacks.Callback):  # type: ignore[misc]
-    """Starts all workers from rank 0's state, and stops them all where one of them is to stop."""
+    """Starts all workers from rank 0's state, by calling `start`, and stops them all where one of them is to stop."""
 
-    def __init__(self, strategy: TensorFlowStrategy) -> None:
+    def __init__(self, strategy: TensorFlowStrategy, start: Callable[[], None]) -> None:
         super().__init__()
         self._strategy = strategy
+        self._start = start
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self.model._distribute_strategy.prepare()
+        self._start()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         # What only some workers found (a clock, a file) must not leave the others waiting in the next step.

@@ -8,6 +8,7 @@ import keras
 
 from ...adapters.errors import OptionError
 from ...adapters.strategy import Strategy
+from .compat import ScheduledOptimizer
 
 ScalePolicy = Literal["none", "linear", "sqrt"]
 
@@ -87,8 +88,8 @@ class LearningRateWarmup(keras.callbacks.Callback):  # type: ignore[misc]
         self._done = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        optimizer = self.model.optimizer
-        if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        learning_rate = ScheduledOptimizer(self.model.optimizer).learning_rate
+        if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             raise OptionError("the optimizer follows a learning-rate schedule: put the warm-up into the schedule")
         if not self.params.get("steps"):
             raise OptionError("LearningRateWarmup needs to know the steps of an epoch: pass steps_per_epoch to fit")

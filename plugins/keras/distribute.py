@@ -19,6 +19,7 @@ from ...adapters.tensorflow.library import check_model
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 from ...adapters.tensorflow.training import warn_of_batch_norm
 from .agreement import Agreement, callbacks_of
+from .compat import FitModel
 from .data import OTHER_ORDER, check_size
 from .distribution import Distribution
 from .functions import make_functions_of
@@ -56,7 +57,8 @@ def distribute(model: M, strategy: Strategy, callbacks: Sequence[Callback] = ())
     with strategy.scope():
         pass  # raises where the strategy was not entered
     check_model(model)
-    if isinstance(model._distribute_strategy, Distribution):
+    fitted = FitModel(model)
+    if isinstance(fitted.distribution, Distribution):
         raise StrategyStateError(f"the model {model.name!r} is distributed already")
     if not getattr(model, "compiled", False):
         raise OptionError(f"the model {model.name!r} is not compiled: compile it inside strategy.scope(), before")
@@ -68,10 +70,10 @@ def distribute(model: M, strategy: Strategy, callbacks: Sequence[Callback] = ())
     distribution.check()
     if strategy.worker.world_size > 1:
         warn_of_batch_norm(model, stacklevel=3)
-    model._distribute_strategy = distribution
+    fitted.distribution = distribution
     for name in ("train_function", "test_function", "predict_function"):
         setattr(model, name, None)  # what was compiled before knows of one process only
-    model._maybe_symbolic_build = distribution.build
+    fitted.build_if_needed = distribution.build
     make_functions_of(model, strategy.worker, distribution.run, distribution.records)
     model.fit = _fit(model, strategy, distribution, callbacks)
     model.evaluate = _quiet(model.evaluate, strategy, distribution)
@@ -98,7 +100,7 @@ def _fit(
         seam = Seam([*lasting, *plugged], strategy.worker)
         seam.refuse_others(strategy)
         hooks = [StepHooks(distribution.records)] if seam else []
-        bound["callbacks"] = [*hooks, *callbacks_of(own, strategy), Agreement(strategy)]
+        bound["callbacks"] = [*hooks, *callbacks_of(own, strategy), Agreement(strategy, distribution.prepare)]
         if not strategy.worker.is_main:
             bound["verbose"] = 0
         with (

@@ -13,6 +13,7 @@ from ...adapters.errors import OptionError
 from ...adapters.tensorflow.step import agree, keep_when_placeholder
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 from ...adapters.tensorflow.training import prepare_variables
+from .compat import CompiledLoss, EpochIterator, FitModel, has_mask
 from .data import OTHER_ORDER, fingerprint, own_rows
 from .metrics import MetricStates
 from .optimizer import reduce_before_applying
@@ -66,7 +67,7 @@ class Distribution:
         if model.run_eagerly:
             raise OptionError("run_eagerly=True runs on one worker only: compile the model with run_eagerly=False")
         for output in getattr(model, "outputs", None) or []:
-            if getattr(output, "_keras_mask", None) is not None:
+            if has_mask(output):
                 raise OptionError(
                     "the model's output has a mask, by whose count workers would divide each for itself: weigh the "
                     "samples with sample_weight instead, or write the loop with batches(weight=...)"
@@ -104,11 +105,12 @@ class Distribution:
         """
         look = data_batch
         if iterator is not None:
-            look = keras.tree.map_structure(_spec_or_none, iterator._distributed_dataset.element_spec)
+            batches = EpochIterator(iterator)
+            look = keras.tree.map_structure(_spec_or_none, batches.dataset.element_spec)
             # Before one worker fails over its samples while others wait for it to build, or has a step more than they.
-            agree(self._strategy, f"{iterator.num_batches} batches of {_look_of(look)}", [])
+            agree(self._strategy, f"{batches.num_batches} batches of {_look_of(look)}", [])
         with self.scope():
-            self._model._symbolic_build(data_batch=look)
+            FitModel(self._model).build(data_batch=look)
 
     def experimental_distribute_dataset(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return the dataset as it is: every worker reads the global batches."""
@@ -177,9 +179,10 @@ class Distribution:
         agree(self._strategy, _look_of(batch), [])
 
     def _check_losses(self) -> None:
-        if self._strategy.worker.world_size == 1 or self._model._compile_loss is None:
+        compiled = FitModel(self._model).compiled_loss
+        if self._strategy.worker.world_size == 1 or compiled is None:
             return
-        for loss in self._model._compile_loss._flat_losses or []:
+        for loss in CompiledLoss(compiled).losses or []:
             reduction = str(getattr(loss.loss, "reduction", "sum_over_batch_size")).lower()
             if reduction in _REFUSED_REDUCTIONS:
                 raise OptionError(

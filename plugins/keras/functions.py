@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from ...adapters.errors import DataError
 from ...adapters.worker import Worker
+from .compat import FitModel
 from .records import Records, stamped
 
 Step = Callable[[Any], Any]
@@ -27,20 +28,21 @@ def make_functions_of(model: Any, worker: Worker, run: Callable[[Step, tuple[Any
         run: runs a step on a batch, as `tf.distribute.Strategy.run` does.
         records: what is told of each training step.
     """
-    stock = model._make_function
+    fitted = FitModel(model)
+    stock = fitted.make_function
 
     @functools.wraps(stock)
     def make_function(step: Step) -> Step:
         function: Step = stock(step)
         # In a loop, in Python or under XLA, Keras compiles a step otherwise, or not at all.
         if not (model.steps_per_execution > 1 or model.run_eagerly or model.jit_compile):
-            on_batch = model._autoconvert_optionals(lambda batch: run(step, (batch,)))
+            on_batch = fitted.open_optionals(lambda batch: run(step, (batch,)))
             function = _looking_up_once(on_batch, function, records.stamped and step == model.train_step)
         if worker.world_size > 1:
             function = _telling_of_the_end(function)
         return records.of(function) if step == model.train_step else function
 
-    model._make_function = make_function
+    fitted.make_function = make_function
 
 
 def _looking_up_once(on_batch: Step, stock: Step, with_stamps: bool) -> Step:

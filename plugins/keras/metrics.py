@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from ...adapters.errors import OptionError
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
+from .compat import VariableView
 
 
 class MetricStates:
@@ -91,7 +92,7 @@ class MetricStates:
 def _make_local(variable: Any, strategy: TensorFlowStrategy) -> None:
     """Replace a variable that TensorFlow would reduce at each reading by this worker's part of it."""
     if isinstance(variable.value, tf.distribute.DistributedValues):
-        variable._value = strategy.tf_strategy.experimental_local_results(variable.value)[0]
+        VariableView(variable).value = strategy.tf_strategy.experimental_local_results(variable.value)[0]
 
 
 def _is_number(value: Any) -> bool:

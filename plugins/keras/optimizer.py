@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from ...adapters.tensorflow.compat import OptimizerView
 from ...adapters.tensorflow.stamps import stamp_after
 from ...adapters.tensorflow.step import agreed_gradients, weigh
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
@@ -52,7 +53,7 @@ def _reducing(
         nonlocal calls
         calls += 1
         gradients = list(gradients)
-        variables = list(optimizer._trainable_variables if variables is None else variables)
+        variables = list(OptimizerView(optimizer).trainable_variables if variables is None else variables)
         clips = bool(optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue)
         own, used = agreed_gradients(strategy, f"{name}: {len(gradients)} gradients", variables, gradients, dense=clips)
         if not scaled:  # a train_step of the user's own that does not ask the optimizer to scale

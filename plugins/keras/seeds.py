@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from tensorflow.python.eager import context
+import tensorflow as tf
 
+from ...adapters.tensorflow.compat import eager_context
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
 
@@ -15,14 +16,15 @@ def shared_seed(strategy: TensorFlowStrategy) -> Iterator[None]:
     """Use rank 0's global seed, or one drawn by it, where workers have different ones or none; then restore it."""
     import random
 
-    own = context.global_seed()
+    context = eager_context()
+    own = context.seed
     seeds = strategy.gather((own, random.SystemRandom().getrandbits(31)))
     if all(seed is not None and seed == seeds[0][0] for seed, _ in seeds):
         yield
         return
     first, drawn = seeds[0]
-    context.set_global_seed(drawn if first is None else first)
+    tf.random.set_seed(drawn if first is None else first)
     try:
         yield
     finally:
-        context.context()._seed = own
+        context.seed = own

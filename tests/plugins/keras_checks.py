@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,13 +23,16 @@ from farandole.adapters import (
     Callback,
     CallbackError,
     DataError,
+    EngineUnavailableError,
     OptionError,
     Progress,
     Run,
     StepRecord,
     StrategyStateError,
+    create_strategy,
 )
 from farandole.adapters.callback import PHASES
+from farandole.adapters.undocumented import Name
 from farandole.plugins.keras import (
     BroadcastInitialState,
     LearningRateWarmup,
@@ -136,6 +141,28 @@ def what_cannot_work_is_refused(strategy: Any, folder: Path) -> None:
         compile_model(late)
         with pytest.raises(OptionError, match="was compiled outside"):
             distribute(late, strategy)
+
+
+@check
+def names_that_an_upgrade_took_away_are_told(strategy: Any, folder: Path) -> None:
+    plugin = importlib.import_module("farandole.plugins.keras")
+    for owner, name, look in (
+        ("tensorflow.python.eager.context:Context", "get_task_states", create_strategy),
+        ("tensorflow.python.data.ops.shuffle_op", "_ShuffleDataset", create_strategy),
+        ("keras.src.layers.layer:Layer", "_flatten_layers", create_strategy),
+        ("keras.src.backend.tensorflow.trainer:TensorFlowTrainer", "_make_function", lambda: importlib.reload(plugin)),
+    ):
+        library = {"tensorflow": "TensorFlow", "keras": "Keras"}[owner.partition(".")[0]]
+        look()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(pkgutil.resolve_name(owner), name)
+            told = rf"^{library} \d.* has no \S+\.{name}, .* pip install \w+==\d"
+            with pytest.raises(EngineUnavailableError, match=told):
+                look()
+    with pytest.MonkeyPatch.context() as patch:  # what only objects have
+        patch.setattr("farandole.plugins.keras.compat.FitModel.distribution", Name("_no_such_name"))
+        with pytest.raises(EngineUnavailableError, match=r"^Keras \d.* has no \w+\._no_such_name, "):
+            made(strategy, build())
 
 
 @check

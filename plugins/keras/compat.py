@@ -1,0 +1,77 @@
+"""What `fit` needs of Keras and Keras does not document; what the engines need of it is in theirs.
+
+Files are those of Keras 3.15, below `keras/src/`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from ...adapters.tensorflow.compat import KERAS
+from ...adapters.undocumented import Method, Name, View
+
+
+class FitModel(View):
+    """`keras.Model` on TensorFlow (backend/tensorflow/trainer.py, trainers/trainer.py).
+
+    distribution: what it takes for its `tf.distribute.Strategy`.
+    compiled_loss: what `compile` made of its losses; `None` where it was given none.
+    """
+
+    library = KERAS
+    distribution = Name("_distribute_strategy")
+    compiled_loss = Name("_compile_loss")
+    make_function = Method("_make_function")
+    open_optionals = Method("_autoconvert_optionals")
+    build = Method("_symbolic_build")
+    build_if_needed = Method("_maybe_symbolic_build")
+
+
+class CompiledLoss(View):
+    """`CompileLoss` (trainers/compile_utils.py)."""
+
+    library = KERAS
+    losses = Name("_flat_losses")
+
+
+class EpochIterator(View):
+    """`TFEpochIterator` (backend/tensorflow/trainer.py)."""
+
+    library = KERAS
+    dataset = Name("_distributed_dataset")
+    num_batches = Name("num_batches")
+
+
+class ScheduledOptimizer(View):
+    """`keras.optimizers.Optimizer` (optimizers/base_optimizer.py)."""
+
+    library = KERAS
+    learning_rate = Name("_learning_rate")  # as it was given: a number's variable, or a schedule
+
+
+class VariableView(View):
+    """`keras.Variable` (backend/common/variables.py)."""
+
+    library = KERAS
+    value = Name("_value")
+
+
+def check() -> None:
+    """Look for what a model has as soon as its class is there.
+
+    Raises:
+        EngineUnavailableError: the installed Keras does not have it.
+    """
+    if keras.backend.backend() == "tensorflow":  # on others only what needs no `distribute` can be used
+        FitModel.check_class(keras.Model)
+        KERAS.load(*_MASK)
+
+
+_MASK = ("keras.src.backend.common.masking", "get_keras_mask")
+
+
+def has_mask(tensor: Any) -> bool:
+    """Whether Keras keeps a mask with a tensor."""
+    return KERAS.load(*_MASK)(tensor) is not None
