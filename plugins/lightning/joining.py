@@ -23,7 +23,7 @@ class Joining:
     """
 
     frontend = "Trainer"
-    accelerator: Any
+    _chosen_accelerator: Any = None
     root_device: torch.device
     num_processes: int
     launcher: Any
@@ -44,6 +44,17 @@ class Joining:
                 f"strategy {self._adapter_name!r} has not joined yet: its {self.frontend} has not run"
             )
         return self._adapter
+
+    @property
+    def accelerator(self) -> Any:
+        return self._chosen_accelerator
+
+    @accelerator.setter
+    def accelerator(self, chosen: Any) -> None:
+        # The first thing that a Trainer or Fabric tells its strategy. It is kept under another name than Lightning's,
+        # which would complain of it in its own words where a second one is given this object.
+        self.refuse_second_use()
+        self._chosen_accelerator = chosen
 
     @property
     def cluster_environment(self) -> Any:
@@ -75,7 +86,6 @@ class Joining:
 
     def _claim(self) -> None:
         """Take this object for one Trainer or Fabric, before workers are started."""
-        self.refuse_second_use()
         self._used = True
         self._create_adapter(Launch("none", Worker()))  # what it refuses is refused now
 

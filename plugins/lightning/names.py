@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, Self
 
 from ...adapters import EngineUnavailableError, UnknownStrategyError, strategy_rows
 from ...adapters.errors import did_you_mean
@@ -24,8 +24,8 @@ def register() -> None:
     ):
         for name, row in rows.items():
             kind = horovod if name == "horovod" else deepspeed
-            registry.register(name, kind, description=row.description, override=True, **row.options)
-        _explain_unknown(registry, list(rows))
+            known = _Name(name, registry, list(rows))
+            registry.register(known, kind, description=row.description, override=True, **row.options)
     if other() is not None:
         _refuse_in_other(list(rows))
 
@@ -45,28 +45,33 @@ def _refuse_in_other(names: list[str]) -> None:
             registry.register(name, refuse, description="served by farandole", override=True)
 
 
-def _explain_unknown(registry: Any, names: list[str]) -> None:
-    # Lightning asks this one object for its names, and lists none of ours in its error.
-    registry.available_strategies = lambda: _Known(list(registry.keys()), names)
+class _Name(str):
+    """A name of ours, which says what was meant by one that is nearly it.
 
-
-class _Known(list[str]):
-    """Lightning's list of the names it knows, which says what was meant by one that is nearly ours.
-
-    It only asks whether a name is among them, and answers with a page of the web where it is not. It asks this of a
-    strategy object too, before it complains of what a first Trainer has set on one that is used twice.
+    Lightning compares what it is given with each name that is registered, and answers with a page of the web where it
+    is none of them.
     """
 
-    def __init__(self, names: list[str], ours: list[str]) -> None:
-        super().__init__(names)
-        self._ours = ours
+    _registry: Any
+    _ours: list[str]
 
-    def __contains__(self, name: object) -> bool:
-        refuse_second_use = getattr(name, "refuse_second_use", None)
-        if refuse_second_use is not None:
-            refuse_second_use()
-        found = super().__contains__(name)
-        hint = "" if found or not isinstance(name, str) else did_you_mean(name, self._ours)
+    def __new__(cls, name: str, registry: Any, ours: list[str]) -> Self:
+        made = super().__new__(cls, name)
+        made._registry, made._ours = registry, ours
+        return made
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, name: object) -> bool:
+        if super().__eq__(name) is True:
+            return True
+        hint = did_you_mean(name, self._ours) if isinstance(name, str) and name not in self._registry else ""
         if hint:
             raise UnknownStrategyError(f"Lightning knows no strategy {name!r}.{hint}")
-        return found
+        return False
+
+    def __ne__(self, name: object) -> bool:
+        return not self == name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)  # Trainers keep all names, and may be copied

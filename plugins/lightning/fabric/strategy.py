@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import weakref
 from typing import Any
 
@@ -23,7 +22,6 @@ from .module import SetUpModule
 
 _DDPStrategy: Any = fabric_part("strategies").DDPStrategy
 _SyncControl: Any = fabric_part("strategies.strategy")._BackwardSyncControl
-_ASKS_FOR_SAMPLER = fabric_part("fabric").Fabric._requires_distributed_sampler.__code__
 
 
 class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
@@ -63,8 +61,11 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
 
     @property
     def distributed_sampler_kwargs(self) -> None:
-        """Nothing, so that Fabric leaves samplers alone; it asks where its user wants the data to be shared out."""
-        self._share_out_next |= sys._getframe(1).f_code is _ASKS_FOR_SAMPLER
+        """Nothing, so that Fabric leaves samplers alone.
+
+        It asks for them where its user wants the data to be shared out, just before it hands the loader over.
+        """
+        self._share_out_next = True
 
     def process_dataloader(self, dataloader: Any) -> Any:
         wanted, self._share_out_next = self._share_out_next, False
