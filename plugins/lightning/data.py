@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 from torch.utils.data import BatchSampler, Sampler
 
 from ...adapters import DataError, Worker
-from .package import trainer_part
+from .compat import construct_like, constructor_arguments, noting_indices
 from .plans import Plan, Share
 
 
@@ -150,25 +151,25 @@ class ShareLoader:
 
 def rebuild(loader: Any, sampler: ShareSampler, predicting: bool) -> Any:
     """Return a DataLoader like `loader`, of its class, that loads what `sampler` says."""
-    utilities = trainer_part("utilities.data")
     alone = loader.batch_sampler is None
     model = copy.copy(loader)
     if not alone:
         # Lightning knows the constructor's arguments, but gives up on batch samplers that it does not know.
         object.__setattr__(model, "batch_sampler", BatchSampler(sampler, 1, drop_last=False))
-    arguments, keywords = utilities._get_dataloader_init_args_and_kwargs(model, sampler)
+    arguments, keywords = constructor_arguments(model, sampler)
     keywords = {
-        **dict(zip(getattr(loader, "__pl_saved_arg_names", ()), arguments, strict=False)),
+        **dict(zip(_positional(type(loader)), arguments, strict=False)),
         **keywords,
         "batch_size": None if alone else 1,
         "sampler": sampler if alone else None,
-        "batch_sampler": None if alone else _noting_indices(sampler) if predicting else sampler,
+        "batch_sampler": None if alone else noting_indices(sampler) if predicting else sampler,
         "shuffle": False,
         "drop_last": False,
     }
-    return utilities._reinstantiate_wrapped_cls(loader, **keywords)
+    return construct_like(loader, **keywords)
 
 
-def _noting_indices(sampler: ShareSampler) -> Any:
-    """Wrap it so that Lightning's prediction writers are told which samples were predicted."""
-    return trainer_part("overrides.distributed")._IndexBatchSamplerWrapper(sampler)
+def _positional(kind: type) -> list[str]:
+    """Return the names of the arguments that a class can be given by position."""
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in inspect.signature(kind).parameters.items() if parameter.kind in named]

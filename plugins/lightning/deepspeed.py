@@ -16,14 +16,15 @@ from ...adapters.torch.whole_state import (
     whole_optimizer_state,
     whole_weights,
 )
+from .compat import before_update, run_steps_in
 from .lost_workers import TRAINERS, noticing_lost_workers
 from .package import trainer_part
 from .strategy import AdapterStrategy
 from .zero import computes_in, name_of
 
 _strategies: Any = trainer_part("strategies")
+_LightningModule: Any = trainer_part("core").LightningModule
 _DeepSpeedPrecision: Any = trainer_part("plugins.precision.deepspeed").DeepSpeedPrecision
-_ForwardRedirection: Any = trainer_part("strategies.strategy")._ForwardRedirection
 
 
 @noticing_lost_workers(TRAINERS)
@@ -57,7 +58,7 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
             timeout=timeout,
         )
         self.config = {"zero_optimization": {"stage": stage}}  # what Lightning asks it for
-        self._forward_redirection = _ThroughEngine(self)
+        run_steps_in(self, self._run_in_engine)
         self._between_updates = False
         self._configured_norm = 0.0
 
@@ -81,6 +82,11 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         AdapterStrategy.setup(self, trainer)
         if self.engine is not None:
             self.model = self.engine.deepspeed_engine
+
+    def _run_in_engine(self, *inputs: Any, **keywords: Any) -> Any:
+        """Run the module by the engine, which gathers partitioned parameters."""
+        assert self.engine is not None
+        return self.engine.forward(*inputs, **keywords)
 
     def setup_optimizers(self, trainer: Any) -> None:
         _strategies.DDPStrategy.setup_optimizers(self, trainer)
@@ -186,7 +192,7 @@ class ZeroPrecision(_DeepSpeedPrecision):  # type: ignore[misc]
         self._strategy = strategy
 
     def backward(self, tensor: torch.Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        overridden = trainer_part("utilities.model_helpers").is_overridden("backward", model)
+        overridden = getattr(model.backward, "__func__", None) is not _LightningModule.backward
         if overridden or args or kwargs:
             what = "LightningModule.backward" if overridden else "an argument of backward"
             raise OptionError(f"{what}: DeepSpeed runs backward by itself and cannot honour it; leave it out")
@@ -195,7 +201,7 @@ class ZeroPrecision(_DeepSpeedPrecision):  # type: ignore[misc]
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:
         result = closure()
-        self._after_closure(model, optimizer)
+        before_update(self, model, optimizer)
         self._strategy.update()
         return result
 
@@ -207,14 +213,3 @@ class ZeroPrecision(_DeepSpeedPrecision):  # type: ignore[misc]
         assert self._strategy.engine is not None
         if clip_val and clip_val > 0:
             self._strategy.engine.clip_grad_norm(clip_val)
-
-
-class _ThroughEngine(_ForwardRedirection):  # type: ignore[misc]
-    """Runs a step of the module inside the engine's forward pass, which gathers partitioned parameters."""
-
-    def __init__(self, strategy: DeepSpeedStrategy) -> None:
-        self._strategy = strategy
-
-    def __call__(self, wrapper_module: Any, original_module: Any, method_name: str, *args: Any, **kwargs: Any) -> Any:
-        assert self._strategy.engine is not None
-        return super().__call__(self._strategy.engine.forward, original_module, method_name, *args, **kwargs)

@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 
 from ...adapters import Launch, StrategyStateError, Worker, WorkerLostError, create_strategy, launched_as
 from ...adapters.failure_report import is_reported
 from ...adapters.torch.meeting import Meeting
 from ...adapters.torch.strategy import TorchStrategy
 from . import environment, job
+from .compat import Launching
 
 ON_DEMAND = 2**31
 """More backward passes than any step has: gradients are then reduced when the optimizer asks for them."""
 
 
-class Joining:
+class Joining(Launching):
     """Comes before a strategy class of Lightning's.
 
     frontend: what users of the class make with it: "Trainer" or "Fabric".
@@ -58,15 +60,15 @@ class Joining:
 
     @property
     def cluster_environment(self) -> Any:
-        return self._cluster_environment
+        return self._launched_in
 
     @cluster_environment.setter
     def cluster_environment(self, chosen: Any) -> None:
-        self._cluster_environment = environment.resolve(chosen)
+        self._launched_in = environment.resolve(chosen)
 
     @property
     def parallel_devices(self) -> Any:
-        return self._parallel_devices
+        return self._devices_here
 
     @parallel_devices.setter
     def parallel_devices(self, devices: Any) -> None:
@@ -74,7 +76,7 @@ class Joining:
             automatic = self.accelerator.auto_device_count()
             available = self.accelerator.get_parallel_devices(self.accelerator.parse_devices(automatic))
             devices = environment.devices_here(self.cluster_environment, devices, automatic, available, self.frontend)
-        self._parallel_devices = devices
+        self._devices_here = devices
 
     def refuse_second_use(self) -> None:
         """Raise `StrategyStateError` where a Trainer or Fabric has this object."""
@@ -84,8 +86,8 @@ class Joining:
                 f"{self.frontend}"
             )
 
-    def _claim(self) -> None:
-        """Take this object for one Trainer or Fabric, before workers are started."""
+    def before_launch(self) -> None:
+        """Take this object for one Trainer or Fabric."""
         self._used = True
         self._create_adapter(Launch("none", Worker()))  # what it refuses is refused now
 
@@ -115,3 +117,12 @@ class Joining:
         with launched_as(launch):
             adapter: Any = create_strategy(self._adapter_name, **self._options())
         return cast(TorchStrategy, adapter)
+
+
+def share_weights(module: torch.nn.Module) -> None:
+    """Give every worker rank 0's parameters and buffers."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        told = tensor.detach().contiguous()
+        dist.broadcast(told, 0)
+        if not tensor.is_contiguous():
+            tensor.detach().copy_(told)

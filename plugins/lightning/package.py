@@ -36,23 +36,25 @@ def _choose() -> str:
     )
 
 
-def _refuse_old(name: str) -> None:
+def _version_of(name: str) -> Version | None:
     distribution = name.replace("_", "-")
     try:
         found = Version(version(distribution))
-    except PackageNotFoundError:  # a checkout on the path
-        return
+    except PackageNotFoundError:
+        return None
     if found < OLDEST:
         raise EngineUnavailableError(
             f"farandole.plugins.lightning needs {distribution}>={OLDEST}, and this is {found}. "
             f"Install a newer one with: pip install -U {distribution}"
         )
+    return found
 
 
 NAME = _choose()
 """The import that users of this process write: `lightning` or `pytorch_lightning`."""
 
-_refuse_old(NAME)
+VERSION = _version_of(NAME)
+"""Its version; `None` for a checkout on the path."""
 
 OTHER_REGISTRIES = [
     (f"{module}.strategies", attribute)

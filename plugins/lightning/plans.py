@@ -21,6 +21,7 @@ from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, Seque
 from ...adapters import DataError, OptionError, Worker
 from ...adapters.order import GlobalOrder, Indices, part
 from ...adapters.torch.strategy import TorchStrategy
+from .compat import without_notes
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def plan_of(loader: Any, worker: Worker, seed: int, share: Callable[[Any], Any],
             "DataLoader(in_order=False) yields batches as its processes finish them, so that workers would weigh them "
             "by the size of others: leave in_order out"
         )
-    sampler, batches = loader.sampler, _unwrapped(loader.batch_sampler)
+    sampler, batches = loader.sampler, without_notes(loader.batch_sampler)
     if isinstance(loader.dataset, IterableDataset) or _shares_by_itself(sampler) or _shares_by_itself(batches):
         return None
     if batches is not None and type(batches) is not BatchSampler:
@@ -171,11 +172,6 @@ def _order(sampler: Any, seed: int, share: Callable[[Any], Any]) -> Callable[[in
         order = GlobalOrder(length, length, seed, shuffle=type(sampler) is RandomSampler)
         return lambda epoch: order.global_batch(epoch, 0)
     return lambda epoch: np.asarray(share([int(index) for index in _of_epoch(sampler, epoch)]), dtype=np.int64)
-
-
-def _unwrapped(batch_sampler: Any) -> Any:
-    """Return what Lightning has wrapped to note the indices of predictions."""
-    return getattr(batch_sampler, "_batch_sampler", batch_sampler)
 
 
 def _of_epoch(sampler: Any, epoch: int) -> Any:

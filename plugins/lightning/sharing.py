@@ -12,16 +12,18 @@ import torch
 from ...adapters import DataError
 from ...adapters.torch.loader_sigterm import outlive_sigterm
 from ...adapters.torch.placeholder import without_side_effects
+from .compat import load_loader_states, log_without_weight, seed_loader_processes, take_over_sampling
 from .data import ShareLoader, ShareSampler, rebuild
 from .forks import warn_of_forks
 from .joining import Joining
-from .package import fabric_part, trainer_part
+from .package import trainer_part
 from .plans import Share, order_seed, plan_of, refuse_different_plans
 from .position import TrainingPosition
 from .records import NOBODY
 from .unshared import watch
 
 _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
+_CombinedLoader: Any = trainer_part("utilities.combined_loader").CombinedLoader
 
 
 class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
@@ -41,31 +43,26 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         """Begin a run: nothing is loaded yet, and what is will be shared out here."""
         self._shares.clear()
         self._evaluated = None
-        # Lightning would put its own sampler in before it asks us, and the user's would not be seen any more.
-        connector = trainer._accelerator_connector
-        if connector.use_distributed_sampler:
-            connector.use_distributed_sampler = False
-            self._own_sampling = True
+        self._own_sampling |= take_over_sampling(trainer)
 
     def process_dataloader(self, dataloader: Any) -> Any:
         trainer, worker = self.lightning_module.trainer, self.adapter.worker
         warn_of_forks(dataloader, self.adapter)
         ours = self._own_sampling and isinstance(dataloader, torch.utils.data.DataLoader)
-        seed_workers = fabric_part("utilities.data")._auto_add_worker_init_fn
         seed, broadcast = order_seed(self.adapter), self.adapter.broadcast
         plan = plan_of(dataloader, worker, seed, broadcast, trainer.training) if ours else None
         timed = self._timed if trainer.training and self.seam.watches("data") else None
         if plan is None and worker.world_size == 1 and timed is None:
             return dataloader
         if plan is None:
-            seed_workers(dataloader, self.global_rank)
+            seed_loader_processes(dataloader, self.global_rank)
             outlive_sigterm(dataloader)
             copies = ours and isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
             return watch(dataloader, self.adapter, trainer.training, copies, timed)
         sampler = ShareSampler(plan, worker, alone=dataloader.batch_sampler is None)
         refuse_different_plans(plan, self.adapter)
         loader = rebuild(dataloader, sampler, trainer.predicting)
-        seed_workers(loader, self.global_rank)  # Lightning would give this to the loader around it
+        seed_loader_processes(loader, self.global_rank)  # Lightning would give this to the loader around it
         outlive_sigterm(loader)
         if not trainer.training:
             if plan.placeholders() > 0 and worker.is_main:
@@ -84,8 +81,9 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         super().on_train_start()
         loop = self.lightning_module.trainer.fit_loop
         # Loaders that were asked for before the checkpoint was read, as estimated_stepping_batches does, know of none.
-        loop._load_combined_loader_states()
-        shared = [loader for loader in loop._combined_loader.flattened if isinstance(loader, ShareLoader)]
+        load_loader_states(loop)
+        loaders = _CombinedLoader(self.lightning_module.trainer.train_dataloader).flattened
+        shared = [loader for loader in loaders if isinstance(loader, ShareLoader)]
         if shared and loop.max_batches == float("inf"):
             raise DataError(
                 "one of the loaders of a training step has no length, and Lightning then reads the next batch before "
@@ -116,7 +114,7 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         with contextlib.ExitStack() as stack:
             if self._counts_for_nothing():
                 stack.enter_context(without_side_effects(self.lightning_module))
-                self._log_without_weight()
+                log_without_weight(self.lightning_module.trainer)
             return super().training_step(*args, **kwargs)
 
     def _counts_for_nothing(self) -> bool:
@@ -150,12 +148,7 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
 
     def _look_at_evaluated(self) -> None:
         if self._evaluated is not None and self._evaluated.weight == 0:
-            self._log_without_weight()
-
-    def _log_without_weight(self) -> None:
-        results = self.lightning_module.trainer._results
-        if results is not None:
-            results.batch_size = 0
+            log_without_weight(self.lightning_module.trainer)
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         # A mean of integers is rounded off otherwise, and with it the number of samples that a logged mean is over.

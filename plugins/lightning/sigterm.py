@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .compat import note_sigterm, take_over_sigterm
 from .package import trainer_part
 
 _TrainerFn: Any = trainer_part("trainer.states").TrainerFn
@@ -37,10 +38,7 @@ class SigtermWatch:
 
     def install(self) -> None:
         """Have the Trainer call `note` on SIGTERM, and `look` before each batch."""
-        loop = self._trainer.fit_loop.epoch_loop
-        if hasattr(loop, "_broadcast_sigterm_tensor"):
-            loop._broadcast_sigterm_tensor = self.look
-            self._trainer._signal_connector._sigterm_notifier_fn = self.note
+        take_over_sigterm(self._trainer, self.note, self.look)
 
     def note(self, signum: int, frame: Any) -> None:
         """Take note of the signal, and pass it on to the workers that this one has started."""
@@ -49,7 +47,7 @@ class SigtermWatch:
             self._trainer.strategy.launcher.kill(signum)
         if self._trainer.state.fn != _TrainerFn.FITTING:
             # Nothing is lost with an evaluation: this worker ends after its batch, and the others without it.
-            self._trainer._signal_connector.received_sigterm = True
+            note_sigterm(self._trainer)
 
     def look(self) -> None:
         """Read what was found out during the last batch, and start to find out again where it is time.
@@ -79,7 +77,7 @@ class SigtermWatch:
             self._end()
 
     def _end(self) -> None:
-        self._trainer._signal_connector.received_sigterm = True
+        note_sigterm(self._trainer)
         raise trainer_part("utilities.exceptions").SIGTERMException
 
     def _begin(self) -> None:

@@ -15,8 +15,9 @@ from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
 from ...adapters.torch.parameter_types import refuse_complex
 from . import environment, job
+from .compat import layer_sync
 from .held import engines_of, hand_over, release
-from .joining import ON_DEMAND
+from .joining import ON_DEMAND, share_weights
 from .package import fabric_part, trainer_part
 from .position import put_back_position, take_out_position
 from .recording import Recording
@@ -25,6 +26,7 @@ from .sharing import Sharing
 from .sigterm import SigtermWatch
 
 _DDPStrategy: Any = trainer_part("strategies").DDPStrategy
+_LightningOptimizer: Any = trainer_part("core.optimizer").LightningOptimizer
 _TrainerFn: Any = trainer_part("trainer.states").TrainerFn
 
 
@@ -54,16 +56,12 @@ class AdapterStrategy(Recording, Reducing, Sharing):
 
     @property
     def num_nodes(self) -> int:
-        return int(self._num_nodes)
+        return int(_DDPStrategy.num_nodes.fget(self))
 
     @num_nodes.setter
     def num_nodes(self, number: int) -> None:
         environment.check_nodes(self.cluster_environment, number, self.frontend)
-        self._num_nodes = number
-
-    def _configure_launcher(self) -> None:
-        self._claim()
-        super()._configure_launcher()
+        _DDPStrategy.num_nodes.fset(self, number)
 
     def setup_environment(self) -> None:
         self.accelerator.setup_device(self.root_device)
@@ -102,7 +100,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
         fitting = trainer.state.fn == _TrainerFn.FITTING
         if fitting:
             self.seam.refuse_others(self.adapter)
-        if fitting and self._layer_sync:
+        if fitting and layer_sync(self) is not None:
             self._synchronize_batch_norm()
         self._begin_sharing(trainer)
         if self.world_size > 1:
@@ -120,7 +118,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
             if self.adapter.worker.world_size > 1:
                 warn_of_batch_norm(module, stacklevel=2)
         elif not self.engines and self.world_size > 1:
-            self._share_weights(module)
+            share_weights(module)
         self.setup_precision_plugin()
 
     def _synchronize_batch_norm(self) -> None:
@@ -129,7 +127,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
                 "sync_batchnorm=True: neither PyTorch nor Horovod has a synchronized BatchNorm on the CPU. Leave it "
                 "out, or normalize with GroupNorm or LayerNorm"
             )
-        self.model = self._layer_sync.apply(self.model)
+        self.model = layer_sync(self).apply(self.model)
 
     def _wrap(self, trainer: Any) -> None:
         """Hand module and optimizers to the engine."""
@@ -188,16 +186,14 @@ class AdapterStrategy(Recording, Reducing, Sharing):
                 )
         return found
 
-    def _share_weights(self, module: torch.nn.Module) -> None:
-        trainer_part("overrides.distributed")._sync_module_states(module)
-
     @property
     def engines(self) -> list[Engine]:
         """The engines of the module that is being run, one for each optimizer; none where it was not trained here."""
         return engines_of(self.lightning_module)
 
     def engine_of(self, optimizer: Any) -> Engine | None:
-        return self._of_optimizer.get(id(getattr(optimizer, "_optimizer", optimizer)))
+        own = optimizer.optimizer if isinstance(optimizer, _LightningOptimizer) else optimizer
+        return self._of_optimizer.get(id(own))
 
     # A step.
 
@@ -267,9 +263,9 @@ class AdapterStrategy(Recording, Reducing, Sharing):
 
     def is_alone(self) -> bool:
         module = self.lightning_module
-        trainer = None if module is None else module._trainer
-        if self._meeting is None or trainer is None or not trainer.interrupted:
+        if self._meeting is None or module is None or not _is_interrupted(module):
             return False
+        trainer = module.trainer
         loop = trainer.fit_loop.epoch_loop
         where = f"exception in batch {loop.batch_progress.total.ready} after step {trainer.global_step}"
         return not self._meeting.all_come(where, lost=isinstance(sys.exception(), WorkerLostError))
@@ -287,3 +283,11 @@ class AdapterStrategy(Recording, Reducing, Sharing):
             file=sys.stderr,
             flush=True,
         )
+
+
+def _is_interrupted(module: Any) -> bool:
+    """Whether the module's Trainer handles an exception."""
+    try:
+        return bool(module.trainer.interrupted)
+    except RuntimeError:  # it has none
+        return False

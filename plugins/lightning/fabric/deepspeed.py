@@ -18,6 +18,7 @@ from ....adapters.torch.whole_state import (
     whole_optimizer_state,
     whole_weights,
 )
+from ..compat import OneModel, set_no_backward_sync
 from ..held import hand_over, release
 from ..lost_workers import FABRICS, noticing_lost_workers
 from ..package import fabric_part
@@ -31,7 +32,7 @@ _DDPStrategy: Any = _strategies.DDPStrategy
 
 
 @noticing_lost_workers(FABRICS)
-class FabricDeepSpeedStrategy(FabricAdapterStrategy, _strategies.DeepSpeedStrategy):  # type: ignore[misc]
+class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepSpeedStrategy):  # type: ignore[misc]
     """Workers share out optimizer states (stage 1), gradients too (2), parameters too (3).
 
     A DeepSpeedStrategy of Fabric's to whoever asks. Unlike Fabric's own it trains on CPUs, updates with the optimizer
@@ -61,7 +62,7 @@ class FabricDeepSpeedStrategy(FabricAdapterStrategy, _strategies.DeepSpeedStrate
         )
         self.config = {"zero_optimization": {"stage": stage}}  # what Fabric asks it for
         if stage > 1:
-            self._backward_sync_control = None  # gradients are reduced to where they are kept; Fabric says so
+            set_no_backward_sync(self, None)  # gradients are reduced to where they are kept
         self._configured_norm = 0.0
         self._stepped = False
 
@@ -74,14 +75,6 @@ class FabricDeepSpeedStrategy(FabricAdapterStrategy, _strategies.DeepSpeedStrate
     def model(self) -> ZeroModule | None:
         """The model that is trained."""
         return next((known for known in self.modules if isinstance(known, ZeroModule)), None)
-
-    @property
-    def _deepspeed_engine(self) -> ZeroModule | None:
-        return self.model
-
-    @_deepspeed_engine.setter
-    def _deepspeed_engine(self, model: Any) -> None:
-        """Fabric says of which model a loss is; there is one, and this is not to keep it alive."""
 
     def _training(self) -> ZeroModule:
         model = self.model

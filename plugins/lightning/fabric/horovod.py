@@ -12,8 +12,10 @@ from ....adapters.torch.parameter_types import refuse_complex
 from ..held import hand_over
 from ..joining import ON_DEMAND
 from ..lost_workers import FABRICS, noticing_lost_workers
+from ..package import fabric_part
 from .strategy import FabricAdapterStrategy, check_owned
 
+_DDPStrategy: Any = fabric_part("strategies").DDPStrategy
 _NOT_REDUCED = ("bf16-true", "transformer-engine")
 
 
@@ -42,7 +44,7 @@ class FabricHorovodStrategy(FabricAdapterStrategy):
                 f"precision={plugin.precision!r}: Horovod cannot all-reduce bfloat16 gradients; use 'bf16-mixed', "
                 "whose gradients are float32"
             )
-        self._precision = plugin
+        _DDPStrategy.precision.fset(self, plugin)
 
     def setup_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         wanted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

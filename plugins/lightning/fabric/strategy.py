@@ -7,21 +7,20 @@ import weakref
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ....adapters import OptionError
 from ....adapters.torch.engine import Engine
 from .. import environment
+from ..compat import set_no_backward_sync
 from ..forks import warn_of_forks
 from ..held import release
-from ..joining import Joining
+from ..joining import Joining, share_weights
 from ..package import fabric_part
 from ..reducing import Reducing
 from .data import LossShares, share_out
 from .module import SetUpModule
 
 _DDPStrategy: Any = fabric_part("strategies").DDPStrategy
-_SyncControl: Any = fabric_part("strategies.strategy")._BackwardSyncControl
 
 
 class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
@@ -37,7 +36,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
     def __init__(self, name: str, **options: Any) -> None:
         _DDPStrategy.__init__(self)
         self._stand_for(name, options)
-        self._backward_sync_control: Any = _NothingToBlock()
+        set_no_backward_sync(self, contextlib.nullcontext)  # no backward pass sends anything
         self._shares = LossShares()
         self._share_out_next = False
         self._modules: list[weakref.ref[SetUpModule]] = []
@@ -45,16 +44,12 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
 
     # Who and where.
 
-    def _configure_launcher(self) -> None:
+    def before_launch(self) -> None:
         environment.check_nodes(self.cluster_environment, self.num_nodes, self.frontend)
-        self._claim()
-        super()._configure_launcher()
+        super().before_launch()
 
     def setup_environment(self) -> None:
-        _DDPStrategy.setup_environment(self)
-
-    def _setup_distributed(self) -> None:
-        self._set_world_ranks()
+        self.accelerator.setup_device(self.root_device)
         self._join()
 
     # Data.
@@ -79,8 +74,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
     def setup_module(self, module: torch.nn.Module) -> SetUpModule:
         release(module)
         if self.world_size > 1:
-            for tensor in (*module.parameters(), *module.buffers()):
-                dist.broadcast(tensor.detach(), 0)
+            share_weights(module)
         return self._known(SetUpModule(module, self._shares))
 
     def _known(self, module: SetUpModule) -> SetUpModule:
@@ -144,10 +138,3 @@ def check_owned(optimizer: torch.optim.Optimizer, modules: list[torch.nn.Module]
 
 def _user_module(module: torch.nn.Module) -> torch.nn.Module:
     return module.module if isinstance(module, SetUpModule) else module
-
-
-class _NothingToBlock(_SyncControl):  # type: ignore[misc]
-    """No backward pass sends anything."""
-
-    def no_backward_sync(self, module: Any, enabled: bool) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
