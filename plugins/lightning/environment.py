@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 from ...adapters import Launch, LauncherError, Worker, detect_launch
@@ -55,17 +56,45 @@ class LauncherEnvironment(_environments.ClusterEnvironment):  # type: ignore[mis
         return self.launch.worker.node_rank
 
 
+class SlurmEnvironment(LauncherEnvironment, _environments.SLURMEnvironment):  # type: ignore[misc, name-defined]
+    """The tasks of a Slurm step, however srun was told their number. Lightning requeues its job as it does its own."""
+
+    def __init__(self, launch: Launch, auto_requeue: bool = True, requeue_signal: Any = signal.SIGUSR1) -> None:
+        # Not Lightning's constructor, which refuses `srun -n 2`.
+        self.launch = launch
+        self.auto_requeue = auto_requeue
+        self.requeue_signal = requeue_signal
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        """Accept them: they have been compared with the launcher's."""
+
+
 def resolve(environment: Any) -> Any:
     """Return the environment to use where Lightning chose `environment`, or its user did.
 
-    Lightning takes a process for one that it is to start workers from where it does not know the launcher. A
-    scheduler's environment (Slurm's, which requeues jobs) and one of the user's own stay.
+    Lightning takes a process for one that it is to start workers from where it does not know the launcher. An
+    environment of the user's own stays.
     """
-    if type(environment) in _OWN_STARTS and LauncherEnvironment.detect():
+    scheduled = type(environment) is _environments.SLURMEnvironment
+    if (scheduled or type(environment) in _OWN_STARTS) and LauncherEnvironment.detect():
         launch = detect_launch()
         if launch.launcher != "slurm":
             return LauncherEnvironment(launch)
+        if scheduled:
+            return SlurmEnvironment(launch, environment.auto_requeue, environment.requeue_signal)
     return environment
+
+
+def in_place_of_refused() -> LauncherEnvironment | None:
+    """Return the environment where Lightning's own for Slurm would refuse how srun was called; `None` elsewhere.
+
+    `srun -n 2` sets no SLURM_NTASKS_PER_NODE, and it knows no other number.
+    """
+    told = "SLURM_NTASKS_PER_NODE" in os.environ or os.environ.get("SLURM_NTASKS", "1") == "1"
+    if told or _environments.TorchElasticEnvironment.detect() or not _environments.SLURMEnvironment.detect():
+        return None
+    launch = detect_launch()
+    return SlurmEnvironment(launch) if launch.launcher == "slurm" else LauncherEnvironment(launch)
 
 
 def launch_of(environment: Any, local_world_size: int) -> Launch:

@@ -37,6 +37,7 @@ class Joining(Launching):
         self._adapter: TorchStrategy | None = None
         self._meeting: Meeting | None = None
         self._used = False
+        self.cluster_environment = environment.in_place_of_refused()
 
     @property
     def adapter(self) -> TorchStrategy:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any, Self
 
-from ...adapters import EngineUnavailableError, UnknownStrategyError, strategy_rows
+from ...adapters import EngineUnavailableError, LauncherError, UnknownStrategyError, strategy_rows
 from ...adapters.errors import did_you_mean
 from .deepspeed import DeepSpeedStrategy
+from .environment import in_place_of_refused
 from .fabric import FabricDeepSpeedStrategy, FabricHorovodStrategy
 from .horovod import HorovodStrategy
 from .package import NAME, OTHER_REGISTRIES, fabric_part, other, trainer_part
@@ -24,7 +25,8 @@ def register() -> None:
     ):
         for name, row in rows.items():
             kind = horovod if name == "horovod" else deepspeed
-            known = _Name(name, registry, list(rows))
+            options = ", ".join(f"{option}={value!r}" for option, value in row.options.items())
+            known = _Name(name, registry, list(rows), f"{kind.__name__}({options})")
             registry.register(known, kind, description=row.description, override=True, **row.options)
     if other() is not None:
         _refuse_in_other(list(rows))
@@ -46,24 +48,26 @@ def _refuse_in_other(names: list[str]) -> None:
 
 
 class _Name(str):
-    """A name of ours, which says what was meant by one that is nearly it.
+    """A name of ours, which says what Lightning says badly before it makes the strategy.
 
     Lightning compares what it is given with each name that is registered, and answers with a page of the web where it
-    is none of them.
+    is none of them. Then it chooses an environment, which refuses `srun -n 2`.
     """
 
     _registry: Any
     _ours: list[str]
+    _object: str  # how to write the strategy as an object
 
-    def __new__(cls, name: str, registry: Any, ours: list[str]) -> Self:
+    def __new__(cls, name: str, registry: Any, ours: list[str], written: str) -> Self:
         made = super().__new__(cls, name)
-        made._registry, made._ours = registry, ours
+        made._registry, made._ours, made._object = registry, ours, written
         return made
 
     __hash__ = str.__hash__
 
     def __eq__(self, name: object) -> bool:
         if super().__eq__(name) is True:
+            self._refuse_srun()
             return True
         hint = did_you_mean(name, self._ours) if isinstance(name, str) and name not in self._registry else ""
         if hint:
@@ -75,3 +79,12 @@ class _Name(str):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return str, (str(self),)  # Trainers keep all names, and may be copied
+
+    def _refuse_srun(self) -> None:
+        environment = in_place_of_refused()
+        if environment is not None:
+            raise LauncherError(
+                f"{environment.launch.launcher} started {environment.world_size()} workers in a Slurm job without "
+                f"--ntasks-per-node, and Lightning refuses that before it makes a strategy by its name: pass "
+                f"strategy={self._object} of farandole.plugins.lightning, or give --ntasks-per-node to srun or sbatch"
+            )

@@ -16,6 +16,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from broken_job import BOUND, Broken
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch.nn.functional import cross_entropy
@@ -25,7 +27,7 @@ from farandole.adapters.launch.start import find_launcher
 from farandole.adapters.order import GlobalOrder
 from farandole.plugins.launch.job import JobResult, run_marked
 from farandole.plugins.launch.ports import hold_ports, port_of
-from farandole.plugins.lightning import HorovodStrategy, LightningCallback
+from farandole.plugins.lightning import FabricHorovodStrategy, HorovodStrategy, LightningCallback
 from farandole.plugins.metrics import WorkerMetrics
 
 EXAMPLES = Path(__file__).parents[2] / "experiments/examples"
@@ -242,6 +244,44 @@ def test_other_numbers_than_the_launchers(given: dict[str, int], said: str, monk
         monkeypatch.setenv(f"HOROVOD_{name}", str(value))
     with pytest.raises(LauncherError, match=said):
         pl.Trainer(strategy="horovod", accelerator="cpu", logger=False, **given)
+
+
+def started_by_srun(monkeypatch: pytest.MonkeyPatch, nodes: int, **more: str) -> None:
+    """Be the first task of two on each node."""
+    tasks = str(2 * nodes)
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": tasks, "SLURM_STEP_TASKS_PER_NODE": f"2(x{nodes})"}
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": tasks, "SLURM_NNODES": str(nodes)}
+    own = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": f"n[1-{nodes}]"}
+    for name, value in {**step, **job, **own, **more}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"SLURM_NTASKS_PER_NODE": "2"}], ids=["-n", "--ntasks-per-node"])
+def test_tasks_of_srun(nodes: int, options: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are taken as srun started them, whatever Lightning's own environment wants to have been told."""
+    started_by_srun(monkeypatch, nodes, **options)
+    told: list[Any] = [HorovodStrategy(), *(["horovod"] if options else [])]
+    trainers = [pl.Trainer(strategy=strategy, accelerator="cpu", logger=False) for strategy in told]
+    for trainer in trainers:
+        assert (trainer.global_rank, trainer.world_size, trainer.num_devices) == (0, 2 * nodes, 2)
+    for strategy in (FabricHorovodStrategy(), *told[1:]):
+        fabric = Fabric(strategy=strategy, accelerator="cpu")
+        assert (fabric.global_rank, fabric.world_size) == (0, 2 * nodes)
+    environment = trainers[0].strategy.cluster_environment  # type: ignore[attr-defined]
+    environment.validate_settings(num_devices=1, num_nodes=1)
+    assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue, "so that Lightning requeues the job"
+
+
+@pytest.mark.parametrize("make", [pl.Trainer, Fabric])
+def test_tasks_of_srun_that_lightning_refuses_before_it_looks_at_a_name(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started_by_srun(monkeypatch, 1)
+    with pytest.raises(LauncherError, match=r"pass strategy=\w*HorovodStrategy\(\) .* or give --ntasks-per-node"):
+        make(strategy="horovod", accelerator="cpu")
+    with pytest.raises(LauncherError, match=r"pass strategy=\w*DeepSpeedStrategy\(stage=2, offload=True\)"):
+        make(strategy="deepspeed_zero_2_offload", accelerator="cpu")
 
 
 def test_callbacks_of_farandoles_on_lightnings_own_ddp() -> None:
