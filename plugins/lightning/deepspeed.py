@@ -20,7 +20,7 @@ from .compat import before_update, run_steps_in
 from .lost_workers import TRAINERS, noticing_lost_workers
 from .package import trainer_part
 from .strategy import AdapterStrategy
-from .zero import computes_in, name_of
+from .zero import computes_in, give, name_of, refuse_given
 
 _strategies: Any = trainer_part("strategies")
 _LightningModule: Any = trainer_part("core").LightningModule
@@ -132,12 +132,14 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         self._between_updates = False
 
     def _wrap(self, trainer: Any) -> None:
+        refuse_given(self.optimizers, "have configure_optimizers() make a new one for each fit()")
         AdapterStrategy._wrap(self, trainer)
         if self.engine is None:
             raise OptionError(
                 "configure_optimizers() returned no optimizer that trains a parameter, and DeepSpeed shares out what "
                 "one updates: return one, or use strategy='horovod' or 'ddp'"
             )
+        give(self.engine.optimizer)
         self._configured_norm = self.engine.deepspeed_engine.gradient_clipping()
 
     def _before_step(self, optimizer: Any, *arguments: Any) -> None:

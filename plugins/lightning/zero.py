@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
 from ...adapters import OptionError
 
 _COMPUTES_IN = {"32-true": "float32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
@@ -32,3 +36,25 @@ def computes_in(precision: str) -> str:
             f"{', '.join(_COMPUTES_IN)}"
         )
     return _COMPUTES_IN[precision]
+
+
+_given: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def give(optimizer: Any) -> None:
+    """Take note that DeepSpeed has an optimizer, which updates this worker's shards from now on."""
+    _given.add(optimizer)
+
+
+def refuse_given(optimizers: Iterable[Any], advice: str) -> None:
+    """Look for an optimizer that DeepSpeed has had.
+
+    Raises:
+        OptionError: there is one; `advice` says what to do.
+    """
+    for optimizer in optimizers:
+        if optimizer in _given:
+            raise OptionError(
+                f"this {type(optimizer).__name__} was in an earlier training by ZeRO, which left it with shards of "
+                f"that training's parameters: {advice}"
+            )

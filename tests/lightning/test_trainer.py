@@ -46,6 +46,7 @@ CASES += [(strategy, 3, name) for strategy in ("horovod", "deepspeed_zero_3") fo
 REFUSED = {
     "two_optimizers": "strategy='horovod'",
     "unfrozen_by_hand": "strategy='horovod'",
+    "optimizer_used_again": "make a new one for each fit()",
     "averaged": "SWA does not currently support sharded models",
     "bare_optimizer": "step what self.optimizers() returns",
     "finetuned": "does not support running with the DeepSpeed strategy",

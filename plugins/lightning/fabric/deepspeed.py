@@ -22,7 +22,7 @@ from ..compat import OneModel, set_no_backward_sync
 from ..held import hand_over, release
 from ..lost_workers import FABRICS, noticing_lost_workers
 from ..package import fabric_part
-from ..zero import computes_in, name_of
+from ..zero import computes_in, give, name_of, refuse_given
 from .module import Called, SetUpModule, ZeroModule
 from .optimizer import kept
 from .strategy import FabricAdapterStrategy, check_owned
@@ -94,12 +94,14 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
                 "or use strategy='horovod' or 'ddp'"
             )
         (optimizer,) = optimizers
+        refuse_given(optimizers, "make a new one for each fabric.setup()")
         check_owned(optimizer, [module])
         release(module)
         if self.world_size > 1:
             warn_of_batch_norm(module, stacklevel=4)
         refuse_complex(module, self.adapter)
         engine = cast(ZeroEngine, self.adapter.wrap(Called(module), optimizer))
+        give(optimizer)
         hand_over(module, engine)
         self._configured_norm = engine.deepspeed_engine.gradient_clipping()
         served = kept(optimizer, self)

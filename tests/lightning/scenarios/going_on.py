@@ -29,6 +29,18 @@ def fitted_again(setting: Setting) -> Numbers:
 
 
 @scenario
+def optimizer_used_again(setting: Setting) -> Numbers:
+    """The same module with the same optimizer object, which has moments by then."""
+    net = Net()
+    optimizer = net.configure_optimizers()
+    net.configure_optimizers = lambda: optimizer  # type: ignore[method-assign]
+    for _ in range(2):
+        trainer = setting.trainer(max_epochs=1)
+        trainer.fit(net, setting.loader(data()))
+    return weights(trainer)
+
+
+@scenario
 def one_after_another(setting: Setting) -> Numbers:
     """Models that are tried in a row, as a search does: none is kept when its Trainer is dropped."""
     tried: list[weakref.ref[Net]] = []
