@@ -51,6 +51,9 @@ class LightningCallback(_Callback):  # type: ignore[misc]
         """Copy what was given: its class may be one that was made here."""
         return (LightningCallback, (self.callback,)) if type(self) in _KINDS.values() else super().__reduce__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_records": None, "_seam": None, "_prepared": None}
+
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         plugged = [callback for callback in trainer.callbacks if isinstance(callback, LightningCallback)]
         self._records = None

@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 from ...adapters import DataError, Worker
 from .compat import construct_like, constructor_arguments, noting_indices
+from .in_place_of import InPlaceOf
 from .plans import Plan, Share
 
 
@@ -71,22 +72,24 @@ class Position(Protocol):
         """Count on from `batches`."""
 
 
-class ShareLoader:
+class ShareLoader(InPlaceOf):
     """A DataLoader that tells, for each batch it yields, which share of the workers' batch it is; `None` at the end.
 
+    given: the user's DataLoader, which `loader` was made after.
     position: of the training that it loads for, which goes into checkpoints; `None` for an evaluation.
     timed: yields what is loaded, and times how long that is waited for.
     """
 
     def __init__(
         self,
+        given: Any,
         loader: Any,
         sampler: ShareSampler,
         tell: Callable[[ShareLoader, Share | None], None],
         position: Position | None = None,
         timed: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> None:
-        self._loader = loader
+        super().__init__(given, loader)
         self._timed = timed
         self._share_sampler = sampler
         self._tell = tell
@@ -96,11 +99,6 @@ class ShareLoader:
         if position is not None:
             self.state_dict = self._state_dict
             self.load_state_dict = self._load_state_dict
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_loader":
-            raise AttributeError(name)
-        return getattr(self._loader, name)
 
     def __len__(self) -> int:
         return len(self._share_sampler)

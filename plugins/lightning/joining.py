@@ -34,10 +34,14 @@ class Joining(Launching):
         """Say which strategy of ours this is, as in `create_strategy`; options that are `None` are left out."""
         self._adapter_name = name
         self._adapter_options = {option: value for option, value in options.items() if value is not None}
-        self._adapter: TorchStrategy | None = None
-        self._meeting: Meeting | None = None
         self._used = False
         self.cluster_environment = environment.in_place_of_refused()
+        self._hold_nothing()
+
+    def _hold_nothing(self) -> None:
+        """Begin as one that has joined nothing yet."""
+        self._adapter: TorchStrategy | None = None
+        self._meeting: Meeting | None = None
 
     @property
     def adapter(self) -> TorchStrategy:

@@ -52,3 +52,15 @@ class Reducing:
             return result
 
         return closure_and_reduction
+
+
+class ReducingFirst:
+    """A precision plugin's `clip_gradients`, of gradients that are reduced."""
+
+    def __init__(self, strategy: Reducing, plugin: Any) -> None:
+        self._strategy = strategy
+        self._plugin = plugin
+
+    def __call__(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        self._strategy.reduce_gradients(optimizer)
+        type(self._plugin).clip_gradients(self._plugin, optimizer, *args, **kwargs)

@@ -15,6 +15,7 @@ from ...adapters.torch.placeholder import without_side_effects
 from .compat import load_loader_states, log_without_weight, seed_loader_processes, take_over_sampling
 from .data import ShareLoader, ShareSampler, rebuild
 from .forks import warn_of_forks
+from .in_place_of import as_given
 from .joining import Joining
 from .package import trainer_part
 from .plans import Share, order_seed, plan_of, refuse_different_plans
@@ -32,8 +33,9 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
     seam: the callbacks of farandole's that watch the training.
     """
 
+    _own_sampling = False
+
     def _share_nothing_yet(self) -> None:
-        self._own_sampling = False
         self._shares: dict[ShareLoader, Share] = {}  # of the batches being trained on
         self._shares_used = False
         self._evaluated: Share | None = None
@@ -47,6 +49,7 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
 
     def process_dataloader(self, dataloader: Any) -> Any:
         trainer, worker = self.lightning_module.trainer, self.adapter.worker
+        dataloader = as_given(dataloader)
         warn_of_forks(dataloader, self.adapter)
         ours = self._own_sampling and isinstance(dataloader, torch.utils.data.DataLoader)
         seed, broadcast = order_seed(self.adapter), self.adapter.broadcast
@@ -71,8 +74,9 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
                     "means leave it out, metric objects and predictions do not. A larger batch size avoids it",
                     stacklevel=2,
                 )
-            return ShareLoader(loader, sampler, self._note_evaluated)
-        return ShareLoader(loader, sampler, self._note_trained, TrainingPosition(trainer.fit_loop), timed or iter)
+            return ShareLoader(dataloader, loader, sampler, self._note_evaluated)
+        position = TrainingPosition(trainer.fit_loop)
+        return ShareLoader(dataloader, loader, sampler, self._note_trained, position, timed or iter)
 
     def _timed(self, batches: Iterable[Any]) -> Iterator[Any]:
         return self.seam.each("data", batches)

@@ -36,6 +36,9 @@ class SigtermWatch:
         self._wait = 1  # batches from one look to the next
         self._began = time.monotonic()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_under_way": None}
+
     def install(self) -> None:
         """Have the Trainer call `note` on SIGTERM, and `look` before each batch."""
         take_over_sigterm(self._trainer, self.note, self.look)

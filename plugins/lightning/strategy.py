@@ -21,7 +21,7 @@ from .joining import ON_DEMAND, share_weights
 from .package import fabric_part, trainer_part
 from .position import put_back_position, take_out_position
 from .recording import Recording
-from .reducing import Reducing
+from .reducing import Reducing, ReducingFirst
 from .sharing import Sharing
 from .sigterm import SigtermWatch
 
@@ -44,6 +44,9 @@ class AdapterStrategy(Recording, Reducing, Sharing):
     def __init__(self, name: str, **options: Any) -> None:
         _DDPStrategy.__init__(self)
         self._stand_for(name, options)
+
+    def _hold_nothing(self) -> None:
+        super()._hold_nothing()
         self._share_nothing_yet()
         self._reduce_nothing_yet()
         self._record_nothing_yet()
@@ -51,6 +54,13 @@ class AdapterStrategy(Recording, Reducing, Sharing):
         self._stepping = False
         self._step_hooks: list[Any] = []
         self._sigterm: SigtermWatch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a Trainer has joined nothing yet, and its strategy runs the module by itself."""
+        fresh = object.__new__(type(self))
+        fresh._hold_nothing()
+        state, module = {**super().__getstate__(), **fresh.__dict__}, self.lightning_module
+        return state if module is None else {name: module if v is self.model else v for name, v in state.items()}
 
     # Who and where.
 
@@ -84,13 +94,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
 
     def _adopt_precision(self, plugin: Any) -> Any:
         """Make a precision plugin work on this engine: what it clips has to be reduced by then."""
-        clip_gradients = plugin.clip_gradients
-
-        def reduce_and_clip(optimizer: Any, *args: Any, **kwargs: Any) -> None:
-            self.reduce_gradients(optimizer)
-            clip_gradients(optimizer, *args, **kwargs)
-
-        plugin.clip_gradients = reduce_and_clip
+        plugin.clip_gradients = ReducingFirst(self, plugin)
         return plugin
 
     # A run.

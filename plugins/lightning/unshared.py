@@ -11,6 +11,7 @@ import torch
 
 from ...adapters import DataError
 from ...adapters.torch.strategy import TorchStrategy
+from .in_place_of import InPlaceOf
 
 
 def watch(
@@ -44,7 +45,7 @@ def watch(
     return kind(loader, adapter, length is None and several, training and refuse_copies and several, timed or iter)
 
 
-class WatchedLoader:
+class WatchedLoader(InPlaceOf):
     """A loader that ends on all workers after the same batch, or says on all of them that it does not."""
 
     def __init__(
@@ -55,16 +56,11 @@ class WatchedLoader:
         compare_first: bool,
         timed: Callable[[Iterable[Any]], Iterable[Any]],
     ) -> None:
-        self._loader = loader
+        super().__init__(loader, loader)
         self._adapter = adapter
         self._compare_ends = compare_ends
         self._compare_first = compare_first
         self._timed = timed
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_loader":
-            raise AttributeError(name)
-        return getattr(self._loader, name)
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self._timed(self._loader))

@@ -52,6 +52,9 @@ class WorkerMetrics(Callback):
         if step.progress.step == 0:
             self._report(step.progress.epoch - 1)
 
+    def on_end(self, error: BaseException | None) -> None:
+        self._run = None  # so that this can be copied
+
     def on_record(self, epoch: int, workers: list[dict[str, float]]) -> None:
         """Called on every worker with an epoch's measures; for those who log them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ from hypothesis import strategies as some
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from farandole.adapters import DataError, OptionError, Worker
+from farandole.adapters.torch.engines.local import LocalStrategy
 from farandole.plugins.lightning.data import ShareLoader, ShareSampler, rebuild
 from farandole.plugins.lightning.plans import Plan, Share, plan_of
+from farandole.plugins.lightning.unshared import WatchedLoader
 
 NUMBERS = {
     "length": some.integers(1, 60),
@@ -46,7 +49,7 @@ class Reader:
         self.position = Position()
         self.shares: list[Share] = []
         rebuilt = rebuild(loader, self.sampler, predicting=False)
-        self.loader: Any = ShareLoader(rebuilt, self.sampler, self.note, self.position)
+        self.loader: Any = ShareLoader(loader, rebuilt, self.sampler, self.note, self.position)
 
     def note(self, loader: ShareLoader, share: Share | None) -> None:
         if share is not None:
@@ -188,7 +191,7 @@ def test_a_sampler_without_batches_is_shared_out() -> None:
     assert plan is not None
     sampler = ShareSampler(plan, worker, alone=True)
     shares: list[Share | None] = []
-    rebuilt = ShareLoader(rebuild(loader, sampler, False), sampler, lambda _, share: shares.append(share))
+    rebuilt = ShareLoader(loader, rebuild(loader, sampler, False), sampler, lambda _, share: shares.append(share))
     assert [int(batch[0]) for batch in rebuilt] == [1, 3, 4]  # the last stands in for an empty share
     assert [None if share is None else share.weight for share in shares] == [1, 1, 0, None]
 
@@ -199,6 +202,24 @@ def test_other_data_is_refused_in_the_middle_of_an_epoch() -> None:
     state = reader.loader.state_dict()
     with pytest.raises(DataError, match="20 samples, and the training data has 24 now"):
         Reader(24, 4, Worker(), False).loader.load_state_dict(state)
+
+
+def test_a_loader_is_that_of_its_user_to_whoever_asks() -> None:
+    class Mine(DataLoader[Any]):
+        pass
+
+    given = Mine(TensorDataset(torch.arange(6)), 2)
+    plan = plan_of(given, Worker(0, 2), 0, lambda value: value, training=True)
+    assert plan is not None
+    sampler = ShareSampler(plan, Worker(0, 2), alone=False)
+    loader: Any = ShareLoader(given, rebuild(given, sampler, False), sampler, lambda loader, share: None)
+    watched = WatchedLoader(given, LocalStrategy(), False, False, iter)
+    list(loader)
+    for each in (loader, watched):
+        assert isinstance(each, Mine) and isinstance(each, DataLoader)
+        for copied in (copy.deepcopy(each), copy.copy(each)):
+            assert type(copied) is Mine
+            assert [len(batch) for (batch,) in copied] == [2, 2, 2], "all of it: a copy is in no job"
 
 
 def test_the_order_is_documented() -> None:

@@ -75,8 +75,8 @@ class LossShares:
 class SharedLoader(ShareLoader):
     """A loader of a worker's share, which tells `shares` what it loads."""
 
-    def __init__(self, loader: Any, sampler: ShareSampler, shares: LossShares) -> None:
-        super().__init__(loader, sampler, shares.load)
+    def __init__(self, given: Any, loader: Any, sampler: ShareSampler, shares: LossShares) -> None:
+        super().__init__(given, loader, sampler, shares.load)
         # Fabric's own wrapper shows what it finds here.
         self.__dict__.update({name: value for name, value in vars(loader).items() if name not in self.__dict__})
 
@@ -115,4 +115,4 @@ def share_out(loader: Any, adapter: TorchStrategy, shares: LossShares) -> Any:
         assert evaluated is not None
         plan = PlanByUse(plan, evaluated)
     sampler = ShareSampler(plan, adapter.worker, alone=loader.batch_sampler is None)
-    return SharedLoader(rebuild(loader, sampler, predicting=False), sampler, shares)
+    return SharedLoader(loader, rebuild(loader, sampler, predicting=False), sampler, shares)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 from typing import Any
 
@@ -38,6 +40,31 @@ def optimizer_used_again(setting: Setting) -> Numbers:
         trainer = setting.trainer(max_epochs=1)
         trainer.fit(net, setting.loader(data()))
     return weights(trainer)
+
+
+@scenario
+def copied(setting: Setting) -> Numbers:
+    """Trainers that are copies: of one that has not trained, and of one that has. Another is taken in between."""
+    from farandole.plugins.lightning import WorkerMetrics
+
+    trainer = setting.trainer(max_epochs=1, callbacks=[_Keeper(), WorkerMetrics()])
+    trainer = pickle.loads(pickle.dumps(trainer))
+    trainer.fit(Net(), setting.loader(data()))
+    found = weights(trainer)
+    if not setting.strategy.startswith("deepspeed"):  # whose hooks in the module cannot be pickled
+        pickle.dumps(trainer)
+    again = copy.deepcopy(trainer)
+    again.fit_loop.max_epochs = 2
+    again.fit(Net(), setting.loader(data()))
+    return {**found, **{f"again.{name}": value for name, value in weights(again).items()}}
+
+
+class _Keeper(callbacks.Callback):
+    """Keeps its Trainer, as a progress bar does."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.trainer = trainer
+        copy.deepcopy(self)
 
 
 @scenario
