@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 from ..errors import DataError, OptionError
 from ..order import GlobalOrder, MicroBatch
 from ..progress import Progress
-from ..random_seed import mix
 from ..structure import map_structure
 from ..worker import Worker
+from .draws import seed_draws, streams_kept
 from .loader_processes import data_is_sent, spawn_where_it_would_fork
 
 _OURS = {
@@ -145,10 +143,7 @@ class _Columns(Dataset[Any]):
 
 
 class _Samples(Dataset[Any]):
-    """A map-style dataset; whatever it draws at random is drawn from (seed, epoch, sample).
-
-    A sample is then the same whichever worker, or loader process, fetches it, and after a resume.
-    """
+    """A map-style dataset; whatever it draws at random is drawn from (seed, epoch, sample)."""
 
     def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]) -> None:
         self._dataset = dataset
@@ -158,25 +153,11 @@ class _Samples(Dataset[Any]):
     def __getitem__(self, key: Key) -> Any:
         epoch, indices = key
         samples = []
-        with _random_streams_kept():
+        with streams_kept():
             for index in indices:
-                seed = mix(self._seed, epoch, index)
-                random.seed(seed)
-                np.random.seed(seed & 0xFFFFFFFF)
-                torch.default_generator.manual_seed(seed)
+                seed_draws(self._seed, epoch, index)
                 samples.append(self._dataset[index])
             return self._collate(samples)
-
-
-@contextlib.contextmanager
-def _random_streams_kept() -> Iterator[None]:
-    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.default_generator.set_state(torch_state)
 
 
 def _columns(dataset: Any) -> Any:

@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 from ...adapters import DataError, Worker
 from .compat import construct_like, constructor_arguments, noting_indices
+from .draws import SeedingIndices, draws_nothing
 from .in_place_of import InPlaceOf
 from .plans import Plan, Share
 
@@ -21,14 +22,16 @@ class ShareSampler(Sampler[Any]):
     """This worker's batches of a plan, as lists of indices; a batch sampler for torch's DataLoader.
 
     alone: yield single indices, for a DataLoader that makes no batches (`batch_size=None`).
+    seed: of what the dataset draws at random; `None` where it draws nothing.
     """
 
-    def __init__(self, plan: Plan, worker: Worker, alone: bool) -> None:
+    def __init__(self, plan: Plan, worker: Worker, alone: bool, seed: int | None) -> None:
         self.plan = plan
         self.epoch = 0
         self.skip = (0, 0)  # epoch, and how many of its samples are to be left out
         self._worker = worker
         self._alone = alone
+        self._seed = seed
         self._shares: Sequence[Share] | Iterator[Share] = ()
 
     @property
@@ -47,8 +50,14 @@ class ShareSampler(Sampler[Any]):
         return yielded
 
     def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch
         for share in self._shares:
-            yield share.indices[0] if self._alone else list(share.indices)
+            if self._alone:
+                yield share.indices[0]
+            elif self._seed is None:
+                yield list(share.indices)
+            else:
+                yield SeedingIndices(share.indices, self._seed, epoch)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -60,6 +69,11 @@ class ShareSampler(Sampler[Any]):
         first = int(next(part for part in parts if len(part) > 0)[0])
         # Two of it, as BatchNorm refuses to train on a single value.
         return Share((first,) if self._alone else (first, first), 0, total)
+
+
+def sampler_of(loader: Any, plan: Plan, worker: Worker, seed: int) -> ShareSampler:
+    """Return what a user's DataLoader is to load for this worker by a plan."""
+    return ShareSampler(plan, worker, loader.batch_sampler is None, None if draws_nothing(loader.dataset) else seed)
 
 
 class Position(Protocol):

@@ -13,7 +13,7 @@ from ...adapters import DataError
 from ...adapters.torch.loader_sigterm import outlive_sigterm
 from ...adapters.torch.placeholder import without_side_effects
 from .compat import load_loader_states, log_without_weight, seed_loader_processes, take_over_sampling
-from .data import ShareLoader, ShareSampler, rebuild
+from .data import ShareLoader, rebuild, sampler_of
 from .forks import warn_of_forks
 from .in_place_of import as_given
 from .joining import Joining
@@ -62,7 +62,7 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
             outlive_sigterm(dataloader)
             copies = ours and isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
             return watch(dataloader, self.adapter, trainer.training, copies, timed)
-        sampler = ShareSampler(plan, worker, alone=dataloader.batch_sampler is None)
+        sampler = sampler_of(dataloader, plan, worker, seed)
         refuse_different_plans(plan, self.adapter)
         loader = rebuild(dataloader, sampler, trainer.predicting)
         seed_loader_processes(loader, self.global_rank)  # Lightning would give this to the loader around it

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 
 from farandole.adapters import DataError, OptionError, Worker
 from farandole.adapters.torch.engines.local import LocalStrategy
-from farandole.plugins.lightning.data import ShareLoader, ShareSampler, rebuild
+from farandole.plugins.lightning.data import ShareLoader, rebuild, sampler_of
+from farandole.plugins.lightning.draws import SeedingIndices
 from farandole.plugins.lightning.plans import Plan, Share, plan_of
 from farandole.plugins.lightning.unshared import WatchedLoader
 
@@ -41,11 +44,11 @@ class Reader:
     """One worker that reads its shares of an epoch, as a training loop does."""
 
     def __init__(self, length: int, batch_size: int, worker: Worker, shuffle: bool, **options: Any) -> None:
-        data = TensorDataset(torch.arange(length))
+        data = options.pop("data", TensorDataset(torch.arange(length)))
         loader: Any = DataLoader(data, batch_size, shuffle=shuffle, **options)
         plan = plan_of(loader, worker, seed=3, share=lambda value: value, training=True)
         assert plan is not None
-        self.sampler = ShareSampler(plan, worker, alone=False)
+        self.sampler = sampler_of(loader, plan, worker, seed=3)
         self.position = Position()
         self.shares: list[Share] = []
         rebuilt = rebuild(loader, self.sampler, predicting=False)
@@ -189,7 +192,7 @@ def test_a_sampler_without_batches_is_shared_out() -> None:
     worker = Worker(1, 2)
     plan = plan_of(loader, worker, 0, lambda value: value, training=True)
     assert plan is not None
-    sampler = ShareSampler(plan, worker, alone=True)
+    sampler = sampler_of(loader, plan, worker, seed=0)
     shares: list[Share | None] = []
     rebuilt = ShareLoader(loader, rebuild(loader, sampler, False), sampler, lambda _, share: shares.append(share))
     assert [int(batch[0]) for batch in rebuilt] == [1, 3, 4]  # the last stands in for an empty share
@@ -211,7 +214,7 @@ def test_a_loader_is_that_of_its_user_to_whoever_asks() -> None:
     given = Mine(TensorDataset(torch.arange(6)), 2)
     plan = plan_of(given, Worker(0, 2), 0, lambda value: value, training=True)
     assert plan is not None
-    sampler = ShareSampler(plan, Worker(0, 2), alone=False)
+    sampler = sampler_of(given, plan, Worker(0, 2), seed=0)
     loader: Any = ShareLoader(given, rebuild(given, sampler, False), sampler, lambda loader, share: None)
     watched = WatchedLoader(given, LocalStrategy(), False, False, iter)
     list(loader)
@@ -220,6 +223,45 @@ def test_a_loader_is_that_of_its_user_to_whoever_asks() -> None:
         for copied in (copy.deepcopy(each), copy.copy(each)):
             assert type(copied) is Mine
             assert [len(batch) for (batch,) in copied] == [2, 2, 2], "all of it: a copy is in no job"
+
+
+class Augmented(Dataset[Any]):
+    """Draws from all streams."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[int, float]:
+        return index, random.random() + float(np.random.random()) + float(torch.rand(()))
+
+
+@pytest.mark.parametrize("data", [Augmented(), Subset(Augmented(), range(12))], ids=["dataset", "subset"])
+def test_what_is_drawn_for_a_sample_is_the_same_everywhere(data: Any) -> None:
+    """On any number of workers, in a process that loads, and in an epoch that is resumed; it differs by epoch."""
+
+    def draws(epoch: int, *readers: Reader) -> dict[int, float]:
+        for reader in readers:
+            reader.sampler.set_epoch(epoch)
+        pairs = [pair for reader in readers for batch in reader.loader for pair in zip(*batch, strict=True)]
+        return {int(index): float(drawn) for index, drawn in pairs}
+
+    states = []
+    for each in (TensorDataset(torch.arange(12), torch.arange(12)), data):
+        torch.manual_seed(0)
+        expected = draws(1, Reader(12, 6, Worker(), True, data=each))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states), "the model draws from it"
+    assert len(set(expected.values())) == 12
+    torch.manual_seed(1)
+    assert draws(1, *readers(12, 3, 2, True, data=data)) == expected
+    resumed = Reader(12, 6, Worker(), True, data=data)
+    resumed.loader.load_state_dict({"epoch": 1, "samples": 6, "length": 12})
+    rest = draws(1, resumed)
+    assert len(rest) == 6 and rest.items() <= expected.items()
+    assert draws(2, resumed).items().isdisjoint(expected.items())
+    sent = SeedingIndices((5, 2), 3, 1)
+    own, its = ([(index, random.random()) for index in each] for each in (sent, pickle.loads(pickle.dumps(sent))))
+    assert own == its
 
 
 def test_the_order_is_documented() -> None:

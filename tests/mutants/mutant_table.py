@@ -60,8 +60,8 @@ MUTANTS = (
     Mutant(
         "samples_are_seeded_by_place",
         "adapters/torch/data.py",
-        "seed = mix(self._seed, epoch, index)",
-        "seed = mix(self._seed, epoch, len(samples))",
+        "seed_draws(self._seed, epoch, index)",
+        "seed_draws(self._seed, epoch, len(samples))",
         _conformance("TestDDP", "samples"),
     ),
     # The step.

@@ -13,7 +13,7 @@ import torch
 
 from ....adapters import DataError
 from ....adapters.torch.strategy import TorchStrategy
-from ..data import ShareLoader, ShareSampler, rebuild
+from ..data import ShareLoader, ShareSampler, rebuild, sampler_of
 from ..plans import Plan, Share, order_seed, plan_of, refuse_different_plans
 
 
@@ -114,5 +114,5 @@ def share_out(loader: Any, adapter: TorchStrategy, shares: LossShares) -> Any:
         evaluated = plan_of(loader, adapter.worker, seed, adapter.broadcast, training=False)
         assert evaluated is not None
         plan = PlanByUse(plan, evaluated)
-    sampler = ShareSampler(plan, adapter.worker, alone=loader.batch_sampler is None)
+    sampler = sampler_of(loader, plan, adapter.worker, seed)
     return SharedLoader(loader, rebuild(loader, sampler, predicting=False), sampler, shares)
