@@ -3,7 +3,7 @@
 python fabric_program.py alone FOLDER-OF-2 FOLDER-OF-3
 python fabric_program.py train WORKERS FOLDER STRATEGY[=CHECKPOINT] ...
 python fabric_program.py leave STRATEGY WORKERS return | raise | exit0 | exit1 | term RANK | all
-python fabric_program.py refusals
+python fabric_program.py one
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main() -> None:
     watch_stacks()
     torch.set_num_threads(1)
     mode, *arguments = sys.argv[1:]
-    if mode == "refusals":
-        refusals()
+    if mode == "one":
+        one_worker()
     elif mode == "alone":
         half, third = map(Path, arguments)
         fabric: Any = Fabric(accelerator="cpu", devices=1)
@@ -301,8 +301,8 @@ def leave(fabric: Any, way: str, who: str) -> None:
         optimizer.zero_grad()
 
 
-def refusals() -> None:
-    """Print what is said before workers are started."""
+def one_worker() -> None:
+    """Print in which order one worker loads, and what is said before others are started."""
     strategies = farandole.plugins.lightning
     cpu = {"accelerator": "cpu", "devices": 2}
     used = strategies.FabricHorovodStrategy()
@@ -317,7 +317,11 @@ def refusals() -> None:
     with environ(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", MASTER_ADDR="::1", MASTER_PORT="1"):
         said["devices"] = refused(lambda: Fabric(strategy="horovod", accelerator="cpu", devices=3))
         said["num_nodes"] = refused(lambda: Fabric(strategy="horovod", accelerator="cpu", devices=2, num_nodes=4))
-    print(json.dumps(said))
+    fabric: Any = Fabric(strategy="horovod", accelerator="cpu", devices=1)
+    fabric.launch()
+    fabric.seed_everything(7, verbose=False)
+    loader = fabric.setup_dataloaders(DataLoader(TensorDataset(torch.arange(23)), batch_size=2, shuffle=True))
+    print(json.dumps({**said, "order": [[int(n) for (batch,) in loader for n in batch] for _ in range(2)]}))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import broken_job
 import pytest
 import torch
 
+from farandole.adapters.order import GlobalOrder
 from farandole.plugins.conformance.servers import WorkerServers
 from farandole.plugins.launch.job import run_marked
 
@@ -139,7 +140,9 @@ def check_loaded(loaded: dict[str, list[list[list[int]]]], workers: int) -> None
     own = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
     flat = {name: [sorted(n for part in epoch for n in part) for epoch in epochs] for name, epochs in loaded.items()}
     assert flat["shuffled"] == [list(range(23))] * 2
-    assert loaded["shuffled"][0] != loaded["shuffled"][1]
+    for epoch in range(2):
+        first = [number for part in loaded["shuffled"][epoch] for number in part[:2]]
+        assert first == GlobalOrder(23, 2 * workers, seed=7).global_batch(epoch, 0).tolist(), "as on one worker"
     whole = 23 // (2 * workers) * 2 * workers
     assert [len(set(epoch)) for epoch in flat["dropping"]] == [len(epoch) for epoch in flat["dropping"]] == [whole] * 2
     assert flat["own"] == [sorted(own)] * 2
@@ -192,12 +195,13 @@ def test_workers_that_leave_a_training(strategy: str, way: str, who: str) -> Non
         assert who == "0" or broken.job.output.rindex(mistake) > broken.job.output.rfind("WorkerLostError")
 
 
-def test_refused_before_workers_are_started() -> None:
-    said = json.loads(run("refusals").splitlines()[-1])
+def test_one_worker_and_what_is_refused_before_others_are_started() -> None:
+    said = json.loads(run("one").splitlines()[-1])
     assert "belongs to another Fabric already" in said["used"]
     assert "use 'bf16-mixed'" in said["bf16-true"]
     assert "DeepSpeed trains float32 parameters here" in said["zero in bf16-true"]
     assert "must be 1, 2 or 3" in said["stage"]
     assert "num_groups=-1" in said["option"]
     assert "Fabric(devices=3), but environment started 2 worker(s)" in said["devices"]
+    assert said["order"] == [GlobalOrder(23, 23, seed=7).global_batch(epoch, 0).tolist() for epoch in range(2)]
     assert "Fabric(num_nodes=4), but environment started 2 worker(s) on 1 machine(s)" in said["num_nodes"]

@@ -65,9 +65,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
     def process_dataloader(self, dataloader: Any) -> Any:
         wanted, self._share_out_next = self._share_out_next, False
         warn_of_forks(dataloader, self.adapter)
-        if not wanted or self.world_size == 1:
-            return dataloader
-        return share_out(dataloader, self.adapter, self._shares)
+        return share_out(dataloader, self.adapter, self._shares) if wanted else dataloader
 
     # Modules and optimizers.
 
