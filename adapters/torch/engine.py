@@ -16,7 +16,20 @@ Slots = dict[str, Any]
 """What an optimizer keeps for a parameter, by the optimizer's names: `{"exp_avg": tensor, "step": tensor, ...}`."""
 
 
-class LossModule(torch.nn.Module):
+class CallingModule(torch.nn.Module):
+    """What an engine is handed in the place of the user's `model`, which its forward pass calls."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+def model_of(module: torch.nn.Module) -> torch.nn.Module:
+    """Return the user's model, where an engine was handed what calls it."""
+    return module.model if isinstance(module, CallingModule) else module
+
+
+class LossModule(CallingModule):
     """A model together with its loss, so that the engine wraps the whole forward pass.
 
     `loss_fn` gets the user's own model: its attributes and submodules work under every engine, which they do not on
@@ -24,8 +37,7 @@ class LossModule(torch.nn.Module):
     """
 
     def __init__(self, model: torch.nn.Module, loss_fn: Callable[[Any, Any], torch.Tensor]) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self._loss_fn = (loss_fn,)  # in a tuple, so that a module is not registered as part of this one
 
     def forward(self, micro_batch: Any, fn: Callable[[Any, Any], Any] | None = None) -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from ..errors import OptionError
-from .strategy import TorchStrategy
+
+if TYPE_CHECKING:
+    from .strategy import TorchStrategy
 
 
 def refuse_complex(module: torch.nn.Module, strategy: TorchStrategy) -> None:

@@ -22,7 +22,8 @@ from ..strategy import ReduceOp, Strategy
 from ..structure import map_structure
 from ..training import StepOptions, Training
 from .compat import check
-from .engine import Engine
+from .engine import Engine, model_of
+from .parameter_types import refuse_complex
 
 Finish = Callable[[], torch.Tensor]
 
@@ -50,11 +51,20 @@ class TorchStrategy(Strategy):
         """The device of this worker: the CPU, or the GPU numbered by its local rank."""
         return self._device
 
+    def engine_for(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        """Hand `module` to the engine as `wrap` does, by which every frontend has its engines.
+
+        Raises:
+            OptionError: it has parameters that the engine does not train.
+        """
+        refuse_complex(model_of(module), self)
+        return self.wrap(module, optimizer, accumulate)
+
     @abstractmethod
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         """Hand `module` (on this device) to the engine; all workers start from rank 0's parameters and buffers.
 
-        `accumulate` is the number of backward passes that precede each update.
+        The engine's part of `engine_for`. `accumulate` is the number of backward passes that precede each update.
         """
 
     def check_batch(self, global_batch_size: int, accumulate: int) -> None:

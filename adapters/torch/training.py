@@ -26,7 +26,6 @@ from .earlier import EarlierReduction
 from .engine import LossModule
 from .evaluation import evaluation_mode
 from .ignored_labels import IgnoredLabels
-from .parameter_types import refuse_complex
 from .placeholder import refuse_gradients_of_nothing, without_side_effects
 from .strategy import TorchStrategy
 from .weighing import is_nothing, weigh
@@ -48,13 +47,12 @@ class TorchTraining(Training):
         super().__init__(strategy, options)
         self._seam.prepare(model, self._run())
         _check(model, optimizer, options.scheduler)
-        refuse_complex(model, strategy)
         self._number = strategy.next_training()
         self.model = model.to(strategy.device)
         self.scheduler = options.scheduler
         if strategy.broadcast(bool(optimizer.state)):  # before an engine cuts it up
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
-        self.engine = strategy.wrap(LossModule(model, loss_fn), optimizer, options.accumulate)
+        self.engine = strategy.engine_for(LossModule(model, loss_fn), optimizer, options.accumulate)
         strategy.time_waiting(self.engine, self._seam)
         self.optimizer = self.engine.optimizer
         self._groups = len(self.optimizer.param_groups)

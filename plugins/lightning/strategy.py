@@ -13,7 +13,6 @@ from ...adapters import OptionError, WorkerLostError
 from ...adapters.leaving import leaves_in_order
 from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
-from ...adapters.torch.parameter_types import refuse_complex
 from . import environment, job
 from .compat import layer_sync
 from .held import engines_of, hand_over, release
@@ -136,11 +135,10 @@ class AdapterStrategy(Recording, Reducing, Sharing):
     def _wrap(self, trainer: Any) -> None:
         """Hand module and optimizers to the engine."""
         module = self.lightning_module
-        refuse_complex(module, self.adapter)
         schedules = trainer_part("callbacks").GradientAccumulationScheduler
         steady = module.automatic_optimization and not any(isinstance(c, schedules) for c in trainer.callbacks)
         accumulate = trainer.accumulate_grad_batches if steady else ON_DEMAND
-        engines = [self.adapter.wrap(self.model, optimizer, accumulate) for optimizer in self._trained_with()]
+        engines = [self.adapter.engine_for(self.model, optimizer, accumulate) for optimizer in self._trained_with()]
         for engine in engines:
             hand_over(module, engine)
             self.adapter.time_waiting(engine, self.seam)

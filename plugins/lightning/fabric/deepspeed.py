@@ -11,7 +11,6 @@ import torch
 from ....adapters import OptionError, StrategyStateError
 from ....adapters.torch.batch_norm import warn_of_batch_norm
 from ....adapters.torch.engines.deepspeed.engine import ZeroEngine
-from ....adapters.torch.parameter_types import refuse_complex
 from ....adapters.torch.whole_state import (
     load_whole_optimizer_state,
     load_whole_weights,
@@ -99,8 +98,7 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
         release(module)
         if self.world_size > 1:
             warn_of_batch_norm(module, stacklevel=4)
-        refuse_complex(module, self.adapter)
-        engine = cast(ZeroEngine, self.adapter.wrap(Called(module), optimizer))
+        engine = cast(ZeroEngine, self.adapter.engine_for(Called(module), optimizer))
         give(optimizer)
         hand_over(module, engine)
         self._configured_norm = engine.deepspeed_engine.gradient_clipping()

@@ -8,7 +8,6 @@ import torch
 
 from ....adapters import OptionError
 from ....adapters.torch.batch_norm import warn_of_batch_norm
-from ....adapters.torch.parameter_types import refuse_complex
 from ..held import hand_over
 from ..joining import ON_DEMAND
 from ..lost_workers import FABRICS, noticing_lost_workers
@@ -54,8 +53,7 @@ class FabricHorovodStrategy(FabricAdapterStrategy):
         whole = modules[0] if len(modules) == 1 else torch.nn.ModuleList(modules)
         if self.world_size > 1:
             warn_of_batch_norm(whole, stacklevel=4)
-        refuse_complex(whole, self.adapter)
-        engine = self.adapter.wrap(whole, optimizer, ON_DEMAND)
+        engine = self.adapter.engine_for(whole, optimizer, ON_DEMAND)
         self._forget_unused()
         self._of_optimizer[id(optimizer)] = engine
         for known in owners:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ....adapters import OptionError
+from ....adapters.torch.engine import CallingModule
 from ....adapters.torch.engines.deepspeed.engine import ZeroEngine
 from ....adapters.torch.placeholder import without_side_effects
 from .data import LossShares
@@ -78,15 +79,11 @@ class ZeroModule(SetUpModule):
         self.engine.backward(loss)
 
 
-class Called(torch.nn.Module):
+class Called(CallingModule):
     """The module as an engine calls it: with all arguments of a call, and what it returns in a tuple.
 
     The engine looks at a tensor that a module returns as at the loss, which it is not here.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any]:
-        return (self.module(*args, **kwargs),)
+        return (self.model(*args, **kwargs),)

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from ....capabilities import Capabilities
 from ....errors import EngineUnavailableError, OptionError
 from ...elementwise import refuse_unless_elementwise
-from ...engine import Engine, LossModule
+from ...engine import Engine, model_of
 from ...process_group import ProcessGroupStrategy
 from .engine import FSDPEngine, Root
 from .state import rebind, refuse_without_dtensor
@@ -84,7 +84,7 @@ class FSDPStrategy(ProcessGroupStrategy):
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         refuse_unless_elementwise(optimizer, self.name)
         refuse_without_dtensor(optimizer)
-        model = module.model if isinstance(module, LossModule) else module
+        model = model_of(module)
         units = choose_units(model, self._wrap)
         check_shardable(model, units)
         for tensor in itertools.chain(module.parameters(), module.buffers()):
