@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from .. import entry
 from ..errors import OptionError
 from ..strategy import ReduceOp
+from .forward_passes import ForwardPasses
 from .rendezvous import adopt_process_group, init_process_group
 from .strategy import Finish, TorchStrategy
 
@@ -55,6 +57,11 @@ class ProcessGroupStrategy(TorchStrategy):
             return tensor
 
         return finish
+
+    def count_forward_passes(self, modules: Sequence[torch.nn.Module], name: str) -> ForwardPasses:
+        """Have it said where only some workers call one of `modules`, which gather parameters from all of them."""
+        store = dist.distributed_c10d._get_default_store()  # there is no public way to it, and the group may be adopted
+        return ForwardPasses(modules, self.worker, store, name)
 
     def _join(self) -> None:
         super()._join()

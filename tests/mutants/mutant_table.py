@@ -144,6 +144,13 @@ MUTANTS = (
         _conformance("TestDDP", "accumulation"),
     ),
     Mutant(
+        "who_runs_a_model_alone_is_not_told",
+        "adapters/torch/forward_passes.py",
+        "                self._count += 1\n",
+        "",
+        ("tests/unit/test_forward_passes.py",),
+    ),
+    Mutant(
         "broadcast_is_from_rank_0",
         "adapters/torch/process_group.py",
         "src=root",

@@ -13,6 +13,7 @@ from ....errors import DataError, OptionError
 from ....structure import map_structure
 from ...earlier import GradientCounts
 from ...engine import Engine, Shard, Slots
+from ...forward_passes import ForwardPasses
 from ...graph import leaves_of
 from ...waiting import Note
 from .compat import EngineView, ZeroView
@@ -33,6 +34,7 @@ class ZeroEngine(Engine):
         optimizer: the user's.
         delegating: what DeepSpeed took for the optimizer.
         counts: for the counts of workers that have a gradient; `None` where all use the same parameters.
+        passes: what says where only some workers run the model, where that needs all of them.
     """
 
     _zero_view: ClassVar[type[ZeroView]]
@@ -43,8 +45,10 @@ class ZeroEngine(Engine):
         optimizer: torch.optim.Optimizer,
         delegating: DelegatingOptimizer,
         counts: GradientCounts | None,
+        passes: ForwardPasses,
     ) -> None:
         super().__init__(deepspeed_engine.module, optimizer)
+        self.passes = passes
         self._engine = deepspeed_engine
         self._engine_view = EngineView(deepspeed_engine)
         self._zero = self._zero_view(deepspeed_engine.optimizer)
@@ -89,7 +93,8 @@ class ZeroEngine(Engine):
             self._collectives.waiting = self.waiting  # until the update
         if self._dtype != torch.float32:
             inputs = tuple(map_structure(self._cast, value) for value in inputs)
-        output = self._engine(*inputs)
+        with self.passes:
+            output = self._engine(*inputs)
         # Now, so that it is under way before other reductions of this step are.
         self.settle()
         self._unused = self._look_at_use(output) if torch.is_grad_enabled() else None
@@ -98,10 +103,11 @@ class ZeroEngine(Engine):
     def backward(self, loss: torch.Tensor) -> None:
         unused, self._unused = self._unused or self._look_at_use(loss), None
         comparison, self._comparison = self._comparison, None
-        if comparison is None:
-            self._engine.backward(loss, scale_wrt_gas=False)
-        elif not self._gate.backward(loss, comparison):
-            self._reduce_whole()
+        with self.passes:
+            if comparison is None:
+                self._engine.backward(loss, scale_wrt_gas=False)
+            elif not self._gate.backward(loss, comparison):
+                self._reduce_whole()
         if self._first_micro_batch:
             for parameter in self._trained if unused is not None and any(unused) else ():
                 if parameter not in self._used:
@@ -122,7 +128,8 @@ class ZeroEngine(Engine):
         return torch.as_tensor(self._engine_view.global_grad_norm())
 
     def update(self) -> None:
-        self._engine.step()
+        with self.passes:
+            self._engine.step()
         if self._collectives is not None:
             self._collectives.waiting = None
         if self._zero.overflow and self._dtype != torch.float16:
@@ -144,6 +151,7 @@ class ZeroEngine(Engine):
         self._first_micro_batch = True
 
     def release(self) -> None:
+        self.passes.release()
         if self._hooks:
             for hook in self._hooks:
                 hook.remove()

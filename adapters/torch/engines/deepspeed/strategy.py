@@ -104,8 +104,11 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             engine, *_ = self._deepspeed.initialize(
                 model=module, optimizer=delegating, config=self._config, dist_init_required=False
             )
-        counts = GradientCounts(self, f"zero{self.next_training()}") if self._find_unused_parameters else None
-        wrapped = ENGINES[self._stage](engine, optimizer, delegating, counts)
+        name = f"zero{self.next_training()}"
+        counts = GradientCounts(self, name) if self._find_unused_parameters else None
+        gathering = list(engine.module.modules()) if self._stage == 3 else []
+        passes = self.count_forward_passes(gathering, name)
+        wrapped = ENGINES[self._stage](engine, optimizer, delegating, counts, passes)
         self.settle_before_leaving(wrapped.settle, keep=False)
         self.release_after_leaving(wrapped)
         return wrapped

@@ -20,7 +20,7 @@ from .state import first_row, flat_slots, local_of, sharded_like
 from .waiting import time_collectives
 
 if TYPE_CHECKING:
-    from ...strategy import TorchStrategy
+    from ...process_group import ProcessGroupStrategy
 
 
 class Root(torch.nn.Module):
@@ -41,6 +41,8 @@ class FSDPEngine(Engine):
     That leaves two things to do. A loss that does not use what came out of a block, on some workers only, would have
     those skip it, and mistake one block's reduction for another's: the loss is made to depend on all of them, with no
     gradient. And a zero is not none: workers count who has a gradient, and one that nobody has is dropped.
+
+    passes: what says where only some workers run the model.
     """
 
     module: Any  # Root, whose class FSDP extends
@@ -51,12 +53,13 @@ class FSDPEngine(Engine):
         model: torch.nn.Module,
         units: Sequence[torch.nn.Module],
         optimizer: torch.optim.Optimizer,
-        strategy: TorchStrategy,
+        strategy: ProcessGroupStrategy,
     ) -> None:
         super().__init__(root, optimizer)
         self._model = cast(FSDPModule, model)
         self._strategy = strategy
-        self._counts = GradientCounts(strategy, f"fsdp{strategy.next_training()}")
+        name = f"fsdp{strategy.next_training()}"
+        self._counts = GradientCounts(strategy, name)
         self._scaler: torch.amp.GradScaler | None = None
         self._running = False  # from the start of a forward to the end of its backward
         self._keeping = False  # during a forward, not while backward repeats parts of it
@@ -70,6 +73,7 @@ class FSDPEngine(Engine):
             self._learn_gathered(module)
             self._hooks.append(module.register_forward_hook(self._keep_outputs))
         self._hooks.append(model.register_forward_hook(self._shard_again, always_call=True))
+        self.passes = strategy.count_forward_passes((*units, model), name)
 
     def time_waiting(self, note: Note) -> None:
         super().time_waiting(note)
@@ -84,9 +88,10 @@ class FSDPEngine(Engine):
             self._reset()  # that one had no backward, for an error
         self._running = self._keeping = True
         self._found.clear()  # of a backward that was not ours
-        self._model.unshard()
         try:
-            output = self.module(*inputs)
+            with self.passes:
+                self._model.unshard()
+                output = self.module(*inputs)
         except BaseException:
             self._reset()
             raise
@@ -100,7 +105,8 @@ class FSDPEngine(Engine):
         anchored: torch.Tensor = _Anchor.apply(scaled, *self._outputs)  # type: ignore[no-untyped-call]
         nodes = [output.grad_fn for output in self._outputs]
         self._outputs.clear()
-        anchored.backward()  # type: ignore[no-untyped-call]
+        with self.passes:
+            anchored.backward()  # type: ignore[no-untyped-call]
         self._running = False
         if self._unused:
             # Before a block that got no gradient, FSDP's own functions made zeros of it.
@@ -179,6 +185,7 @@ class FSDPEngine(Engine):
         self.module.reset_iter_state()
 
     def release(self) -> None:
+        self.passes.release()
         while self._hooks:
             self._hooks.pop().remove()
 

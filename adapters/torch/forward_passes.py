@@ -1,0 +1,134 @@
+"""Say which workers run a model, and which do not, where the engine gathers its parameters in every forward pass.
+
+There a forward pass that only some workers run, in a callback on rank 0 or an evaluation under `if is_main`, waits for
+the others until the engine's time is up, or takes another collective of theirs for its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import PrefixStore, Store  # exported by torch.distributed, but not typed
+
+from ..worker import Worker
+
+_PATIENCE = 5.0  # seconds that a worker is waited for before it is named
+_LOOKS = 5  # of the thread, in that time
+
+
+class ForwardPasses:
+    """Counts the forward passes of one model that are no training, and compares the workers' counts where one waits.
+
+    A thread tells the store this worker's count when it has changed, and reads the others' when a pass takes long: no
+    pass itself sends anything. A worker that is only slow is named too, and may still come; each time that somebody was
+    named, it takes twice as long until somebody is again.
+
+    As a context manager it is around the engine's own work in a step.
+
+    Args:
+        modules: those that gather parameters when they are called; none where there is nobody to wait for.
+        store: of the job.
+        name: of this model, the same on every worker.
+        patience: seconds that a worker is waited for before it is named.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[torch.nn.Module],
+        worker: Worker,
+        store: Store | None = None,
+        name: str = "",
+        patience: float = _PATIENCE,
+    ) -> None:
+        self.patience = patience
+        self._worker = worker
+        self._count = 0
+        self._training = False
+        self._depth = 0
+        self._since: float | None = None  # when what is under way began
+        self._hooks: list[Any] = []
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        if not modules or store is None or worker.world_size == 1:
+            return
+        self._store = PrefixStore(f"farandole/forward passes/{name}", store)
+        self._follow(modules)
+        self._thread = threading.Thread(target=self._watch, name="farandole-forward-passes", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> None:
+        self._training = True
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._training = False
+        self._since = None
+
+    def release(self) -> None:
+        """Count no more."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(1.0)
+
+    def _follow(self, modules: Sequence[torch.nn.Module]) -> None:
+        # Functions, which a module that is copied shares with its copy; a method would have this object copied.
+        def begin(*_: Any) -> None:
+            self._depth += 1
+            if self._depth == 1 and not (self._training and torch.is_grad_enabled()):
+                self._count += 1
+                self._since = self._since or time.monotonic()
+
+        def end(*_: Any) -> None:
+            self._depth -= 1
+            if self._depth == 0 and not self._training:
+                self._since = None
+
+        for module in modules:
+            self._hooks.append(module.register_forward_pre_hook(begin, prepend=True))
+            self._hooks.append(module.register_forward_hook(end, always_call=True))
+
+    # In the thread.
+
+    def _watch(self) -> None:
+        told, named = -1, 0.0
+        with contextlib.suppress(RuntimeError):  # of the store, which is gone with rank 0
+            while not self._ended.wait(self.patience / _LOOKS):
+                if told != self._count:
+                    told = self._count
+                    self._store.set(str(self._worker.rank), str(told))
+                since = self._since
+                waited = 0.0 if since is None else time.monotonic() - since
+                if since != named and waited > self.patience and self._name_who_is_alone(waited):
+                    named = since or 0.0
+                    self.patience *= 2
+
+    def _name_who_is_alone(self, waited: float) -> bool:
+        """Say who has run more forward passes than others; return whether anybody has."""
+        ranks = [str(rank) for rank in range(self._worker.world_size)]
+        if not self._store.check(ranks):
+            return False
+        counts = [int(self._store.get(rank)) for rank in ranks]
+        behind = [rank for rank, count in enumerate(counts) if count < max(counts)]
+        if behind:
+            ahead = [rank for rank in range(len(counts)) if rank not in behind]
+            print(
+                f"farandole: worker {self._worker.rank} of {len(counts)} has waited {waited:.0f} s: {_named(ahead)} "
+                f"called the model outside of a training step, and {_named(behind)} did not. Its parameters are "
+                "gathered from all workers for it: call it on every worker, not under `if is_main` or "
+                "@rank_zero_only, or use training.evaluate(). Who is only slow may still come.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return bool(behind)
+
+
+def _named(ranks: list[int]) -> str:
+    return f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
