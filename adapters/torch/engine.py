@@ -117,18 +117,21 @@ class Engine:
         """
 
     def gradients(self) -> Iterator[torch.Tensor]:
-        """Yield the reduced gradients that this worker holds, whole or in part."""
-        yield from (parameter.grad for parameter in self.parameters if parameter.grad is not None)
+        """Yield the reduced gradients that this worker holds, whole or in part; of a sparse one, its values."""
+        for parameter in self.parameters:
+            gradient = parameter.grad
+            if gradient is not None:
+                yield gradient.coalesce().values() if gradient.is_sparse else gradient
 
     def clip_grad_norm(self, max_norm: float) -> None:
         """Have the reduced gradients scaled so that their joint L2 norm, over all workers, is at most `max_norm`."""
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, max_norm)
+        # By what is measured: torch's own function refuses sparse gradients, and reduces the norm of shards twice.
+        self.measure_grad_norm()
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, self.grad_norm())
 
     def measure_grad_norm(self) -> None:
         """Find the joint L2 norm of the reduced gradients, over all workers, and leave them as they are."""
-        self._grad_norm = torch.nn.utils.get_total_norm(
-            [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        )
+        self._grad_norm = torch.nn.utils.get_total_norm(self.gradients())
 
     def grad_norm(self) -> torch.Tensor:
         """Return the norm that this step's gradients had before they were clipped: (), the same on every worker."""

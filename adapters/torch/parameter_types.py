@@ -1,8 +1,10 @@
-"""Types of parameters that an engine does not train, refused by name before it is handed the model."""
+"""Kinds of parameters that an engine does not train, refused by name before it meets them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,3 +27,58 @@ def refuse_complex(module: torch.nn.Module, strategy: TorchStrategy) -> None:
                 f"parameter {name!r} is {dtype}, which strategy {strategy.name!r} does not train: keep real numbers "
                 "and make them complex in forward (torch.view_as_complex), or take 'ddp' without a comm_hook"
             )
+
+
+def refuse_scalars(module: torch.nn.Module, strategy_name: str) -> None:
+    """Look for parameters without dimensions, of which an engine that shards cannot deal out rows.
+
+    Raises:
+        OptionError: there is one.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.dim() == 0:
+            raise scalar_error(name, strategy_name)
+
+
+def scalar_error(name: str, strategy_name: str) -> OptionError:
+    """Return the error that refuses a scalar parameter."""
+    return OptionError(
+        f"parameter {name!r} is a scalar, which strategy {strategy_name!r} cannot shard: give it the shape (1,)"
+    )
+
+
+def refuse_empty(module: torch.nn.Module, strategy_name: str) -> None:
+    """Look for parameters without elements, of which an engine that shards has nothing to deal out.
+
+    Raises:
+        OptionError: there is one.
+    """
+    for name, parameter in module.named_parameters():
+        if getattr(parameter, "ds_numel", parameter.numel()) == 0:  # DeepSpeed may have partitioned it already
+            raise OptionError(
+                f"parameter {name!r} has no elements, and strategy {strategy_name!r} cannot shard it: leave it out of "
+                "the model, or register it as a buffer"
+            )
+
+
+def refuse_sparse_gradients(parameters: Iterable[tuple[str, torch.Tensor]], strategy_name: str) -> None:
+    """Have the first gradient of each parameter, by its name, looked at before the engine is given it.
+
+    It raises an `OptionError` in backward where that is sparse, which only a backward pass can tell.
+    """
+    for name, parameter in parameters:
+        handles: list[Any] = []
+        look = partial(_look_at_first, name, strategy_name, handles)
+        handles.append(parameter.register_hook(look))  # type: ignore[no-untyped-call]
+
+
+def _look_at_first(name: str, strategy_name: str, handles: list[Any], gradient: torch.Tensor | None) -> None:
+    if gradient is None:  # a function of the graph had none
+        return
+    while handles:
+        handles.pop().remove()
+    if gradient.is_sparse:
+        raise OptionError(
+            f"parameter {name!r} has a sparse gradient, which strategy {strategy_name!r} cannot reduce: leave "
+            "sparse=True out (of nn.Embedding, for one), or take strategy 'ddp' or 'horovod'"
+        )

@@ -115,12 +115,13 @@ def with_parameter(parameter: nn.Parameter) -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (with_parameter(nn.Parameter(torch.tensor(1.0))), r"scalar parameter 'odd': give it the shape \(1,\)"),
+        (with_parameter(nn.Parameter(torch.tensor(1.0))), r"parameter 'odd' is a scalar, .* give it the shape \(1,\)"),
+        (with_parameter(nn.Parameter(torch.ones(0))), "parameter 'odd' has no elements, .*: leave it out"),
         (with_parameter(nn.Parameter(torch.ones(3, 2).t())), "'odd', which is not contiguous"),
         (with_parameter(nn.Parameter(torch.ones(2).double())), r"'weight' is float32 and 'odd' is float64|'bias' is"),
         (nn.ModuleList([nn.Linear(2, 2)]), "does not shard a ModuleList"),
     ],
-    ids=["scalar", "strided", "types", "list"],
+    ids=["scalar", "empty", "strided", "types", "list"],
 )
 def test_what_fsdp_does_not_shard_is_named(model: nn.Module, said: str) -> None:
     with pytest.raises(OptionError, match=said):

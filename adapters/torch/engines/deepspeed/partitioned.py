@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,17 +14,19 @@ from torch.overrides import TorchFunctionMode
 
 from ....errors import OptionError
 from ...compat import import_dynamo
+from ...parameter_types import scalar_error
 from .compat import is_apart, is_partitioned
 
 _WAY_OUT = "build the model before scope(): prepare() partitions it then, at the price of one whole model a worker"
 
 
 @contextlib.contextmanager
-def partitioned_building(deepspeed: Any, config: Mapping[str, Any]) -> Iterator[None]:
+def partitioned_building(deepspeed: Any, config: Mapping[str, Any], strategy_name: str) -> Iterator[None]:
     """Partition each module's parameters as soon as it is constructed.
 
     Raises:
-        OptionError: the model copies a module, or writes to parameters of a submodule where it cannot be followed.
+        OptionError: the model has a scalar parameter, copies a module, or writes to parameters of a submodule where it
+            cannot be followed.
     """
     # torch.optim imports it at first use, and it cannot be imported while zero.Init has replaced Tensor.__new__.
     import_dynamo()
@@ -35,6 +38,11 @@ def partitioned_building(deepspeed: Any, config: Mapping[str, Any]) -> Iterator[
         except ValueError as error:
             if "Fan in and fan out can not be computed" in str(error):
                 raise _lost("an initializer") from error
+            raise
+        except RuntimeError as error:
+            scalar = _scalar_met(error)
+            if scalar is not None:
+                raise scalar_error(scalar, strategy_name) from error
             raise
 
 
@@ -51,6 +59,16 @@ def refuse_groups_by_shape(optimizer: torch.optim.Optimizer) -> None:
             "p.numel() are those of the empty tensor in their place: form groups by len(p.ds_shape) and p.ds_numel, or "
             "build model and optimizer before scope()"
         )
+
+
+def _scalar_met(error: RuntimeError) -> str | None:
+    """Return the name of the scalar parameter that zero.Init stopped at, if that is what happened."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_post_init_method":
+            name, parameter = frame.f_locals.get("name"), frame.f_locals.get("param")
+            if isinstance(name, str) and isinstance(parameter, torch.Tensor) and parameter.dim() == 0:
+                return name
+    return None
 
 
 class _WriteThrough(TorchFunctionMode):

@@ -16,7 +16,8 @@ from ....errors import OptionError
 from ....training import StepOptions, Training
 from ...earlier import GradientCounts
 from ...elementwise import refuse_unless_elementwise
-from ...engine import Engine
+from ...engine import Engine, model_of
+from ...parameter_types import refuse_empty, refuse_scalars, refuse_sparse_gradients
 from ...process_group import ProcessGroupStrategy
 from .compat import check
 from .config import Precision, check_batch, check_prepared, full_config, read_config
@@ -89,6 +90,9 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         refuse_unless_elementwise(optimizer, self.name, also=_DEEPSPEED_OPTIMIZERS)
         refuse_groups_by_shape(optimizer)
+        model = model_of(module)
+        refuse_scalars(model, self.name)
+        refuse_empty(model, self.name)
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         other = {p.dtype for p in trained} - {torch.float32, _COMPUTES_IN[self._precision]}
         if other:
@@ -97,6 +101,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
                 f"DeepSpeed does not train {found} parameters under precision={self._precision!r}: make the model "
                 "float32, or take strategy 'fsdp'"
             )
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        refuse_sparse_gradients(named, self.name)  # before DeepSpeed's own hooks
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
         delegating = DelegatingOptimizer(optimizer)
@@ -135,7 +141,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def _scope(self) -> Iterator[None]:
         with contextlib.ExitStack() as self._building:
             if self._stage == 3:
-                self._building.enter_context(partitioned_building(self._deepspeed, self._config))
+                self._building.enter_context(partitioned_building(self._deepspeed, self._config, self.name))
             yield
 
     def _prepare(

@@ -15,6 +15,7 @@ from ....structure import map_structure
 from ...earlier import GradientCounts
 from ...engine import Engine, Shard, Slots
 from ...graph import leaves_below, leaves_of
+from ...parameter_types import refuse_sparse_gradients
 from ...waiting import Note
 from .state import first_row, flat_slots, local_of, sharded_like
 from .waiting import time_collectives
@@ -73,6 +74,9 @@ class FSDPEngine(Engine):
             self._learn_gathered(module)
             self._hooks.append(module.register_forward_hook(self._keep_outputs))
         self._hooks.append(model.register_forward_hook(self._shard_again, always_call=True))
+        names = {shard: name for name, shard in model.named_parameters()}
+        gathered = [(names[shard], whole) for whole, shard in self._shard_of.items() if whole.requires_grad]
+        refuse_sparse_gradients(gathered, strategy.name)
         self.passes = strategy.count_forward_passes((*units, model), name)
 
     def time_waiting(self, note: Note) -> None:
@@ -134,14 +138,8 @@ class FSDPEngine(Engine):
     def gradients(self) -> Iterator[torch.Tensor]:
         yield from map(local_of, super().gradients())
 
-    def clip_grad_norm(self, max_norm: float) -> None:
-        # By what is measured: torch's own function would reduce the norm for itself, and again for who reads it.
-        self.measure_grad_norm()
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, self.grad_norm())
-
     def measure_grad_norm(self) -> None:
-        super().measure_grad_norm()
-        norm = self.grad_norm()
+        norm = torch.nn.utils.get_total_norm(super().gradients())
         self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def update(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ....errors import OptionError, did_you_mean
+from ...parameter_types import refuse_empty, refuse_scalars
 
 
 def choose_units(model: torch.nn.Module, wrap: Sequence[str] | int) -> list[torch.nn.Module]:
@@ -49,13 +50,13 @@ def check_shardable(model: torch.nn.Module, units: Iterable[torch.nn.Module]) ->
     """Refuse by name what FSDP would stop at.
 
     Raises:
-        OptionError: a mere list, a scalar or strided parameter, or types that do not mix.
+        OptionError: a mere list, a scalar, empty or strided parameter, or types that do not mix.
     """
     if isinstance(model, (torch.nn.ModuleList, torch.nn.ModuleDict)):
         raise OptionError(f"FSDP does not shard a {type(model).__name__}: make it part of a module that is the model")
+    refuse_scalars(model, "fsdp")
+    refuse_empty(model, "fsdp")
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 0:
-            raise OptionError(f"FSDP does not shard the scalar parameter {name!r}: give it the shape (1,)")
         if not parameter.is_contiguous():
             raise OptionError(
                 f"FSDP does not shard {name!r}, which is not contiguous in memory: set its data to data.contiguous()"

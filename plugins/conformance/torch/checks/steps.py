@@ -7,7 +7,6 @@ import dataclasses
 import math
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -227,73 +226,6 @@ def parameters_given_to_the_optimizer_later_are_trained_or_refused(strategy: Str
     again.load(folder / "before")
     rest = [float(again.step(batch)) for batch in again.batches(data, 8, epochs=2, shuffle=False)]
     assert rest == pytest.approx(expected[2:], rel=LOSS_BOUND["float32"], abs=LOSS_BOUND["float32"])
-
-
-@TORCH.add
-def buffers_of_any_type_start_from_rank_0(strategy: Strategy, folder: Path) -> None:
-    """Engines' own collectives do not know all of them: GPT-2 of Hugging Face has a bool one."""
-    types = (torch.bool, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.complex64)
-    rank = strategy.worker.rank
-    with strategy.scope():
-        model = nn.Linear(6, 1)
-        for number, dtype in enumerate(types):
-            model.register_buffer(
-                f"own{number}", torch.full((2, 3), rank == 0, dtype=dtype).T, persistent=number % 2 == 0
-            )
-        model.register_buffer("scalar", torch.tensor(rank == 0))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
-    assert all(bool((buffer == 1).all()) for buffer in training.model.buffers())
-    assert math.isfinite(float(training.step(next(training.batches(torch.ones(8, 6), 8)))))
-
-
-@TORCH.add
-def complex_parameters_are_trained_or_refused(strategy: Strategy, folder: Path) -> None:
-    class Complex(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(3)
-            self.weight = nn.Parameter(torch.randn(6, 1, dtype=torch.complex64))
-
-        def forward(self, features: torch.Tensor) -> torch.Tensor:
-            return (features.to(torch.complex64) @ self.weight).abs()
-
-    data = torch.linspace(-1, 1, 48).sin().reshape(8, 6)
-    reference = Complex()
-    plain = torch.optim.SGD(reference.parameters(), lr=0.1)
-    expected = []
-    for _ in range(3):
-        plain.zero_grad()
-        loss = reference(data).square().mean()
-        loss.backward()
-        plain.step()
-        expected.append(loss.item())
-    model = Complex()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    if "complex64" not in strategy.capabilities.dtypes:
-        with pytest.raises(OptionError, match=r"parameter 'weight' is complex64, which strategy '.*' does not train"):
-            strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
-        return
-    training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
-    losses = [float(training.step(batch)) for batch in training.batches(data, 8, epochs=3)]
-    assert losses == pytest.approx(expected, rel=LOSS_BOUND["float32"])
-
-
-@TORCH.add
-def groups_by_shape_are_those_of_whole_parameters_or_refused(strategy: Strategy, folder: Path) -> None:
-    """Weight decay for matrices only, as many programs have it; inside scope() a matrix may be in shards."""
-    with strategy.scope():
-        model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 1))
-        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": 1.0}, {"params": others}]
-        optimizer = torch.optim.AdamW(groups, lr=0.05, weight_decay=0.0)
-        if len(matrices) == len(others) == 2:
-            strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
-            return
-        with pytest.raises(OptionError, match=r"a group of the optimizer is empty.*ds_shape"):
-            strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
-    assert "parameters" in strategy.capabilities.shards
 
 
 # 4. The learning rate is the user's.
