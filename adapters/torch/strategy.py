@@ -24,6 +24,7 @@ from ..training import StepOptions, Training
 from .compat import check
 from .engine import Engine, model_of
 from .parameter_types import refuse_complex
+from .side_models import SideModels
 
 Finish = Callable[[], torch.Tensor]
 
@@ -34,6 +35,8 @@ _NCCL = ("remote process exited", "NCCL communicator was aborted", "Watchdog cau
 class TorchStrategy(Strategy):
     """Base of the PyTorch engines, which supply `wrap`, `start_all_reduce` and the collectives on objects.
 
+    models: those that are trained, each by a training of its own.
+
     Args:
         device: "cpu" or "cuda"; by default CUDA where this machine has a GPU for each of its workers.
     """
@@ -42,6 +45,7 @@ class TorchStrategy(Strategy):
         super().__init__()
         check()
         self._trainings = itertools.count()
+        self.models = SideModels()
         self._settlers: list[Callable[[], Callable[[], object] | None]] = []
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._device = _choose_device(device, self.worker.local_rank, self.worker.local_world_size)

@@ -53,6 +53,7 @@ class TorchTraining(Training):
         if strategy.broadcast(bool(optimizer.state)):  # before an engine cuts it up
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
         self.engine = strategy.engine_for(LossModule(model, loss_fn), optimizer, options.accumulate)
+        strategy.models.add(model)
         strategy.time_waiting(self.engine, self._seam)
         self.optimizer = self.engine.optimizer
         self._groups = len(self.optimizer.param_groups)
@@ -67,15 +68,21 @@ class TorchTraining(Training):
             warn_of_batch_norm(model, stacklevel=4)
 
     def _step(self, batch: Batch) -> Pending:
-        accumulate, clip_norm = self._options.accumulate, self._options.clip_norm
-        if len(batch.micro) != accumulate:
-            raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={accumulate}")
+        if len(batch.micro) != self._options.accumulate:
+            raise OptionError(
+                f"the batch has {len(batch.micro)} micro-batches, but accumulate={self._options.accumulate}"
+            )
         if any(parameter.requires_grad for parameter in self._frozen):
             raise OptionError(
                 "a parameter requires a gradient that was frozen when the model was prepared, and engines do not "
                 "reduce it: unfreeze it before prepare(), and hold it back by a learning rate of 0 in its own group"
             )
         self._take_up_groups()
+        with self._strategy.models.frozen_beside(self.model):
+            return self._train(batch)
+
+    def _train(self, batch: Batch) -> Pending:
+        clip_norm = self._options.clip_norm
         self._earlier_loss.settle()
         if batch.random_seed is not None:
             _seed(batch.random_seed, self._strategy.device)

@@ -144,6 +144,13 @@ MUTANTS = (
         _conformance("TestDDP", "accumulation"),
     ),
     Mutant(
+        "side_models_take_gradients",
+        "adapters/torch/side_models.py",
+        "            parameter.requires_grad_(False)\n",
+        "            pass\n",
+        _conformance("TestHorovod", "another_training"),
+    ),
+    Mutant(
         "who_runs_a_model_alone_is_not_told",
         "adapters/torch/forward_passes.py",
         "                self._count += 1\n",

@@ -8,13 +8,61 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from .....adapters import Strategy
+from ...checks.common import same_everywhere, weights_of
+from ...variants import LOSS_BOUND, WEIGHT_BOUND
 from .table import TORCH
 
 _DATA = torch.linspace(-1, 1, 144).sin().reshape(24, 6)
+
+
+@TORCH.add
+def a_loss_may_run_through_a_model_of_another_training(strategy: Strategy, folder: Path) -> None:
+    """A generator and a discriminator: in the step of one, nobody takes gradients of the other."""
+
+    def build() -> tuple[list[nn.Module], list[torch.optim.Optimizer]]:
+        torch.manual_seed(3)
+        models: list[nn.Module] = [nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 1))]
+        return models, [torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.1) for model in models]
+
+    def generated(generator: nn.Module, discriminator: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = (discriminator(generator(batch)) - 1).square().mean()
+        return loss
+
+    def discriminated(generator: nn.Module, discriminator: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            fake = generator(batch)
+        loss: torch.Tensor = (discriminator(batch) - 1).square().mean() + discriminator(fake).square().mean()
+        return loss
+
+    (plain_g, plain_d), optimizers = build()
+    expected = []
+    for first in (0, 8, 16, 0, 8, 16):
+        for loss_of, optimizer in zip((discriminated, generated), reversed(optimizers), strict=True):
+            plain_g.zero_grad()
+            plain_d.zero_grad()
+            loss = loss_of(plain_g, plain_d, _DATA[first : first + 8])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            expected.append(loss.item())
+    with strategy.scope():
+        (generator, discriminator), (of_generator, of_discriminator) = build()
+    train_d = strategy.prepare(discriminator, of_discriminator, lambda d, x: discriminated(generator, d, x))
+    train_g = strategy.prepare(generator, of_generator, lambda g, x: generated(g, discriminator, x))
+    losses = []
+    for batch in train_d.batches(_DATA, 8, epochs=2, shuffle=False):
+        losses += [float(train_d.step(batch)), float(train_g.step(batch))]
+    assert losses == pytest.approx(expected, rel=LOSS_BOUND["float32"], abs=LOSS_BOUND["float32"])
+    for training, plain in ((train_g, plain_g), (train_d, plain_d)):
+        found = weights_of(training)
+        assert same_everywhere(strategy, found.values())
+        for name, weight in plain.state_dict().items():
+            assert np.linalg.norm(found[name] - weight.numpy()) <= WEIGHT_BOUND["float32"] * weight.norm(), name
 
 
 class _Heard(io.StringIO):
