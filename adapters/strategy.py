@@ -58,6 +58,11 @@ class Strategy(NoticesLostWorkers):
         return self._launch.worker
 
     @property
+    def is_open(self) -> bool:
+        """Whether it was entered, and not left."""
+        return self._state == "joined"
+
+    @property
     @abstractmethod
     def device(self) -> Any:
         """The device that this worker trains on, in the framework's own type."""

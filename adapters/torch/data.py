@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
 
 from ..errors import DataError, OptionError
 from ..order import GlobalOrder, MicroBatch
@@ -43,10 +43,11 @@ def order_of(dataset: Any, global_batch_size: int, seed: int, shuffle: bool, wor
         raise DataError(
             f"batches() cuts the dataset into shares and batches itself, but was given a {kind}: pass {instead}"
         )
-    if isinstance(dataset, IterableDataset) or not (_columns(dataset) is not None or hasattr(dataset, "__len__")):
+    if _columns(dataset) is None and not (hasattr(dataset, "__len__") and _has_samples(dataset)):
+        lacks = "samples to pick by their number" if hasattr(dataset, "__len__") else "length"
         raise DataError(
-            f"{type(dataset).__name__} has no length, so its samples have no reproducible order: "
-            "pass a dataset with __len__ and __getitem__, tensors, or arrays"
+            f"{type(dataset).__name__} has no {lacks}, so its samples have no reproducible order: "
+            "pass a dataset with __len__ and __getitem__ (list(it) has both), tensors, or arrays"
         )
     if 0 < global_batch_size < worker.world_size:
         raise OptionError(
@@ -190,6 +191,12 @@ def _column(values: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
     if column.ndim == 0:
         raise DataError("an array of the dataset is a single number: it has no dimension that counts samples")
     return column
+
+
+def _has_samples(dataset: Any) -> bool:
+    """Whether samples can be had by their number; torch's Dataset has the method, for others to override."""
+    method = getattr(type(dataset), "__getitem__", None)
+    return method is not None and method is not Dataset.__getitem__
 
 
 def _length(dataset: Any) -> int:

@@ -21,6 +21,7 @@ from ..seam import Seam
 from ..strategy import ReduceOp, Strategy
 from ..structure import map_structure
 from ..training import StepOptions, Training
+from .by_hand import OwnSteps
 from .compat import check
 from .engine import Engine, model_of
 from .parameter_types import refuse_complex
@@ -36,6 +37,7 @@ class TorchStrategy(Strategy):
     """Base of the PyTorch engines, which supply `wrap`, `start_all_reduce` and the collectives on objects.
 
     models: those that are trained, each by a training of its own.
+    own_steps: of the trainings' optimizers.
 
     Args:
         device: "cpu" or "cuda"; by default CUDA where this machine has a GPU for each of its workers.
@@ -46,6 +48,7 @@ class TorchStrategy(Strategy):
         check()
         self._trainings = itertools.count()
         self.models = SideModels()
+        self.own_steps = OwnSteps()
         self._settlers: list[Callable[[], Callable[[], object] | None]] = []
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._device = _choose_device(device, self.worker.local_rank, self.worker.local_world_size)

@@ -56,6 +56,7 @@ class TorchTraining(Training):
         strategy.models.add(model)
         strategy.time_waiting(self.engine, self._seam)
         self.optimizer = self.engine.optimizer
+        strategy.own_steps.refuse_others(self.optimizer, strategy)
         self._groups = len(self.optimizer.param_groups)
         self._frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         self._earlier_loss = EarlierReduction()
@@ -120,7 +121,8 @@ class TorchTraining(Training):
                 engine.clip_grad_norm(clip_norm)
             elif self._options.grad_norm:
                 engine.measure_grad_norm()
-            engine.update()
+            with self._strategy.own_steps.updating():
+                engine.update()
             if self._options.grad_norm:
                 self._grad_norm = Pending(engine.grad_norm().item)
             if self.scheduler is not None:

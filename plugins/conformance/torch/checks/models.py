@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from .....adapters import Strategy
+from .....adapters import Strategy, StrategyStateError
 from ...checks.common import same_everywhere, weights_of
 from ...variants import LOSS_BOUND, WEIGHT_BOUND
 from .table import TORCH
@@ -104,3 +104,18 @@ def a_worker_that_runs_the_model_alone_is_named(strategy: Strategy, folder: Path
     if gathers and main:
         assert "worker 0 called the model outside of a training step, and worker" in heard.getvalue()
     assert float(training.step(after)) > 0
+
+
+@TORCH.add
+def a_step_by_hand_is_refused(strategy: Strategy, folder: Path) -> None:
+    """Its gradients are one worker's: the message says what to write instead."""
+    with strategy.scope():
+        model = nn.Linear(6, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training: Any = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
+    first, second, _ = training.batches(_DATA, 8)
+    training.step(first)
+    for micro_batch in second.micro:
+        model(micro_batch).square().mean().backward()
+    with pytest.raises(StrategyStateError, match=r"Write training.step\(batch\) in the place of both"):
+        training.optimizer.step()

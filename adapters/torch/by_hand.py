@@ -1,0 +1,49 @@
+"""Refuse `optimizer.step()` in the place of `training.step(batch)`: no engine reduced what `loss.backward()` made."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import StrategyStateError
+
+if TYPE_CHECKING:
+    from ..strategy import Strategy
+
+
+class OwnSteps:
+    """Tells a training's steps of its optimizer from other ones, as long as the strategy is open.
+
+    An optimizer may come to another training later, of this strategy or the next one, and is nobody's after that.
+    """
+
+    def __init__(self) -> None:
+        self._updating = False
+
+    @contextlib.contextmanager
+    def updating(self) -> Iterator[None]:
+        """Step an optimizer inside."""
+        self._updating = True
+        try:
+            yield
+        finally:
+            self._updating = False
+
+    def refuse_others(self, optimizer: torch.optim.Optimizer, strategy: Strategy) -> None:
+        """Have each other step of this optimizer raise a `StrategyStateError`."""
+        of = weakref.ref(strategy)  # an optimizer may outlive it
+
+        def refuse(*_: Any) -> None:
+            known = of()
+            if known is not None and known.is_open and not self._updating:
+                raise StrategyStateError(
+                    "optimizer.step() was called by hand: gradients of loss.backward() are this worker's alone, and "
+                    "the workers' models would drift apart. Write training.step(batch) in the place of both: it calls "
+                    "loss_fn for each micro-batch, reduces the gradients, clips them and updates"
+                )
+
+        optimizer.register_step_pre_hook(refuse)
