@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,20 +75,30 @@ def _show(row: StrategyRow, as_json: bool) -> None:
         for parameter in inspect.signature(strategy_class).parameters.values()
         if parameter.name not in row.options
     ]
-    about = inspect.getdoc(strategy_class) or ""
+    about, meanings = _documented(strategy_class)
     can = _capabilities(row)
     if as_json:
-        listed = [{"name": option.name, "default": option.default, "type": _type(option)} for option in options]
+        listed = [
+            {
+                "name": option.name,
+                "default": option.default,
+                "type": _type(option),
+                "meaning": meanings.get(option.name, ""),
+            }
+            for option in options
+        ]
         described = {**_describe(row), "options": listed, "capabilities": can, "about": about}
         click.echo(json.dumps(described, indent=2, default=str))
         return
     out = console()
     out.print(Text(row.name, "bold") + Text(f": {row.description}"), soft_wrap=True)
-    out.print(Text(f"\n{about}"), soft_wrap=True)
+    out.print(Text(f"\n{about}"))
+    needs = ", ".join(requirement.distribution for requirement in row.requirements)
+    out.print(Text(f"\nIt needs {needs}. {_start(row)}"))
     if options:
-        defaults = table("Option", "Default", "Type")
+        defaults = table("Option", "Default", "What it does")
         for option in options:
-            defaults.add_row(option.name, repr(option.default), _type(option))
+            defaults.add_row(option.name, repr(option.default), meanings.get(option.name) or _type(option))
         out.print()
         out.print(defaults)
         example = f"{options[0].name}={options[0].default!r}"
@@ -95,6 +106,26 @@ def _show(row: StrategyRow, as_json: bool) -> None:
     if can is not None:
         said = ", ".join(f"{name} {_words(value)}" for name, value in can.items())
         out.print(Text(f"\nWith its defaults: {said}"))
+
+
+def _start(row: StrategyRow) -> str:
+    if row.launcher is None:
+        return "Start it: python train.py"
+    through = "starts the workers itself" if row.launcher == "tf_config" else f"calls {row.launcher}"
+    return f"Start it: farandole run --strategy {row.name} -n 2 train.py, which {through}; other launchers work too."
+
+
+def _documented(strategy_class: type) -> tuple[str, dict[str, str]]:
+    """Return a class's docstring up to its sections, and what each option means: its own and those of its bases."""
+    about = ""
+    meanings: dict[str, str] = {}
+    for kind in reversed(strategy_class.__mro__):
+        about, _, sections = inspect.cleandoc(kind.__doc__ or "").partition("\n\nArgs:\n")
+        for entry in re.split(r"\n    (?=\w)", "\n" + sections.partition("\n\n")[0])[1:]:
+            names, _, meaning = entry.partition(": ")
+            meanings |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
+    paragraphs = about.partition("\n\nRaises:\n")[0].split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs), meanings
 
 
 def _capabilities(row: StrategyRow) -> Mapping[str, Any] | None:

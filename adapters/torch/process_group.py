@@ -33,9 +33,8 @@ class ProcessGroupStrategy(TorchStrategy):
     """Base of engines that communicate through torch.distributed's default process group.
 
     Args:
-        backend: "gloo", "nccl" or another that torch.distributed knows; by default Gloo on CPU, NCCL on CUDA.
-        timeout: seconds that joining and each collective may take, as in `torch.distributed.init_process_group`.
-        device: "cpu" or "cuda", see `TorchStrategy`.
+        backend: "gloo", "nccl" or another one of torch.distributed's; by default Gloo on the CPU and NCCL on CUDA.
+        timeout: seconds that joining the job, or one collective, may take.
     """
 
     def __init__(self, backend: str | None = None, timeout: float = 1800, device: str | None = None) -> None:

@@ -40,7 +40,7 @@ class TorchStrategy(Strategy):
     own_steps: of the trainings' optimizers.
 
     Args:
-        device: "cpu" or "cuda"; by default CUDA where this machine has a GPU for each of its workers.
+        device: "cpu" or "cuda"; by default CUDA where the machine has a GPU for each of its workers.
     """
 
     def __init__(self, device: str | None = None) -> None:

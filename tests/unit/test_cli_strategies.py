@@ -7,7 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner, Result
 
-from farandole.adapters.registry import Requirement, StrategyRow, strategy_rows
+from farandole.adapters.registry import BUILT_IN, Requirement, StrategyRow, strategy_rows
 from farandole.cli import strategies as module
 from farandole.cli.main import main
 
@@ -42,11 +42,22 @@ def test_the_options_of_one() -> None:
     options = {option["name"]: option for option in described["options"]}
     assert options["comm_hook"]["default"] == "none"
     assert "powersgd" in options["comm_hook"]["type"]
+    assert options["timeout"]["meaning"].startswith("seconds that joining"), "what a base class documents"
+    assert described["about"].startswith("Every worker has the whole model") and "Args" not in described["about"]
     assert described["capabilities"]["framework"] == "torch"
     assert described["capabilities"]["exact"] is True
     shown = strategies("ddp").stdout
     assert all(name in shown for name in options)
     assert 'create_strategy("ddp", ' in shown
+    assert "It needs torch. Start it: farandole run --strategy ddp -n 2 train.py, which calls torchrun" in shown
+
+
+@pytest.mark.parametrize("name", [row.name for row in BUILT_IN if row.framework == "torch"])
+def test_each_says_when_to_take_it_and_what_its_options_do(name: str) -> None:
+    described = json.loads(strategies(name, "--json").stdout)
+    assert "Take " in described["about"]
+    assert [option["name"] for option in described["options"] if not option["meaning"]] == []
+    assert "see `" not in json.dumps(described), "no other class is at hand"
 
 
 def test_the_options_are_shown_where_no_worker_could_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,11 +40,13 @@ _START_DEADLINE = 60.0  # seconds, where another launcher than horovodrun starte
 
 
 class TensorFlowHorovodStrategy(TensorFlowStrategy):
-    """A replica on every worker; Horovod's background thread adds up gradients while the compiled step runs.
+    """Every worker has the whole model, and a thread of Horovod's averages gradients while the compiled step runs.
+
+    Take it where your cluster runs Horovod or MPI already. Horovod is compiled against the TensorFlow that is
+    installed: `farandole horovod install`.
 
     Args:
         compression: "fp16" halves the traffic, lossily.
-        device: "cpu" or "cuda", see `TensorFlowStrategy`.
     """
 
     def __init__(self, compression: Literal["none", "fp16"] = "none", device: str | None = None) -> None:

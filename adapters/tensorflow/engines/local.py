@@ -13,7 +13,9 @@ from ..strategy import TensorFlowStrategy
 
 
 class TensorFlowLocalStrategy(TensorFlowStrategy):
-    """One worker, no engine.
+    """Plain TensorFlow in one process, with no engine: what the other strategies for it are compared with.
+
+    Take it to write and debug a program, and where one process is enough. Several workers are refused.
 
     Raises:
         LauncherError: a launcher started several workers; each would train on all data by itself.

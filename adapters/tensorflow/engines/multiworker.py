@@ -54,13 +54,14 @@ def cluster_store() -> ConfigStore | None:
 
 
 class MultiWorkerStrategy(TensorFlowStrategy):
-    """A replica on every worker; TensorFlow's collectives add up gradients inside of the compiled step.
+    """Every worker has the whole model, and TensorFlow averages gradients inside of the compiled step.
+
+    Take it first for Keras models: it needs TensorFlow only. Create and enter it before any operation of TensorFlow.
 
     Args:
         communication: "ring" (gRPC), "nccl" (GPUs), or "auto", which chooses by the devices.
         bytes_per_pack: gradients are added up in packs of about this many bytes; 0 lets TensorFlow choose.
         start_deadline: seconds that all workers have to join; by default 60, or FARANDOLE_START_DEADLINE.
-        device: "cpu" or "cuda", see `TensorFlowStrategy`.
 
     Raises:
         StrategyStateError: on entering, where a TensorFlow operation ran before: the cluster must be known by then.

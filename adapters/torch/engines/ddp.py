@@ -28,17 +28,20 @@ _HOOKS = ("none", "fp16", "bf16", "powersgd")
 
 
 class DDPStrategy(ProcessGroupStrategy):
-    """A replica on every worker; gradients are all-reduced in buckets while backward runs.
+    """Every worker has the whole model, and DDP averages gradients over the workers while backward runs.
+
+    Take it first: it is the fastest one where model, gradients and optimizer fit into each worker's memory (16 bytes a
+    parameter for Adam in float32), and it trains any model and optimizer. Where they do not fit, take fsdp.
 
     Args:
-        bucket_cap_mb: size of a bucket in MiB; `None` takes DDP's default.
-        gradient_as_bucket_view: keep gradients in the buckets instead of beside them (saves 4 bytes a parameter).
+        bucket_cap_mb: size in MiB of the buckets that gradients are reduced in; by default DDP's own.
+        gradient_as_bucket_view: keep gradients in the buckets instead of beside them, which saves 4 bytes a parameter.
         static_graph: promise that every step uses the same parameters. The first step then reduces each micro-batch.
         find_unused_parameters: let a step leave parameters unused; without it DDP stops at such a step.
         comm_hook: "fp16" and "bf16" halve the traffic, "powersgd" sends low-rank approximations
             (https://arxiv.org/abs/1905.13727); all of them are lossy.
-        matrix_approximation_rank, start_powerSGD_iter: of "powersgd", as in `PowerSGDState`.
-        backend, timeout, device: see `ProcessGroupStrategy`.
+        matrix_approximation_rank: of "powersgd": the rank of the approximations.
+        start_powerSGD_iter: of "powersgd": the first step that is compressed.
     """
 
     def __init__(

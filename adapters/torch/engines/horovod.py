@@ -48,15 +48,16 @@ _BYTES_AT_ONCE = 1 << 30
 
 
 class HorovodStrategy(TorchStrategy):
-    """A replica on every worker; Horovod's background thread all-reduces gradients while backward runs.
+    """Every worker has the whole model, and a thread of Horovod's averages gradients while backward runs.
+
+    Take it where your cluster runs Horovod or MPI already, or for Adasum. Model, gradients and optimizer must fit into
+    each worker's memory. Horovod is compiled against the PyTorch that is installed: `farandole horovod install`.
 
     Args:
-        compression: "fp16" halves the traffic, lossily. (bfloat16 is no type of Horovod's: its last release cannot
-            reduce it.)
+        compression: "fp16" halves the traffic, lossily. (Horovod's last release cannot reduce bfloat16.)
         op: "average", or "adasum" (https://arxiv.org/abs/2006.02924), which adapts to how far gradients agree and so
             trains another curve; it needs a Horovod built with MPI.
-        num_groups: all-reduce gradients in this many groups; 0 lets Horovod fuse them as they come.
-        device: "cpu" or "cuda", see `TorchStrategy`.
+        num_groups: reduce gradients in this many groups; 0 lets Horovod fuse them as they come.
     """
 
     def __init__(

@@ -14,7 +14,10 @@ from ..strategy import Finish, TorchStrategy
 
 
 class LocalStrategy(TorchStrategy):
-    """One worker, no engine.
+    """Plain PyTorch in one process, with no engine: what every other strategy is compared with.
+
+    Take it to write and debug a program, and where one process is enough: the loss curve is the one that all other
+    strategies have. Several workers are refused.
 
     Raises:
         LauncherError: a launcher started several workers; each would train on all data by itself.

@@ -36,7 +36,15 @@ _DEEPSPEED_OPTIMIZERS = ("DeepSpeedCPUAdam", "FusedAdam")
 
 
 class DeepSpeedStrategy(ProcessGroupStrategy):
-    """Workers share out optimizer states (stage 1), gradients too (2), parameters too (3).
+    """DeepSpeed ZeRO (https://arxiv.org/abs/1910.02054): each worker keeps a part of what every replica would have.
+
+    At stage 1 that is the optimizer's state, at stage 2 the gradients too, at stage 3 the parameters too: 8 + 12/N,
+    4 + 16/N and 20/N bytes a parameter on N workers, for Adam in float32. Take the lowest stage that fits into memory,
+    or one with offload, which keeps the optimizer (and at stage 3 the parameters) in the CPU's memory and is slower.
+    It takes float32 models, and optimizers of torch.optim that update each element by itself.
+
+    At stage 3 build model and optimizer inside scope(): parameters are partitioned as they are made. All workers must
+    run the same modules in the same order, as parameters are gathered for them.
 
     Args:
         stage: of ZeRO, 1 to 3.
@@ -46,9 +54,6 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         config: DeepSpeed's own settings, a dict or the path of a JSON file; they win where they speak.
         find_unused_parameters: let workers use different parameters in a step; it costs a small all-reduce for each
             micro-batch at stages 2 and 3. Without it they must use the same ones.
-        backend, timeout, device: see `ProcessGroupStrategy`.
-
-    At stage 3 every worker must run the same modules in the same order: parameters are gathered for them.
     """
 
     def __init__(

@@ -30,21 +30,24 @@ _PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FSDPStrategy(ProcessGroupStrategy):
-    """Workers share out parameters, gradients and optimizer states; a block is gathered while it computes.
+    """Each worker keeps a shard of parameters, gradients and optimizer, and blocks are gathered while they compute.
 
-    Each worker keeps 16/N bytes a parameter under float32 and Adam. Each micro-batch is reduced by itself, so
-    accumulation keeps that. All workers must run the same blocks in the same order, but their losses need not use what
-    came out of them. Outside of a step call the model itself, on all workers: its parts alone hold shards.
+    Take it where the model with its optimizer does not fit into one worker's memory: N workers keep 16/N bytes a
+    parameter each, for Adam in float32, with accumulation too. It takes optimizers of torch.optim that update each
+    element by itself.
+
+    All workers must run the same blocks in the same order, but their losses need not use what came out of them. Outside
+    of a step call the model itself, on all workers: its parts alone hold shards.
 
     Args:
         wrap: which blocks are gathered by themselves, not with the whole model: names of module classes; or a number of
-            parameters, from which on an element of an `nn.ModuleList` or `nn.Sequential` is. Such a block must be used
-            by calling it. An empty list gathers the whole model at once.
+            parameters, from which on an element of an nn.ModuleList or nn.Sequential is. Such a block must be used by
+            calling it. An empty list gathers the whole model at once.
         reshard_after_forward: free gathered blocks after forward, and gather them again in backward.
         precision: "float32" computes in the parameters' own type; "bf16" and, on CUDA, "fp16" (with a loss scale that
             adapts) gather and compute in half precision, and keep and reduce in float32; both are lossy.
-        offload: keep shards and optimizer on the CPU; only on CUDA, as without a GPU they are there already.
-        backend, timeout, device: see `ProcessGroupStrategy`; with `offload` the backend is Gloo on CPU beside NCCL.
+        offload: keep shards and optimizer on the CPU, and reduce there by Gloo; only on CUDA, as without a GPU they are
+            there already.
     """
 
     def __init__(
