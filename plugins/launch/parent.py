@@ -155,6 +155,11 @@ def _failures(launcher: _Launcher, reports: list[FailureReport]) -> list[str]:
     first = reports[0]
     if first.lost:
         silent = sorted(set(range(first.world_size)) - {report.rank for report in reports})
+        if not silent:
+            return [
+                f"farandole: no worker failed by itself: each of the {first.world_size} waited for others until its "
+                "engine gave up, as where they call different collectives; who called a model alone is named above"
+            ]
         return [
             f"farandole: {_workers(silent, first.world_size)} ended without an error of its own (killed, or os._exit); "
             f"{_workers([report.rank for report in reports], first.world_size)} lost it"
@@ -166,7 +171,7 @@ def _failures(launcher: _Launcher, reports: list[FailureReport]) -> list[str]:
 
 def _workers(ranks: list[int], world_size: int) -> str:
     listed = ", ".join(map(str, sorted(ranks)))
-    return f"worker{'s' * (len(ranks) != 1)} {listed or 'none'} of {world_size}"
+    return f"worker{'s' * (len(ranks) != 1)} {listed} of {world_size}"
 
 
 def _short(where: str) -> str:

@@ -36,7 +36,7 @@ def launch(mode: str) -> int:
 def work(mode: str, rank: int) -> None:
     worker = Worker(rank, 2, rank, 2)
     try:
-        if mode == "lost" or (mode == "raise" and rank == 0):
+        if mode in ("lost", "all_lost") or (mode == "raise" and rank == 0):
             raise WorkerLostError("worker 1 is gone")
         if mode == "saving":
             signal.signal(

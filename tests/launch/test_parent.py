@@ -133,6 +133,12 @@ def test_a_worker_that_ends_without_a_word_is_named(started: list[Parent]) -> No
     assert parent.lines()[-1].startswith("farandole: worker 1 of 2 ended without an error of its own")
 
 
+def test_workers_that_waited_for_each_other_are_told_so(started: list[Parent]) -> None:
+    parent = start(started, str(STAND_IN), "all_lost")
+    assert parent.end() == 7
+    assert parent.lines()[-1].startswith("farandole: no worker failed by itself: each of the 2 waited for others")
+
+
 def test_control_c_reaches_the_launcher_once(started: list[Parent]) -> None:
     parent = start(started, str(STAND_IN), "sleep")
     processes = parent.launcher_and_workers()
