@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
+from torch.distributed import PrefixStore
 
 from ...adapters import WorkerLostError, entry
 from ...adapters.leaving import end_timeout, end_with_failure, leave_timeout, leaves_in_order

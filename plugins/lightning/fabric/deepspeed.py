@@ -10,6 +10,7 @@ import torch
 
 from ....adapters import OptionError, StrategyStateError
 from ....adapters.torch.batch_norm import warn_of_batch_norm
+from ....adapters.torch.engines.deepspeed.compat import is_partitioned
 from ....adapters.torch.engines.deepspeed.engine import ZeroEngine
 from ....adapters.torch.whole_state import (
     load_whole_optimizer_state,
@@ -108,7 +109,7 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
         return self._known(ZeroModule(module, self._shares, engine)), [served], scheduler
 
     def setup_module(self, module: torch.nn.Module) -> SetUpModule:
-        if any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
+        if any(map(is_partitioned, module.parameters())):
             raise OptionError(
                 "fabric.setup(model) without an optimizer, of a model whose parameters are partitioned: build it "
                 "outside fabric.init_module(), or set it up with its optimizer"
