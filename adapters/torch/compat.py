@@ -36,3 +36,8 @@ def count_process_groups() -> int:
     """Return how many process groups there are in this process (distributed/distributed_c10d.py)."""
     world = TORCH.load("torch.distributed.distributed_c10d", "_world")
     return len(TORCH.get(world, "pg_names"))
+
+
+def default_store() -> Any:
+    """Return the store of the default process group, which may be another's (distributed/distributed_c10d.py)."""
+    return TORCH.load("torch.distributed.distributed_c10d", "_get_default_store")()

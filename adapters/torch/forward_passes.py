@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import PrefixStore, Store  # exported by torch.distributed, but not typed
+from torch.distributed import PrefixStore, Store
 
 from ..worker import Worker
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +47,19 @@ def scalar_error(name: str, strategy_name: str) -> OptionError:
     )
 
 
-def refuse_empty(module: torch.nn.Module, strategy_name: str) -> None:
+def refuse_empty(
+    module: torch.nn.Module, strategy_name: str, numel: Callable[[torch.Tensor], int] = torch.Tensor.numel
+) -> None:
     """Look for parameters without elements, of which an engine that shards has nothing to deal out.
+
+    Args:
+        numel: returns how many elements a parameter has, which the engine may have partitioned already.
 
     Raises:
         OptionError: there is one.
     """
     for name, parameter in module.named_parameters():
-        if getattr(parameter, "ds_numel", parameter.numel()) == 0:  # DeepSpeed may have partitioned it already
+        if numel(parameter) == 0:
             raise OptionError(
                 f"parameter {name!r} has no elements, and strategy {strategy_name!r} cannot shard it: leave it out of "
                 "the model, or register it as a buffer"

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from .. import entry
 from ..errors import OptionError
 from ..strategy import ReduceOp
+from .compat import default_store
 from .forward_passes import ForwardPasses
 from .rendezvous import adopt_process_group, init_process_group
 from .strategy import Finish, TorchStrategy
@@ -59,8 +60,7 @@ class ProcessGroupStrategy(TorchStrategy):
 
     def count_forward_passes(self, modules: Sequence[torch.nn.Module], name: str) -> ForwardPasses:
         """Have it said where only some workers call one of `modules`, which gather parameters from all of them."""
-        store = dist.distributed_c10d._get_default_store()  # there is no public way to it, and the group may be adopted
-        return ForwardPasses(modules, self.worker, store, name)
+        return ForwardPasses(modules, self.worker, default_store(), name)
 
     def _join(self) -> None:
         super()._join()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch._C._distributed_c10d import HashStore
+from torch.distributed import HashStore
 
 from farandole.adapters.torch.forward_passes import ForwardPasses
 from farandole.adapters.worker import Worker

@@ -170,6 +170,11 @@ def is_apart(tensor: Any) -> bool:
     return bool(getattr(tensor, PartitionedParameter.status.name, None) == _apart())
 
 
+def whole_numel(parameter: Any) -> int:
+    """Return how many elements a parameter has, on all workers together."""
+    return int(PartitionedParameter(parameter).numel if is_partitioned(parameter) else parameter.numel())
+
+
 def _apart() -> Any:
     statuses = DEEPSPEED.load("deepspeed.runtime.zero.partition_parameters", "ZeroParamStatus")
     return DEEPSPEED.get(statuses, "NOT_AVAILABLE")

@@ -19,7 +19,7 @@ from ...elementwise import refuse_unless_elementwise
 from ...engine import Engine, model_of
 from ...parameter_types import refuse_empty, refuse_scalars, refuse_sparse_gradients
 from ...process_group import ProcessGroupStrategy
-from .compat import check
+from .compat import check, whole_numel
 from .config import Precision, check_batch, check_prepared, full_config, read_config
 from .fragments import DelegatingOptimizer
 from .library import import_deepspeed, join_deepspeed, leave_deepspeed, quiet
@@ -97,7 +97,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         refuse_groups_by_shape(optimizer)
         model = model_of(module)
         refuse_scalars(model, self.name)
-        refuse_empty(model, self.name)
+        refuse_empty(model, self.name, whole_numel)
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         other = {p.dtype for p in trained} - {torch.float32, _COMPUTES_IN[self._precision]}
         if other:
