@@ -144,13 +144,6 @@ MUTANTS = (
         _conformance("TestDDP", "accumulation"),
     ),
     Mutant(
-        "ddp_updates_what_nobody_used",
-        "adapters/torch/engines/ddp.py",
-        "                if count == 0:\n",
-        "                if count < 0:\n",
-        _conformance("TestDDP", "parameter"),
-    ),
-    Mutant(
         "side_models_take_gradients",
         "adapters/torch/side_models.py",
         "            parameter.requires_grad_(False)\n",

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch.autograd.graph import get_gradient_edge
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from ...capabilities import COMPLEX, REAL, Capabilities
 from ...errors import OptionError
-from ..earlier import GradientCounts
 from ..engine import Engine
 from ..process_group import ProcessGroupStrategy
 from ..waiting import Note
@@ -72,8 +69,8 @@ class DDPStrategy(ProcessGroupStrategy):
             "bucket_cap_mb": bucket_cap_mb,
             "gradient_as_bucket_view": gradient_as_bucket_view,
             "static_graph": static_graph,
+            "find_unused_parameters": find_unused_parameters and not static_graph,
         }
-        self._find_unused = find_unused_parameters and not static_graph
         self.capabilities = Capabilities(
             "torch",
             accelerators=frozenset({"cpu", "cuda"}),
@@ -90,80 +87,39 @@ class DDPStrategy(ProcessGroupStrategy):
         elif self._comm_hook != "none":
             hook = default_hooks.fp16_compress_hook if self._comm_hook == "fp16" else default_hooks.bf16_compress_hook
             replica.register_comm_hook(None, hook)
-        counts = GradientCounts(self, f"ddp{self.next_training()}") if self._find_unused else None
-        engine = _DDPEngine(replica, optimizer, counts)
-        self.settle_before_leaving(engine.settle, keep=False)
+        engine = _DDPEngine(replica, optimizer)
         self.release_after_leaving(engine)
         return engine
 
 
 class _DDPEngine(Engine):
-    """DDP waits in backward until each parameter has had its turn, so those that a loss does not use are given it.
-
-    DDP's own way to find them, by the graph before backward, costs a walk and a warning, and takes what a reentrant
-    checkpoint has not recomputed yet for unused.
-
-    Args:
-        counts: for the counts of workers that have a gradient; `None` where all parameters are used, or DDP looks.
-    """
-
     module: DistributedDataParallel
 
-    def __init__(
-        self, module: DistributedDataParallel, optimizer: torch.optim.Optimizer, counts: GradientCounts | None
-    ) -> None:
+    def __init__(self, module: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(module, optimizer)
-        self._counts = counts
         self._first_step = True
         self._last_gradient = 0.0  # when this worker had its last one
-        self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._reached: set[torch.Tensor] = set()  # by this backward
-        self._used: set[torch.Tensor] = set()  # in this step
         self._hooks: list[Any] = []
-        if counts is not None:
-            self._hook(self._note_reached)
 
     def time_waiting(self, note: Note) -> None:
         super().time_waiting(note)
-        self._hook(self._note_gradient)
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                hook = parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
 
     def release(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
-
-    def _hook(self, note: Callable[[torch.Tensor], None]) -> None:
-        """Have `note` called with each parameter that backward has reached."""
-        for parameter in self._trained:
-            # Where DDP has its own: it is called without a gradient too.
-            accumulator = get_gradient_edge(parameter).node
-            self._hooks.append(accumulator.register_hook(_without_gradients(note, parameter)))
-
-    def _note_reached(self, parameter: torch.Tensor) -> None:
-        self._reached.add(parameter)
-        if parameter.grad is not None:
-            self._used.add(parameter)
 
     def _note_gradient(self, _parameter: torch.Tensor) -> None:
         self._last_gradient = time.perf_counter()
 
     def backward(self, loss: torch.Tensor) -> None:
         self._last_gradient = 0.0
-        self._reached.clear()
         super().backward(loss)
-        synchronizes = self._counts is not None and self.module.require_backward_grad_sync
-        if synchronizes and len(self._reached) < len(self._trained):
-            self._reach([parameter for parameter in self._trained if parameter not in self._reached])
         if self._last_gradient:  # DDP waits at the end of backward, for all of its buckets
             self.waiting.since(self._last_gradient)
-
-    def _reach(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Have DDP take the rest of its parameters as ready, with no gradient of this micro-batch."""
-        frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        _Nothing.apply(*parameters).backward()  # type: ignore[no-untyped-call]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         # A static graph is recorded by a first backward that synchronizes, and DDP asserts when there was none.
@@ -173,38 +129,3 @@ class _DDPEngine(Engine):
 
     def reduce_gradients(self) -> None:
         self._first_step = False
-        if self._counts is None:
-            return
-        # DDP reduces zeros for a parameter without a gradient, and the optimizer would decay it.
-        present = [parameter in self._used for parameter in self._trained]
-        self._counts.start(present)
-        if not all(present):
-            for parameter, count in zip(self._trained, self._counts.read(), strict=True):
-                if count == 0:
-                    parameter.grad = None
-
-    def zero_grad(self) -> None:
-        super().zero_grad()
-        self._used.clear()
-
-    def settle(self) -> None:
-        """Wait for counts that this worker did not need to know."""
-        if self._counts is not None:
-            self._counts.settle()
-
-
-def _without_gradients(note: Callable[[torch.Tensor], None], parameter: torch.Tensor) -> Callable[..., None]:
-    return lambda inputs, outputs: note(parameter)
-
-
-class _Nothing(torch.autograd.Function):
-    """A number whose backward visits `parameters`, with no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, *parameters: torch.Tensor) -> torch.Tensor:
-        ctx.parameters = len(parameters)
-        return parameters[0].new_zeros((), dtype=torch.float32)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return (None,) * ctx.parameters
