@@ -132,6 +132,8 @@ def _is_further(one: Saved, other: Saved) -> bool:
 def manifest_to_load(storage: Storage) -> Manifest:
     """Return the manifest in a folder; a warning says where a later save to it was never finished.
 
+    Its `attempt` is the largest of the checkpoints beside it: what is saved from now on comes after all of them.
+
     Raises:
         CheckpointError: there is none, it is damaged, or of another format.
     """
@@ -140,7 +142,15 @@ def manifest_to_load(storage: Storage) -> Manifest:
     if torn is not None and torn > manifest.data:
         own = Saved(storage, manifest, manifest.data, torn)
         _say_torn(own, own)
-    return manifest
+    return dataclasses.replace(manifest, attempt=max([manifest.attempt, *_attempts_beside(storage)]))
+
+
+def _attempts_beside(storage: Storage) -> Iterator[int]:
+    parent = storage.parent()
+    if parent is not None:
+        for name in parent.folders():
+            with contextlib.suppress(CheckpointError):  # torn ones, and folders of others
+                yield read_manifest(parent.folder(name)).attempt
 
 
 def _say_torn(saved: Saved, taken: Saved | None) -> None:

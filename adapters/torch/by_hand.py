@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 
 class OwnSteps:
-    """Tells a training's steps of its optimizer from other ones, as long as the strategy is open.
-
-    An optimizer may come to another training later, of this strategy or the next one, and is nobody's after that.
-    """
+    """Knows whether one of the strategy's trainings is in its step, which may step an optimizer; nobody else may."""
 
     def __init__(self) -> None:
         self._updating = False
 
+    def is_updating(self) -> bool:
+        """Whether one is in its step."""
+        return self._updating
+
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:
-        """Step an optimizer inside."""
+        """Be in a step inside. An engine may step the optimizer while backward runs, as Horovod's Adasum does."""
         self._updating = True
         try:
             yield
@@ -40,10 +41,11 @@ class OwnSteps:
         def refuse(*_: Any) -> None:
             known = of()
             if known is not None and known.is_open and not self._updating:
+                drift = ", and the workers' models would drift apart" if known.worker.world_size > 1 else ""
                 raise StrategyStateError(
-                    "optimizer.step() was called by hand: gradients of loss.backward() are this worker's alone, and "
-                    "the workers' models would drift apart. Write training.step(batch) in the place of both: it calls "
-                    "loss_fn for each micro-batch, reduces the gradients, clips them and updates"
+                    "optimizer.step() was called by hand: gradients of loss.backward() are this worker's "
+                    f"alone{drift}. Write training.step(batch) in the place of both: it calls loss_fn for each "
+                    "micro-batch, reduces the gradients, clips them and updates"
                 )
 
         optimizer.register_step_pre_hook(refuse)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..undocumented import Library
 
 TORCH = Library("PyTorch", "torch", ("2.13.0", "2.14.1"), "pip install torch==2.14.1")
@@ -20,6 +22,8 @@ def check() -> None:
         EngineUnavailableError: the installed PyTorch does not have it.
     """
     batch_norm()
+    if torch.distributed.is_available():
+        _store_getter()
 
 
 def batch_norm() -> Any:
@@ -40,4 +44,8 @@ def count_process_groups() -> int:
 
 def default_store() -> Any:
     """Return the store of the default process group, which may be another's (distributed/distributed_c10d.py)."""
-    return TORCH.load("torch.distributed.distributed_c10d", "_get_default_store")()
+    return _store_getter()()
+
+
+def _store_getter() -> Any:
+    return TORCH.load("torch.distributed.distributed_c10d", "_get_default_store")

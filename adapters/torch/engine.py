@@ -131,7 +131,8 @@ class Engine:
 
     def measure_grad_norm(self) -> None:
         """Find the joint L2 norm of the reduced gradients, over all workers, and leave them as they are."""
-        self._grad_norm = torch.nn.utils.get_total_norm(self.gradients())
+        # Of the parameters' own gradients, whatever an engine yields of its shards: those of DTensors are joint norms.
+        self._grad_norm = torch.nn.utils.get_total_norm(Engine.gradients(self))
 
     def grad_norm(self) -> torch.Tensor:
         """Return the norm that this step's gradients had before they were clipped: (), the same on every worker."""

@@ -10,7 +10,8 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ class ForwardPasses:
     """Counts the forward passes of one model that are no training, and compares the workers' counts where one waits.
 
     A thread tells the store this worker's count when it has changed, and reads the others' when a pass takes long: no
-    pass itself sends anything. A worker that is only slow is named too, and may still come; each time that somebody was
-    named, it takes twice as long until somebody is again.
+    pass itself sends anything. A worker that is only slow is named too, and may still come; after each warning the
+    patience doubles. On CUDA the host does not wait in a pass, so that nothing is seen there.
 
     As a context manager it is around the engine's own work in a step.
 
@@ -36,6 +37,7 @@ class ForwardPasses:
         store: of the job.
         name: of this model, the same on every worker.
         patience: seconds that a worker is waited for before it is named.
+        in_step: whether a training of the strategy is in its step; its loss may run this model too.
     """
 
     def __init__(
@@ -45,8 +47,11 @@ class ForwardPasses:
         store: Store | None = None,
         name: str = "",
         patience: float = _PATIENCE,
+        in_step: Callable[[], bool] = lambda: False,
     ) -> None:
         self.patience = patience
+        self._look = patience / _LOOKS
+        self._in_step = in_step
         self._worker = worker
         self._count = 0
         self._training = False
@@ -59,11 +64,13 @@ class ForwardPasses:
             return
         self._store = PrefixStore(f"farandole/forward passes/{name}", store)
         self._follow(modules)
+        weakref.finalize(modules[-1], self._ended.set)  # where the training is dropped before the strategy is left
         self._thread = threading.Thread(target=self._watch, name="farandole-forward-passes", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> None:
-        self._training = True
+        self._training = torch.is_grad_enabled()  # a pass without gradients in the midst of it is the step's, too
+        self._depth = 0
         self._since = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
@@ -81,8 +88,10 @@ class ForwardPasses:
     def _follow(self, modules: Sequence[torch.nn.Module]) -> None:
         # Functions, which a module that is copied shares with its copy; a method would have this object copied.
         def begin(*_: Any) -> None:
+            if self._since is None:
+                self._depth = 0  # Ctrl-C ended the last pass, and hooks are not told
             self._depth += 1
-            if self._depth == 1 and not (self._training and torch.is_grad_enabled()):
+            if self._depth == 1 and not (self._training or self._in_step()):
                 self._count += 1
                 self._since = self._since or time.monotonic()
 
@@ -98,26 +107,31 @@ class ForwardPasses:
     # In the thread.
 
     def _watch(self) -> None:
-        told, named = -1, 0.0
+        told, asked, wait = -1, 0.0, self.patience
         with contextlib.suppress(RuntimeError):  # of the store, which is gone with rank 0
-            while not self._ended.wait(self.patience / _LOOKS):
+            while not self._ended.wait(self._look):
                 if told != self._count:
                     told = self._count
                     self._store.set(str(self._worker.rank), str(told))
                 since = self._since
-                waited = 0.0 if since is None else time.monotonic() - since
-                if since != named and waited > self.patience and self._name_who_is_alone(waited):
-                    named = since or 0.0
-                    self.patience *= 2
+                if since is None:
+                    continue
+                if since != asked:
+                    asked, wait = since, self.patience
+                waited = time.monotonic() - since
+                if waited > wait:
+                    wait = 2 * waited  # rank 0's store has other things to do
+                    if self._name_who_is_alone(waited):
+                        self.patience *= 2
 
     def _name_who_is_alone(self, waited: float) -> bool:
         """Say who has run more forward passes than others; return whether anybody has."""
         ranks = [str(rank) for rank in range(self._worker.world_size)]
         if not self._store.check(ranks):
             return False
-        counts = [int(self._store.get(rank)) for rank in ranks]
+        counts = [int(count) for count in self._store.multi_get(ranks)]
         behind = [rank for rank, count in enumerate(counts) if count < max(counts)]
-        if behind:
+        if behind and self._is_first_to_say(max(counts)):
             ahead = [rank for rank in range(len(counts)) if rank not in behind]
             print(
                 f"farandole: worker {self._worker.rank} of {len(counts)} has waited {waited:.0f} s: {_named(ahead)} "
@@ -128,6 +142,11 @@ class ForwardPasses:
                 flush=True,
             )
         return bool(behind)
+
+    def _is_first_to_say(self, count: int) -> bool:
+        """Whether no other worker has warned of this pass."""
+        own = str(self._worker.rank)
+        return self._store.compare_set(f"warned {count}", "", own).decode() == own
 
 
 def _named(ranks: list[int]) -> str:

@@ -66,15 +66,29 @@ def refuse_empty(
             )
 
 
-def refuse_sparse_gradients(parameters: Iterable[tuple[str, torch.Tensor]], strategy_name: str) -> None:
+def refuse_sparse_gradients(parameters: Iterable[tuple[str, torch.Tensor]], strategy_name: str) -> list[list[Any]]:
     """Have the first gradient of each parameter, by its name, looked at before the engine is given it.
 
     It raises an `OptionError` in backward where that is sparse, which only a backward pass can tell.
+
+    Returns:
+        A list for each parameter with the handle of its hook, which is empty once that has looked. The engine removes
+        what is left when it is released.
     """
+    looking: list[list[Any]] = []
     for name, parameter in parameters:
         handles: list[Any] = []
         look = partial(_look_at_first, name, strategy_name, handles)
         handles.append(parameter.register_hook(look))  # type: ignore[no-untyped-call]
+        looking.append(handles)
+    return looking
+
+
+def stop_looking(looking: list[list[Any]]) -> None:
+    """Remove the hooks of `refuse_sparse_gradients`."""
+    for handles in looking:
+        while handles:
+            handles.pop().remove()
 
 
 def _look_at_first(name: str, strategy_name: str, handles: list[Any], gradient: torch.Tensor | None) -> None:

@@ -59,8 +59,10 @@ class ProcessGroupStrategy(TorchStrategy):
         return finish
 
     def count_forward_passes(self, modules: Sequence[torch.nn.Module], name: str) -> ForwardPasses:
-        """Have it said where only some workers call one of `modules`, which gather parameters from all of them."""
-        return ForwardPasses(modules, self.worker, default_store(), name)
+        """Name the workers that call one of `modules`, which gather parameters, while others do not."""
+        if not modules or self.device.type != "cpu":
+            return ForwardPasses((), self.worker)
+        return ForwardPasses(modules, self.worker, default_store(), name, in_step=self.own_steps.is_updating)
 
     def _join(self) -> None:
         super()._join()

@@ -79,7 +79,7 @@ class TorchTraining(Training):
                 "reduce it: unfreeze it before prepare(), and hold it back by a learning rate of 0 in its own group"
             )
         self._take_up_groups()
-        with self._strategy.models.frozen_beside(self.model):
+        with self._strategy.models.frozen_beside(self.model), self._strategy.own_steps.updating():
             return self._train(batch)
 
     def _train(self, batch: Batch) -> Pending:
@@ -121,8 +121,7 @@ class TorchTraining(Training):
                 engine.clip_grad_norm(clip_norm)
             elif self._options.grad_norm:
                 engine.measure_grad_norm()
-            with self._strategy.own_steps.updating():
-                engine.update()
+            engine.update()
             if self._options.grad_norm:
                 self._grad_norm = Pending(engine.grad_norm().item)
             if self.scheduler is not None:

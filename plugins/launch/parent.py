@@ -157,8 +157,8 @@ def _failures(launcher: _Launcher, reports: list[FailureReport]) -> list[str]:
         silent = sorted(set(range(first.world_size)) - {report.rank for report in reports})
         if not silent:
             return [
-                f"farandole: no worker failed by itself: each of the {first.world_size} waited for others until its "
-                "engine gave up, as where they call different collectives; who called a model alone is named above"
+                f"farandole: all {first.world_size} workers lost each other: they called different collectives, or the "
+                "network, or one of them, stood still for as long as the engine waits"
             ]
         return [
             f"farandole: {_workers(silent, first.world_size)} ended without an error of its own (killed, or os._exit); "

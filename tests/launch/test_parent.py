@@ -136,7 +136,7 @@ def test_a_worker_that_ends_without_a_word_is_named(started: list[Parent]) -> No
 def test_workers_that_waited_for_each_other_are_told_so(started: list[Parent]) -> None:
     parent = start(started, str(STAND_IN), "all_lost")
     assert parent.end() == 7
-    assert parent.lines()[-1].startswith("farandole: no worker failed by itself: each of the 2 waited for others")
+    assert parent.lines()[-1].startswith("farandole: all 2 workers lost each other: they called different")
 
 
 def test_control_c_reaches_the_launcher_once(started: list[Parent]) -> None:

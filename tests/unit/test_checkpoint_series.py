@@ -90,6 +90,10 @@ def test_what_began_again_from_an_earlier_one_comes_after_what_was_given_up(
     third.load(tmp_path / "step-4")
     third.save(tmp_path / "step-5", Progress(0, 5))
     assert [read_manifest(Storage(tmp_path / f"step-{step}")).attempt for step in (3, 4, 5)] == [1, 1, 2]
+    fourth = prepare(strategy, net())
+    fourth.load(tmp_path / "step-3")
+    fourth.save(tmp_path / "step-4b", Progress(0, 4))
+    assert latest(tmp_path) == str(tmp_path / "step-4b"), "an older attempt began again, after two more"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,3 +105,27 @@ def test_a_pass_that_failed_is_over(job: Job, heard: Callable[[float], str]) -> 
         job.models[0]()
     handle.remove()
     assert heard(4 * PATIENCE) == ""
+
+
+def test_the_thread_ends_with_a_model_that_is_dropped() -> None:
+    model = Waits()
+    ForwardPasses([model], Worker(0, 2, 0, 2), HashStore(), "model", PATIENCE)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "farandole-forward-passes")
+    del model
+    gc.collect()
+    thread.join(10 * PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_passes_in_a_step_of_another_model_are_no_matter(heard: Callable[[float], str]) -> None:
+    store, model = HashStore(), Waits()
+    model.gathered.set()
+    passes = [
+        ForwardPasses([each], Worker(rank, 2, rank, 2), store, "model", PATIENCE, in_step=lambda: True)
+        for rank, each in enumerate((model, Waits()))
+    ]
+    model()
+    with passes[0]:
+        assert heard(4 * PATIENCE) == ""
+    for each in passes:
+        each.release()

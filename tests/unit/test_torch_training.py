@@ -18,6 +18,7 @@ from farandole.adapters import (
     OptionError,
     Progress,
     Strategy,
+    StrategyStateError,
 )
 from farandole.adapters.torch.placeholder import without_side_effects
 
@@ -507,3 +508,20 @@ def test_labels_that_a_loss_ignores_are_warned_of_once_where_nothing_says_how_mu
         assert f"labels are {label} in places" in said[0] and "weight=" in said[0]
         (own,) = (each for each in caught if str(each.message) == said[0])
         assert own.filename == __file__
+
+
+def test_an_engine_may_step_the_optimizer_while_backward_runs(strategy: Strategy) -> None:
+    """As Horovod's Adasum does."""
+    model = net()
+    training: Any = strategy.prepare(model, sgd(model), mse)
+    backward = training.engine.backward
+
+    def stepping(loss: torch.Tensor) -> None:
+        backward(loss)
+        training.optimizer.step()
+
+    training.engine.backward = stepping
+    batches = training.batches(data(), BATCH)
+    training.step(next(batches))
+    with pytest.raises(StrategyStateError, match=r"by hand.* this worker's alone\. Write training\.step\(batch\)"):
+        training.optimizer.step()

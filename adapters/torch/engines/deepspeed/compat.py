@@ -5,6 +5,7 @@ Files are those of DeepSpeed 0.19.8, below `deepspeed/`. Nothing is imported her
 
 from __future__ import annotations
 
+import traceback
 from types import MappingProxyType
 from typing import Any
 
@@ -168,6 +169,19 @@ def is_partitioned(tensor: Any) -> bool:
 def is_apart(tensor: Any) -> bool:
     """Whether it is a parameter at stage 3, and not gathered."""
     return bool(getattr(tensor, PartitionedParameter.status.name, None) == _apart())
+
+
+def scalar_met(error: RuntimeError) -> str | None:
+    """Return the name of the scalar parameter that zero.Init stopped at, if that is what happened.
+
+    By a local function of `zero.Init` and its variables (runtime/zero/partition_parameters.py).
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_post_init_method":
+            name, parameter = frame.f_locals.get("name"), frame.f_locals.get("param")
+            if isinstance(name, str) and getattr(parameter, "ndim", None) == 0:
+                return name
+    return None
 
 
 def whole_numel(parameter: Any) -> int:

@@ -15,6 +15,7 @@ from ...earlier import GradientCounts
 from ...engine import Engine, Shard, Slots
 from ...forward_passes import ForwardPasses
 from ...graph import leaves_of
+from ...parameter_types import stop_looking
 from ...waiting import Note
 from .compat import EngineView, ZeroView
 from .fragments import DelegatingOptimizer, Fragment
@@ -35,6 +36,8 @@ class ZeroEngine(Engine):
         delegating: what DeepSpeed took for the optimizer.
         counts: for the counts of workers that have a gradient; `None` where all use the same parameters.
         passes: what says where only some workers run the model, where that needs all of them.
+
+    looking: for sparse gradients; see `refuse_sparse_gradients`.
     """
 
     _zero_view: ClassVar[type[ZeroView]]
@@ -49,6 +52,7 @@ class ZeroEngine(Engine):
     ) -> None:
         super().__init__(deepspeed_engine.module, optimizer)
         self.passes = passes
+        self.looking: list[list[Any]] = []
         self._engine = deepspeed_engine
         self._engine_view = EngineView(deepspeed_engine)
         self._zero = self._zero_view(deepspeed_engine.optimizer)
@@ -152,6 +156,7 @@ class ZeroEngine(Engine):
 
     def release(self) -> None:
         self.passes.release()
+        stop_looking(self.looking)
         if self._hooks:
             for hook in self._hooks:
                 hook.remove()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ....errors import OptionError
 from ...compat import import_dynamo
 from ...parameter_types import scalar_error
-from .compat import is_apart, is_partitioned
+from .compat import is_apart, is_partitioned, scalar_met
 
 _WAY_OUT = "build the model before scope(): prepare() partitions it then, at the price of one whole model a worker"
 
@@ -40,7 +39,7 @@ def partitioned_building(deepspeed: Any, config: Mapping[str, Any], strategy_nam
                 raise _lost("an initializer") from error
             raise
         except RuntimeError as error:
-            scalar = _scalar_met(error)
+            scalar = scalar_met(error)
             if scalar is not None:
                 raise scalar_error(scalar, strategy_name) from error
             raise
@@ -59,16 +58,6 @@ def refuse_groups_by_shape(optimizer: torch.optim.Optimizer) -> None:
             "p.numel() are those of the empty tensor in their place: form groups by len(p.ds_shape) and p.ds_numel, or "
             "build model and optimizer before scope()"
         )
-
-
-def _scalar_met(error: RuntimeError) -> str | None:
-    """Return the name of the scalar parameter that zero.Init stopped at, if that is what happened."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "_post_init_method":
-            name, parameter = frame.f_locals.get("name"), frame.f_locals.get("param")
-            if isinstance(name, str) and isinstance(parameter, torch.Tensor) and parameter.dim() == 0:
-                return name
-    return None
 
 
 class _WriteThrough(TorchFunctionMode):

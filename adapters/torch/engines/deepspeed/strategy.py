@@ -107,7 +107,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
                 "float32, or take strategy 'fsdp'"
             )
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        refuse_sparse_gradients(named, self.name)  # before DeepSpeed's own hooks
+        looking = refuse_sparse_gradients(named, self.name)  # before DeepSpeed's own hooks
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
         delegating = DelegatingOptimizer(optimizer)
@@ -120,6 +120,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         gathering = list(engine.module.modules()) if self._stage == 3 else []
         passes = self.count_forward_passes(gathering, name)
         wrapped = ENGINES[self._stage](engine, optimizer, delegating, counts, passes)
+        wrapped.looking = looking
         self.settle_before_leaving(wrapped.settle, keep=False)
         self.release_after_leaving(wrapped)
         return wrapped

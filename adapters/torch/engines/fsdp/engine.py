@@ -15,7 +15,7 @@ from ....structure import map_structure
 from ...earlier import GradientCounts
 from ...engine import Engine, Shard, Slots
 from ...graph import leaves_below, leaves_of
-from ...parameter_types import refuse_sparse_gradients
+from ...parameter_types import refuse_sparse_gradients, stop_looking
 from ...waiting import Note
 from .state import first_row, flat_slots, local_of, sharded_like
 from .waiting import time_collectives
@@ -76,7 +76,7 @@ class FSDPEngine(Engine):
         self._hooks.append(model.register_forward_hook(self._shard_again, always_call=True))
         names = {shard: name for name, shard in model.named_parameters()}
         gathered = [(names[shard], whole) for whole, shard in self._shard_of.items() if whole.requires_grad]
-        refuse_sparse_gradients(gathered, strategy.name)
+        self._looking = refuse_sparse_gradients(gathered, strategy.name)
         self.passes = strategy.count_forward_passes((*units, model), name)
 
     def time_waiting(self, note: Note) -> None:
@@ -184,6 +184,7 @@ class FSDPEngine(Engine):
 
     def release(self) -> None:
         self.passes.release()
+        stop_looking(self._looking)
         while self._hooks:
             self._hooks.pop().remove()
 

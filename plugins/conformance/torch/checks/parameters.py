@@ -149,3 +149,4 @@ def odd_parameters_are_trained_or_refused(strategy: Strategy, folder: Path) -> N
             distance = np.linalg.norm(found[name] - weight.numpy())
             assert distance <= WEIGHT_BOUND["float32"] * weight.norm(), f"{kind}: {name}"
     assert all("parameter 'odd" in said for said in refusals.values()), refusals
+    assert set(refusals) == ({"scalar", "empty", "sparse"} if strategy.capabilities.shards else set()), refusals
