@@ -273,8 +273,8 @@ MUTANTS = (
     Mutant(
         "the_clock_decides",
         "adapters/checkpoint/folder.py",
-        "return self.manifest.progress, self.begun",
-        "return Progress(), self.begun",
+        "return (self.manifest.attempt, self.manifest.progress), self.begun",
+        "return (0, Progress()), self.begun",
         ("tests/unit/test_checkpoint_series.py",),
     ),
     # Frontends.
