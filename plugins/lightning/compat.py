@@ -1,88 +1,67 @@
-"""What we use of Lightning that it does not document: each name stands here once, behind a function of ours.
+"""What we use of Lightning that it does not document: each name stands here once, behind a function or class of ours.
 
-They are looked for when this is imported: a name that an upgrade took away is an error then, and not in the middle of a
-training. All of them are in Lightning 2.5.0 and in 2.6.6, but for what is said to be newer.
+What a module or a class has is looked for when this is imported; what only objects have, when one is taken up. Files
+are those of Lightning 2.6, below `lightning/`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from packaging.version import Version
 
-from ...adapters import EngineUnavailableError
-from .package import NAME, VERSION, fabric_part, trainer_part
+from ...adapters.undocumented import Library, Method, Name, View
+from .package import FABRIC, NAME, TRAINER, VERSION, fabric_part, trainer_part
 
-NEWEST = "2.6.6"
-"""The newest Lightning that these names were seen to work in."""
+LIGHTNING = Library("Lightning", "lightning", ("2.5.0", "2.6.6"), "pip install lightning==2.6.6")
+if LIGHTNING.module != NAME:  # the older import
+    LIGHTNING = replace(LIGHTNING, module=NAME, install=LIGHTNING.install.replace("lightning", NAME.replace("_", "-")))
 
-names: list[tuple[Any, str]] = []
-"""The owner, a module or a class, of each name that is looked for, and the name."""
-
-Part = Callable[[str], Any]
+_load = LIGHTNING.load
 
 
-def _find(part: Part, module: str, path: str) -> Any:
-    """Return a name of a module of Lightning's, or of a class in it: "Class.method".
+# Data (fabric/utilities/data.py; pytorch: utilities/data.py, overrides/distributed.py, loops/fit_loop.py).
 
-    Raises:
-        EngineUnavailableError: it is not there.
-    """
-    *owners, name = path.split(".")
-    try:
-        owner = part(module)
-        for step in owners:
-            owner = getattr(owner, step)
-        names.append((owner, name))
-        return getattr(owner, name)
-    except (ImportError, AttributeError):
-        raise _gone(f"{module}.{path}") from None
+_seed_processes = _load(f"{FABRIC}.utilities.data", "_auto_add_worker_init_fn")
+_constructor_arguments = _load(f"{TRAINER}.utilities.data", "_get_dataloader_init_args_and_kwargs")
+_construct_like = _load(f"{TRAINER}.utilities.data", "_reinstantiate_wrapped_cls")
+_NotingIndices = _load(f"{TRAINER}.overrides.distributed", "_IndexBatchSamplerWrapper")
 
 
-class _Attribute:
-    """An attribute that objects of a class of Lightning's have: of the class, or set by its constructor.
-
-    Raises:
-        EngineUnavailableError: they do not.
-    """
-
-    def __init__(self, part: Part, module: str, kind: str, name: str) -> None:
-        owner = _find(part, module, kind)
-        names[-1] = owner, name
-        if not hasattr(owner, name) and name not in inspect.unwrap(owner.__init__).__code__.co_names:
-            raise _gone(f"{module}.{kind}.{name}")
-        self._name = name
-
-    def of(self, thing: Any) -> Any:
-        return getattr(thing, self._name)
-
-    def set(self, thing: Any, value: Any) -> None:
-        setattr(thing, self._name, value)
+class _Noting(View):
+    library = LIGHTNING
+    noted = Name("_batch_sampler")
 
 
-def _gone(name: str) -> EngineUnavailableError:
-    package = NAME.replace("_", "-")
-    return EngineUnavailableError(
-        f"farandole.plugins.lightning uses {name}, which {package} {VERSION or '(no release)'} does not have. "
-        f'Install one that has it with: pip install "{package}=={NEWEST}"'
-    )
+class _FitLoop(View):
+    library = LIGHTNING
+    load_states = Method("_load_combined_loader_states")
 
 
-# Data.
+class _Connector(View):
+    """What the Trainer keeps of its arguments (pytorch/trainer/connectors/accelerator_connector.py)."""
 
-_seed_processes = _find(fabric_part, "utilities.data", "_auto_add_worker_init_fn")
-_constructor_arguments = _find(trainer_part, "utilities.data", "_get_dataloader_init_args_and_kwargs")
-_construct_like = _find(trainer_part, "utilities.data", "_reinstantiate_wrapped_cls")
-_NotingIndices = _find(trainer_part, "overrides.distributed", "_IndexBatchSamplerWrapper")
-_noted = _Attribute(trainer_part, "overrides.distributed", "_IndexBatchSamplerWrapper", "_batch_sampler")
-_load_states = _find(trainer_part, "loops.fit_loop", "_FitLoop._load_combined_loader_states")
-_connector = _Attribute(trainer_part, "trainer.trainer", "Trainer", "_accelerator_connector")
-_samples_itself = _Attribute(
-    trainer_part, "trainer.connectors.accelerator_connector", "_AcceleratorConnector", "use_distributed_sampler"
-)
-_results = _Attribute(trainer_part, "trainer.trainer", "Trainer", "_results")
+    library = LIGHTNING
+    samples = Name("use_distributed_sampler")
+
+
+class _Trainer(View):
+    """`Trainer` (pytorch/trainer/trainer.py)."""
+
+    library = LIGHTNING
+    connector = Name("_accelerator_connector")
+    signals = Name("_signal_connector")
+
+
+class _Logging(View):
+    library = LIGHTNING
+    results = Method("_results")
+
+
+_FitLoop.check_class(_load(f"{TRAINER}.loops.fit_loop", "_FitLoop"))
+_Logging.check_class(trainer_part("trainer.trainer").Trainer)
 
 
 def seed_loader_processes(loader: Any, rank: int) -> None:
@@ -108,7 +87,7 @@ def noting_indices(batch_sampler: Any) -> Any:
 
 def without_notes(batch_sampler: Any) -> Any:
     """Return a batch sampler as it was before Lightning, or `noting_indices`, wrapped it."""
-    return _noted.of(batch_sampler) if isinstance(batch_sampler, _NotingIndices) else batch_sampler
+    return _Noting(batch_sampler).noted if isinstance(batch_sampler, _NotingIndices) else batch_sampler
 
 
 def take_over_sampling(trainer: Any) -> bool:
@@ -116,62 +95,82 @@ def take_over_sampling(trainer: Any) -> bool:
 
     It does so before it asks the strategy, and the user's own sampler could not be seen any more.
     """
-    connector = _connector.of(trainer)
-    would = bool(_samples_itself.of(connector))
-    _samples_itself.set(connector, False)
+    connector = _Connector(_Trainer(trainer).connector)
+    would = bool(connector.samples)
+    connector.samples = False
     return would
 
 
 def load_loader_states(fit_loop: Any) -> None:
     """Give the training loaders what a checkpoint says of them, unless Lightning has."""
-    _load_states(fit_loop)
+    _FitLoop(fit_loop).load_states()
 
 
 def log_without_weight(trainer: Any) -> None:
     """Have what is logged in this step not count in the epoch's means."""
-    results = _results.of(trainer)
+    results = _Logging(trainer).results
     if results is not None:
         results.batch_size = 0
 
 
-# SIGTERM.
+# SIGTERM (pytorch/trainer/connectors/signal_connector.py, pytorch/loops/training_epoch_loop.py).
 
-_signals = _Attribute(trainer_part, "trainer.trainer", "Trainer", "_signal_connector")
-_SIGNALS = ("trainer.connectors.signal_connector", "_SignalConnector")
-_handler = _Attribute(trainer_part, *_SIGNALS, "_sigterm_notifier_fn")
-_received = _Attribute(trainer_part, *_SIGNALS, "received_sigterm")
+
+class _Signals(View):
+    library = LIGHTNING
+    handler = Method("_sigterm_notifier_fn")
+    received = Name("received_sigterm")
+
+
+class _EpochLoop(View):
+    library = LIGHTNING
+    agree = Method("_broadcast_sigterm_tensor")
+
+
+_Signals.check_class(_load(f"{TRAINER}.trainer.connectors.signal_connector", "_SignalConnector"))
 # Since 2.5.5 workers agree on it, in the way that `sigterm` says (Lightning's pull request 20825).
 _AGREES = VERSION is None or Version("2.5.5") <= VERSION
-_agree = (
-    _Attribute(trainer_part, "loops.training_epoch_loop", "_TrainingEpochLoop", "_broadcast_sigterm_tensor")
-    if _AGREES
-    else None
-)
+if _AGREES:
+    _EpochLoop.check_class(_load(f"{TRAINER}.loops.training_epoch_loop", "_TrainingEpochLoop"))
 
 
 def take_over_sigterm(trainer: Any, note: Callable[[int, Any], None], look: Callable[[], None]) -> None:
     """Have a Trainer call `note` on SIGTERM, and `look` before each batch; an older Lightning has its workers end."""
-    if _agree is not None:
-        _agree.set(trainer.fit_loop.epoch_loop, look)
-        _handler.set(_signals.of(trainer), note)
+    if _AGREES:
+        _EpochLoop(trainer.fit_loop.epoch_loop).agree = look
+        _Signals(_Trainer(trainer).signals).handler = note
 
 
 def note_sigterm(trainer: Any) -> None:
     """Have a Trainer end for SIGTERM."""
-    _received.set(_signals.of(trainer), True)
+    _Signals(_Trainer(trainer).signals).received = True
 
 
-# Strategies.
+# Strategies (pytorch/strategies/strategy.py and parallel.py, fabric/strategies/strategy.py and deepspeed.py).
 
-_find(trainer_part, "strategies.strategy", "Strategy._configure_launcher")
-_find(fabric_part, "strategies.strategy", "Strategy._configure_launcher")
-_after_closure = _find(trainer_part, "plugins.precision.precision", "Precision._after_closure")
-_layer_sync = _Attribute(trainer_part, "strategies.parallel", "ParallelStrategy", "_layer_sync")
-_Redirection: Any = _find(trainer_part, "strategies.strategy", "_ForwardRedirection")
-_redirection = _Attribute(trainer_part, "strategies.strategy", "Strategy", "_forward_redirection")
-_SyncControl: Any = _find(fabric_part, "strategies.strategy", "_BackwardSyncControl")
-_sync_control = _Attribute(fabric_part, "strategies.strategy", "Strategy", "_backward_sync_control")
-_Attribute(fabric_part, "strategies.deepspeed", "DeepSpeedStrategy", "_deepspeed_engine")
+_Redirection: Any = _load(f"{TRAINER}.strategies.strategy", "_ForwardRedirection")
+_SyncControl: Any = _load(f"{FABRIC}.strategies.strategy", "_BackwardSyncControl")
+_after_closure = LIGHTNING.get(trainer_part("plugins.precision").Precision, "_after_closure")
+
+
+class _Launched(View):
+    library = LIGHTNING
+    configure = Method("_configure_launcher")
+
+
+class _TrainersStrategy(View):
+    library = LIGHTNING
+    redirection = Name("_forward_redirection")
+    layer_sync = Name("_layer_sync")
+
+
+class _FabricsStrategy(View):
+    library = LIGHTNING
+    sync_control = Name("_backward_sync_control")
+
+
+for _part in (trainer_part, fabric_part):
+    _Launched.check_class(_part("strategies").Strategy)
 
 
 class Launching:
@@ -187,7 +186,7 @@ class Launching:
 
 def layer_sync(strategy: Any) -> Any:
     """Return the plugin for `sync_batchnorm=True`; `None` without."""
-    return _layer_sync.of(strategy)
+    return _TrainersStrategy(strategy).layer_sync
 
 
 def before_update(precision: Any, module: Any, optimizer: Any) -> None:
@@ -197,7 +196,7 @@ def before_update(precision: Any, module: Any, optimizer: Any) -> None:
 
 def run_steps_in(strategy: Any, forward: Callable[..., Any]) -> None:
     """Have a Trainer's strategy run a step of the module inside `forward`, which calls the module."""
-    _redirection.set(strategy, _Inside(forward))
+    _TrainersStrategy(strategy).redirection = _Inside(forward)
 
 
 class _Inside(_Redirection):  # type: ignore[misc]
@@ -210,7 +209,7 @@ class _Inside(_Redirection):  # type: ignore[misc]
 
 def set_no_backward_sync(strategy: Any, context: Callable[[], Any] | None) -> None:
     """Have `context()` entered in Fabric's `no_backward_sync`; without, Fabric warns there that it saves nothing."""
-    _sync_control.set(strategy, None if context is None else _Context(context))
+    _FabricsStrategy(strategy).sync_control = None if context is None else _Context(context)
 
 
 class _Context(_SyncControl):  # type: ignore[misc]

@@ -65,14 +65,18 @@ OTHER_REGISTRIES = [
 """Where the Lightning that was not chosen keeps its names."""
 
 
+TRAINER, FABRIC = _TRAINER[NAME], _FABRIC[NAME]
+"""The modules that the Trainer, and Fabric, are in."""
+
+
 def trainer_part(module: str) -> Any:
     """Import a module of the part that the Trainer is in: `trainer_part("strategies")`."""
-    return importlib.import_module(f"{_TRAINER[NAME]}.{module}")
+    return importlib.import_module(f"{TRAINER}.{module}")
 
 
 def fabric_part(module: str) -> Any:
     """Import a module of the part that Fabric is in."""
-    return importlib.import_module(f"{_FABRIC[NAME]}.{module}")
+    return importlib.import_module(f"{FABRIC}.{module}")
 
 
 def other() -> str | None:
