@@ -1,4 +1,4 @@
-"""What `farandole doctor` looks at."""
+"""The checks of `farandole doctor`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _REBUILD = "farandole horovod install --force"
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
-    status: "broken" where it is installed and cannot be used; "note" where something about it will surprise.
+    status: "broken" if it is installed and cannot be used; "note" if something about it may surprise.
     detail: what it was built with, where it is, or what is wrong.
-    fix: the command that mends it, where there is one.
+    fix: the command that fixes it, if there is one.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Check:
 
 
 def check_engines(timeout: float) -> Iterator[Check]:
-    """Import every installed engine in a process of its own, all at once, `timeout` seconds at most."""
+    """Import every installed engine in its own process, all at once, in at most `timeout` seconds."""
     horovod = package("horovod")
     built_for = horovod_frameworks(horovod) if horovod is not None else {}
     checks: dict[str, Check | None] = {}
@@ -62,19 +62,19 @@ def check_engines(timeout: float) -> Iterator[Check]:
     if horovod is None:
         checks["horovod"] = Check("horovod", "absent", fix="farandole horovod install")
     elif not any(name in checks for name in HOROVOD_FRAMEWORKS):
-        checks["horovod"] = Check("horovod", "note", detail="installed, but no framework that it could serve is")
+        checks["horovod"] = Check("horovod", "note", detail="installed, but neither PyTorch nor TensorFlow is")
     found = probe([name for name, check in checks.items() if check is None], timeout)
     for name, check in checks.items():
         yield check or _after_import(name, found[name], built_for)
 
 
 def _horovod_without(framework: str, built_for: Mapping[str, str] | None) -> Check | None:
-    """The check of a Horovod that was not built for an installed framework; `None` where it was, or does not say."""
+    """Check whether Horovod lacks support for an installed framework; `None` if it has it, or does not say."""
     name = f"horovod.{framework}"
     if built_for is None or HOROVOD_FRAMEWORKS[name] in built_for:
         return None
     serves = [other for other, key in HOROVOD_FRAMEWORKS.items() if key in built_for and package(other.split(".")[1])]
-    # It is broken only where it serves no framework that is here.
+    # It is broken only if it supports no installed framework.
     return Check(name, "absent" if serves else "broken", detail=f"Horovod was built without {framework}", fix=_REBUILD)
 
 
@@ -98,8 +98,8 @@ def _say(key: str, value: Any) -> str:
 
 
 def probe(names: Sequence[str], timeout: float) -> dict[str, Mapping[str, Any]]:
-    """Import each of these engines in a process of its own and return what it says of itself, or its error."""
-    # -P: a folder named like an engine, where the command is typed, is not that engine.
+    """Import each of these engines in its own process, and return its facts or its error."""
+    # -P: do not import from the current folder, which may hold a folder named like an engine.
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}  # TensorFlow's banner is no error
     deadline = time.monotonic() + timeout
     started = {
@@ -124,7 +124,7 @@ def probe(names: Sequence[str], timeout: float) -> dict[str, Mapping[str, Any]]:
 
 def _read(process: subprocess.Popen[str], deadline: float, timeout: float) -> Mapping[str, Any]:
     try:
-        # The last second reads out processes that ended while an earlier one was waited for.
+        # At least one second, to read processes that ended during the wait for an earlier one.
         output, errors = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         return {"error": f"its import did not end within {timeout:.0f} s"}
@@ -146,12 +146,12 @@ def check_launchers() -> Iterator[Check]:
 
 
 def judge_launcher(name: str, engine: str, path: str | None, typed: str | None, own: Sequence[Path]) -> Check:
-    """Judge a launcher at `path`, where typing its name runs `typed` and `own` are this environment's folders."""
+    """Judge a launcher at `path`; typing its name runs `typed`, and `own` are this environment's folders."""
     fix = _REBUILD if engine == "horovod" else f"pip install --force-reinstall --no-deps {engine}"
     if path is None:
         return Check(name, "broken", detail=f"{engine} is installed without it", fix=fix)
     if not _interpreter_exists(Path(path)):
-        return Check(name, "broken", detail=f"{path} names an interpreter that is gone", fix=fix)
+        return Check(name, "broken", detail=f"{path} names an interpreter that does not exist", fix=fix)
     if Path(path).parent not in own:
         return Check(name, "note", detail=f"{path} belongs to another environment", fix=fix)
     if typed is None:
@@ -162,7 +162,7 @@ def judge_launcher(name: str, engine: str, path: str | None, typed: str | None, 
 
 
 def _interpreter_exists(script: Path) -> bool:
-    """Whether the program that a script's first line names is there; it is not where an environment was moved."""
+    """Whether the program in a script's first line exists; it does not after an environment was moved."""
     with script.open("rb") as file:
         first = file.readline(4096)
     if not first.startswith(b"#!"):
@@ -171,7 +171,7 @@ def _interpreter_exists(script: Path) -> bool:
 
 
 def check_build_tools() -> Check:
-    """Whether Horovod could be built here."""
+    """Check whether Horovod can be built here."""
     from .horovod import toolchain, tried
     from .horovod.failure import HorovodBuildError
 
@@ -188,7 +188,7 @@ def check_build_tools() -> Check:
 
 
 def check_environment() -> Check:
-    """What a script that is started from here would be told about itself."""
+    """Check which worker a script started from here would be."""
     try:
         launch = detect_launch()
     except LauncherError as error:

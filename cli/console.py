@@ -8,11 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_PIPE_WIDTH = 200  # lines of a table that goes to a file or to grep are not folded to a terminal's width
+_PIPE_WIDTH = 200  # width of tables in a file or pipe, so that lines are not folded
 
 
 def console() -> Console:
-    """Return a console on standard output, as wide as the terminal, or wide where there is none."""
+    """Return a console on standard output, as wide as the terminal, if there is one."""
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 

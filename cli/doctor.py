@@ -1,4 +1,4 @@
-"""`farandole doctor`: what works here, and the command that mends the rest."""
+"""`farandole doctor`: what works here, and the commands that fix the rest."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rich.text import Text
 from .checks import Check, check_build_tools, check_engines, check_environment, check_launchers
 from .console import console, table
 
-_TIMEOUT = 120.0  # seconds for all imports together: they share the processors, and disks may be cold
+_TIMEOUT = 120.0  # seconds for all imports together: processors are shared, and disks may be cold
 _STYLES = {"ok": "green", "absent": "dim", "broken": "bold red", "note": "yellow"}
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
-    """Check engines, launchers and tools, and say how to mend them.
+    """Check engines, launchers and tools, and say how to fix them.
 
-    Each installed engine is imported in a process of its own. The exit code is 1 only where something that is
-    installed is broken; what is merely absent is no fault.
+    Each installed engine is imported in its own process. The exit code is 1 only if something installed is broken; what
+    is not installed is no fault.
     """
     with Console(stderr=True).status("importing the engines…"):
         checks = [*check_engines(_TIMEOUT), *check_launchers(), check_build_tools(), check_environment()]
@@ -53,7 +53,7 @@ def _print(host: dict[str, str], checks: list[Check]) -> None:
         detail = check.detail or ("not installed" if check.status == "absent" else "")
         shown.add_row(check.name, Text(check.status, _STYLES[check.status]), check.version, Text(detail))
     out.print(shown)
-    for title, statuses in (("To mend", ("broken", "note")), ("To add what is absent, where you need it", ("absent",))):
+    for title, statuses in (("To fix", ("broken", "note")), ("To add what is absent, if you need it", ("absent",))):
         fixes = [check for check in checks if check.fix and check.status in statuses]
         if fixes:
             out.print(Text(f"\n{title}:"))

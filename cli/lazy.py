@@ -1,4 +1,4 @@
-"""A click group that imports a command when it is run, so that help is quick and one broken command breaks no other."""
+"""A click group that imports a command when it is run, so that help is fast and a broken command breaks no other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LazyCommand:
 
 
 class LazyGroup(click.Group):
-    """A group of `LazyCommand`s; errors of ours in any of them end in one message, without a traceback."""
+    """A group of `LazyCommand`s; our own errors end in a message, without a traceback."""
 
     def __init__(self, *args: Any, lazy: Mapping[str, LazyCommand], **options: Any) -> None:
         super().__init__(*args, **options)

@@ -9,13 +9,13 @@ from .lazy import LazyCommand, LazyGroup
 COMMANDS = {
     "run": LazyCommand(".run:run", "Run SCRIPT on several workers, by the engine's launcher."),
     "strategies": LazyCommand(".strategies:strategies", "List the strategies, or show the options of one."),
-    "doctor": LazyCommand(".doctor:doctor", "Check engines, launchers and tools, and say how to mend them."),
+    "doctor": LazyCommand(".doctor:doctor", "Check engines, launchers and tools, and say how to fix them."),
     "checkpoint": LazyCommand(
-        ".checkpoint.commands:checkpoint", "Show what is in a checkpoint; convert it from and to others."
+        ".checkpoint.commands:checkpoint", "Show what is in a checkpoint; convert it from and to other formats."
     ),
     "horovod": LazyCommand(".horovod.commands:horovod", "Build Horovod for the PyTorch and TensorFlow you have."),
     "experiment": LazyCommand(
-        "..experiments.cli:experiment", "Run a study that compares strategies, and say whether it passed."
+        "..experiments.cli:experiment", "Run a study that compares strategies, and report whether it passed."
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Import one engine and print what it is, as one line of JSON; run as a process of its own by `farandole doctor`.
+"""Import one engine and print its facts as one line of JSON; `farandole doctor` runs this in a new process.
 
 An engine's import may fail, crash or hang, so it never happens in the command line's own process.
 """

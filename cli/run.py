@@ -16,7 +16,7 @@ from ..plugins.launch.command import launch_command
 from ..plugins.launch.parent import run_launcher
 
 
-# What follows the script belongs to the script.
+# Arguments after the script belong to the script.
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-s", "--strategy", required=True, metavar="NAME", help="The engine: see `farandole strategies`.")
 @click.option(
@@ -46,9 +46,9 @@ def run(
     """Run SCRIPT on several workers, by the engine's launcher.
 
     It prints the command that you could type yourself (torchrun, horovodrun, deepspeed or plain python; for
-    tf_multiworker a launcher that comes with Farandole), and runs it: output and exit code are the launcher's, and it
-    gets the signals that come here. Where a worker fails, its own traceback comes last, and a line that names it.
-    Options before SCRIPT are those below; what follows it is SCRIPT's.
+    tf_multiworker a launcher that comes with Farandole), and runs it. Output and exit code are the launcher's, and
+    signals are passed on to it. When a worker fails, the output ends with its traceback and a line that names it.
+    Options stand before SCRIPT; everything after SCRIPT goes to SCRIPT.
 
     \b
     Examples:
@@ -65,7 +65,7 @@ def run(
       Only show the command
         farandole run --strategy horovod -n 2 --dry-run train.py
 
-    SCRIPT creates the strategy itself; `create_strategy()` without a name takes the one that is named here.
+    SCRIPT creates the strategy itself; `create_strategy()` without a name uses the one named here.
     """
     if workers is None:
         workers = sum(host.slots for host in parse_hosts(hosts)) if hosts else 1
@@ -86,7 +86,7 @@ def run(
 
 
 def _check_program(module: bool, name: str) -> None:
-    """Raise `OptionError` where there is nothing to run: each worker would say so in a traceback."""
+    """Raise `OptionError` if there is nothing to run, instead of a traceback from each worker."""
     if module:
         package = name.split(".")[0]
         if importlib.util.find_spec(package) is None and PathFinder.find_spec(package, [os.getcwd()]) is None:

@@ -1,4 +1,4 @@
-"""`farandole strategies`: what can be chosen, and the options of one."""
+"""`farandole strategies`: list the strategies, or show the options of one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .console import console, table
 def strategies(name: str | None, as_json: bool) -> None:
     """List the strategies, or show the options of one.
 
-    With NAME, its engine is imported, and its options are shown with their defaults, and what it can do.
+    With NAME, its engine is imported, and its options with their defaults and its capabilities are shown.
     """
     if name is None:
         _list(as_json)
@@ -45,13 +45,13 @@ def _list(as_json: bool) -> None:
     out.print(listed)
     for found in dict.fromkeys((row["problem"], row["fix"]) for row in rows if not row["installed"]):
         names = [row["name"] for row in rows if (row["problem"], row["fix"]) == found]
-        said = f"{', '.join(names)}: needs {found[0]}. Mend it with: {found[1]}"
-        out.print(Text(said), soft_wrap=True)
+        line = f"{', '.join(names)}: needs {found[0]}. Fix it with: {found[1]}"
+        out.print(Text(line), soft_wrap=True)
     out.print("Options of one: farandole strategies NAME", soft_wrap=True)
 
 
 def _describe(row: StrategyRow) -> dict[str, Any]:
-    """What is known of a strategy without importing its engine."""
+    """Describe a strategy without importing its engine."""
     found = None
     for requirement in row.requirements:
         if found is None and (seen := problem(requirement)) is not None:
@@ -104,8 +104,8 @@ def _show(row: StrategyRow, as_json: bool) -> None:
         example = f"{options[0].name}={options[0].default!r}"
         out.print(Text(f'In a script: create_strategy("{row.name}", {example})'), soft_wrap=True)
     if can is not None:
-        said = ", ".join(f"{name} {_words(value)}" for name, value in can.items())
-        out.print(Text(f"\nWith its defaults: {said}"))
+        listed_capabilities = ", ".join(f"{name} {_words(value)}" for name, value in can.items())
+        out.print(Text(f"\nWith its defaults: {listed_capabilities}"))
 
 
 def _start(row: StrategyRow) -> str:
@@ -129,7 +129,7 @@ def _documented(strategy_class: type) -> tuple[str, dict[str, str]]:
 
 
 def _capabilities(row: StrategyRow) -> Mapping[str, Any] | None:
-    """What it can do here with its default options; `None` where the environment lets nobody create it."""
+    """Return its capabilities here with default options; `None` if the environment does not let us create it."""
     try:
         capabilities = create_strategy(row.name).capabilities
     except LauncherError:

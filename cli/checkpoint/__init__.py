@@ -1,1 +1,1 @@
-"""`farandole checkpoint`: what is in a checkpoint, and the way from and to other formats."""
+"""`farandole checkpoint`: show a checkpoint, and convert it from and to other formats."""

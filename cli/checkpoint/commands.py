@@ -17,7 +17,7 @@ _INSTALL = "pip install 'farandole[torch]'"
 _INSTALL_DEEPSPEED = "pip install 'farandole[deepspeed]' --no-build-isolation"
 _WRITERS = {"deepspeed": "DeepSpeed", "dcp": "torch.distributed.checkpoint"}
 
-# Options of `convert` by what is converted to what; any other combination is refused.
+# Options of `convert` by source and target format; any other combination is refused.
 _OPTIONS: dict[tuple[Kind, Kind], frozenset[str]] = {
     ("farandole", "deepspeed"): frozenset({"stage", "workers", "bf16"}),
     ("farandole", "dcp"): frozenset(),
@@ -28,7 +28,7 @@ _OPTIONS: dict[tuple[Kind, Kind], frozenset[str]] = {
 
 @click.group()
 def checkpoint() -> None:
-    """Show what is in a checkpoint; convert it from and to others."""
+    """Show what is in a checkpoint; convert it from and to other formats."""
 
 
 @checkpoint.command()
@@ -37,10 +37,10 @@ def checkpoint() -> None:
 @click.option("--verify", is_flag=True, help="Read all files, and compare their checksums.")
 @click.option("--all", "show_all", is_flag=True, help="List all tensors.")
 def info(path: str, as_json: bool, verify: bool, show_all: bool) -> None:
-    """Say what is in the checkpoint at PATH, or in a folder of them.
+    """Show the checkpoint at PATH, or all checkpoints in that folder.
 
-    PATH is a folder, or a URL of fsspec. Only the manifest is read, unless --verify is given. The exit code is 1 where
-    the checkpoint is not whole, or none in the folder is.
+    PATH is a folder, or a URL of fsspec. Only the manifest is read, unless --verify is given. The exit code is 1 if the
+    checkpoint is not whole, or if none in the folder is.
     """
     from .info import print_many, print_one
 
@@ -79,8 +79,8 @@ def info(path: str, as_json: bool, verify: bool, show_all: bool) -> None:
 def export(path: str, out: str, dtype: str | None) -> None:
     """Write the model's weights to one safetensors file.
 
-    All of the model's state: parameters in the precision that the optimizer updates, buffers, and tied parameters by
-    all of their names. The file must fit in memory, for the safetensors library writes it as a whole.
+    All of the model's state: parameters in the precision that the optimizer updates, buffers, and tied parameters under
+    all of their names. The file must fit in memory: the safetensors library writes it as a whole.
     """
     _expect_ours(path)
     require("torch", "safetensors", fix=_INSTALL)
@@ -88,7 +88,7 @@ def export(path: str, out: str, dtype: str | None) -> None:
 
     count, left_out = export_safetensors(path, out, dtype)
     for name in left_out:
-        click.echo(f"Left out {name!r}: it is no tensor.", err=True)
+        click.echo(f"Left out {name!r}: it is not a tensor.", err=True)
     click.echo(f"{out}: {count} tensors")
 
 
@@ -96,28 +96,28 @@ def export(path: str, out: str, dtype: str | None) -> None:
 @click.argument("path")
 @click.argument("out")
 @click.option("--to", "to", required=True, type=click.Choice(["farandole", "deepspeed", "dcp"]), help="The format.")
-@click.option("--stage", type=click.IntRange(1, 3), help="ZeRO's stage that DeepSpeed will load it at.")
+@click.option("--stage", type=click.IntRange(1, 3), help="The ZeRO stage at which DeepSpeed will load it.")
 @click.option("--workers", type=click.IntRange(1), help="Number of workers that DeepSpeed will load it on.")
 @click.option("--bf16", is_flag=True, help="DeepSpeed will compute in bf16, not in float32.")
-@click.option("--trust", is_flag=True, help="Read a format that may run code of whoever wrote it.")
-@click.option("--optimizer", metavar="CLASS", help="Its optimizer's class.  [default: found out where it can be]")
-@click.option("--scheduler", metavar="CLASS", help="Its scheduler's class; none leaves the scheduler's state out.")
-@click.option("--progress", nargs=2, type=click.IntRange(0), metavar="EPOCH STEP", help="How far it was trained.")
-@click.option("--key", help="The model's place in it, where it holds more than a model's state.")
+@click.option("--trust", is_flag=True, help="Read a format that may run its author's code.")
+@click.option("--optimizer", metavar="CLASS", help="Its optimizer's class.  [default: found from its settings]")
+@click.option("--scheduler", metavar="CLASS", help="Its scheduler's class; none leaves its state out.")
+@click.option("--progress", nargs=2, type=click.IntRange(0), metavar="EPOCH STEP", help="Its position in the data.")
+@click.option("--key", help="The key of the model's state, if it holds more.")
 @click.option("--tied", multiple=True, metavar="NAME=FIRST", help="A parameter that the model has by two names.")
 def convert(path: str, out: str, to: Kind, **options: Any) -> None:
     """Convert the checkpoint at PATH from or to another format.
 
     \b
     --to deepspeed  a folder that plain DeepSpeed loads, model, optimizer and
-                    scheduler, at this --stage and on so many --workers
+                    scheduler, at this --stage and on this number of --workers
     --to dcp        a folder that torch.distributed.checkpoint loads, with the
                     model's state, and nothing else
     --to farandole  a checkpoint that any strategy loads, from either of those;
                     DeepSpeed's with optimizer and scheduler
 
-    What DeepSpeed and torch.distributed.checkpoint write holds pickles, which may run code: --trust says that you know
-    who wrote it. A checkpoint without optimizer state loads with a warning, and the optimizer stays as it is.
+    Files of DeepSpeed and torch.distributed.checkpoint contain pickles, which may run code: --trust says that you know
+    their author. A checkpoint without optimizer state loads with a warning, and the optimizer stays as it is.
     """
     kind = kind_of(path)
     if kind is None:
@@ -140,7 +140,7 @@ def _convert_ours(path: str, out: str, to: Kind, options: dict[str, Any]) -> Non
         return
     stage, workers = options["stage"], options["workers"]
     if stage is None or workers is None:
-        raise OptionError("--to deepspeed needs --stage and --workers: DeepSpeed's files belong to one of each")
+        raise OptionError("--to deepspeed needs --stage and --workers, which DeepSpeed's files are made for")
     require("deepspeed", fix=_INSTALL_DEEPSPEED)
     from .to_deepspeed import write_deepspeed
 
@@ -167,7 +167,7 @@ def _check_options(path: str, kind: Kind, to: Kind, options: dict[str, Any]) -> 
     if kind == to:
         raise OptionError(f"{path} is in this format already: there is nothing to convert")
     if (kind, to) not in _OPTIONS:
-        raise OptionError(f"{path} was written by {_WRITERS[kind]}: convert it --to farandole first, and that to {to}")
+        raise OptionError(f"{path} was written by {_WRITERS[kind]}: convert it --to farandole first, then --to {to}")
     given = {name for name, value in options.items() if value not in (None, False, ())}
     for name in sorted(given - _OPTIONS[kind, to]):
         raise OptionError(f"--{name} has no effect from {kind} to {to}: leave it out")
@@ -183,5 +183,5 @@ def _expect_ours(path: str) -> None:
 
 def _no_checkpoint(path: str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is no checkpoint: there is no manifest.json in it, nor .metadata, nor files of DeepSpeed's"
+        f"{path} is not a checkpoint: it has no manifest.json, no .metadata and no files of DeepSpeed"
     )

@@ -12,13 +12,13 @@ from .places import new_place
 
 
 def export_safetensors(path: str, out: str, dtype: str | None) -> tuple[int, list[str]]:
-    """Write the file, and return how many tensors are in it, and the names of what is no tensor and not in it.
+    """Write the file; return its number of tensors, and the names of entries left out because they are no tensors.
 
-    Tensors are read and converted one at a time, but the library writes a file only from all of them: memory must hold
-    the file's size, and one tensor as it was.
+    Tensors are read and converted one at a time, but the library needs all of them to write the file: memory must hold
+    the file's size, and one unconverted tensor.
 
     Raises:
-        CheckpointError: the checkpoint is missing, torn or damaged; or something is at `out`.
+        CheckpointError: the checkpoint is missing, torn or damaged; or `out` exists.
     """
     state = ModelState(CheckpointReader(path))
     with new_place(out) as place:

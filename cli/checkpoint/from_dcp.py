@@ -1,4 +1,4 @@
-"""Take up a model's state that torch.distributed.checkpoint (DCP) wrote. Its `.metadata` is a pickle."""
+"""Convert a model's state from torch.distributed.checkpoint (DCP). Its `.metadata` is a pickle."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BYTES_AT_ONCE = 256 << 20
 
 
 def convert_dcp(path: str, out: str, key: str | None, tied: Sequence[str], progress: tuple[int, int] | None) -> int:
-    """Write the model's state as a checkpoint without optimizer state, and return how many tensors are in it.
+    """Write the model's state as a checkpoint without optimizer state, and return its number of tensors.
 
     Args:
-        key: where the model's state is, if it was saved as {key: model.state_dict(), ...}.
-        tied: parameters that the model has by two names, as "second=first".
+        key: the key of the model's state, if it was saved as {key: model.state_dict(), ...}.
+        tied: parameters with two names, as "second=first".
 
     Raises:
         CheckpointError, OptionError: it cannot be read, or is not one model's state.
@@ -37,7 +37,7 @@ def convert_dcp(path: str, out: str, key: str | None, tied: Sequence[str], progr
     for stored, name in names.items():
         found = metadata.state_dict_metadata[stored]
         if not isinstance(found, TensorStorageMetadata):
-            raise CheckpointError(f"{path} holds {name!r}, which is no tensor: only tensors can be taken up")
+            raise CheckpointError(f"{path} holds {name!r}, which is not a tensor: only tensors can be converted")
         tensors[stored] = found
     aliases = _aliases(path, tied, list(names.values()))
     stored_names = {name: stored for stored, name in names.items()}
@@ -63,7 +63,7 @@ def _choose(path: str, paths: dict[str, tuple[str, ...]], key: str | None) -> di
     tops = sorted({parts[0] for parts in paths.values() if len(parts) > 1})
     if key is None:
         if tops:
-            raise OptionError(f"{path} holds more than a model's state: name the model's with --key, of: {_list(tops)}")
+            raise OptionError(f"{path} holds more than a model's state: choose the model's with --key: {_list(tops)}")
         return {stored: parts[0] for stored, parts in paths.items()}
     if key not in tops:
         raise OptionError(f"{path} has no --key {key!r}: it holds {_list(tops) or 'the state of one model'}")
@@ -83,7 +83,7 @@ def _aliases(path: str, tied: Sequence[str], names: list[str]) -> dict[str, str]
 def _read(
     path: str, tensors: dict[str, TensorStorageMetadata], aliases: dict[str, str], names: dict[str, str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors, except those that are another's by a second name; some are in memory at a time."""
+    """Yield the tensors, except second names of tied ones, with a limited number in memory at a time."""
     batch: dict[str, TensorStorageMetadata] = {}
     size = 0
     for stored, found in tensors.items():

@@ -1,4 +1,4 @@
-"""Take up a checkpoint that DeepSpeed's ZeRO wrote, at stage 1, 2 or 3. Its files are pickles."""
+"""Convert a checkpoint that DeepSpeed's ZeRO wrote, at stage 1, 2 or 3. Its files are pickles."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _OPTIMIZERS = (
 def convert_deepspeed(
     path: str, out: str, optimizer: str | None, scheduler: str | None, progress: tuple[int, int] | None
 ) -> list[str]:
-    """Write it as a checkpoint of ours, and return what there is to say of it, a line each.
+    """Write it as a checkpoint of ours, and return lines for the user.
 
     Args:
-        optimizer: its class, where it cannot be found out from the settings that it keeps.
-        scheduler: its class, if its state is to be taken along; "none" leaves it out.
-        progress: how far it was trained; DeepSpeed counts steps, but not epochs.
+        optimizer: its class, if it cannot be found from its settings.
+        scheduler: its class, if it has a state; "none" leaves the state out.
+        progress: its position; DeepSpeed counts steps, but not epochs.
 
     Raises:
-        CheckpointError, OptionError: it cannot be read, or what is not in it was not said.
+        CheckpointError, OptionError: it cannot be read, or an argument is missing that the files do not answer.
     """
     files = ZeroFiles(tag_folder(path))
     groups = files.groups()
@@ -62,8 +62,8 @@ def convert_deepspeed(
     )
     lines = [f"{out}: optimizer {optimizer_name}, scheduler {scheduler_name}, after {files.steps} steps"]
     if not progress and not known:
-        lines.append("DeepSpeed does not say how far into the data that was: it resumes at the first step of epoch 0.")
-        lines.append("Say it with --progress EPOCH STEP, or start batches() where you want.")
+        lines.append("DeepSpeed does not save the position in the data: it resumes at the first step of epoch 0.")
+        lines.append("Give --progress EPOCH STEP, or start batches() where you want.")
     return lines
 
 
@@ -77,17 +77,17 @@ def _tensors(files: ZeroFiles) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _optimizer_of(path: str, groups: list[dict[str, Any]]) -> str:
-    """Return the class of torch's whose groups have just these settings."""
+    """Return torch's class whose groups have exactly these settings."""
     settings = set().union(*groups) - {"params", "initial_lr"}
     for optimizer_class in _OPTIMIZERS:
         made = optimizer_class([torch.zeros(1, requires_grad=True)])
         defaults: Mapping[str, Any] = made.defaults
-        decoupled = "decoupled_weight_decay"  # in it alone Adam and AdamW differ
+        decoupled = "decoupled_weight_decay"  # the only difference between Adam and AdamW
         if defaults.keys() == settings and defaults.get(decoupled) == groups[0].get(decoupled):
             return optimizer_class.__name__
     raise OptionError(
-        f"{path} does not say which class its optimizer is, and it is none of torch's that is known by its settings: "
-        "name the one that you will load it with, with --optimizer"
+        f"{path} does not name its optimizer's class, and no class of torch has its settings: "
+        "name the one that you will load it with: --optimizer CLASS"
     )
 
 

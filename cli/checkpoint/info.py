@@ -17,7 +17,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def print_one(found: Look, verified: bool, show_all: bool) -> None:
-    """Print a checkpoint at length."""
+    """Print a checkpoint in detail."""
     out = console()
     looked = "all checksums compared" if verified else "sizes compared; --verify compares checksums"
     state = Text("whole", "green") + Text(f" ({looked})") if found.whole else Text("not whole", "bold red")

@@ -14,10 +14,10 @@ from ...adapters.progress import Progress
 
 @dataclass(frozen=True)
 class Look:
-    """A checkpoint as it is found.
+    """The result of looking at a checkpoint.
 
-    manifest: `None` where it is torn, or of another format.
-    problems: what is wrong with it, a line each; none where it is whole.
+    manifest: `None` if it is torn, or of another format.
+    problems: what is wrong with it, a line each; none if it is whole.
     """
 
     location: str
@@ -26,12 +26,12 @@ class Look:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is wrong, as far as was looked."""
+        """Whether no problem was found."""
         return not self.problems
 
     @property
     def bytes(self) -> int:
-        """Size of all its files, as the manifest has them."""
+        """Size of all its files, from the manifest."""
         return 0 if self.manifest is None else sum(info.bytes for info in self.manifest.files.values())
 
 
@@ -58,7 +58,7 @@ def look(storage: Storage, verify: bool) -> Look:
 
 
 def look_inside(storage: Storage, verify: bool) -> list[Look]:
-    """Look at all checkpoints in a folder, the oldest first; those without a manifest come before."""
+    """Look at all checkpoints in a folder, oldest first, after those without a manifest."""
     inside = [storage.folder(name) for name in storage.folders()]
     found = [
         look(folder, verify)
@@ -74,7 +74,7 @@ def newest(looks: list[Look]) -> Look | None:
 
 
 def describe(found: Look) -> dict[str, Any]:
-    """Return what is known of a checkpoint, as JSON holds it."""
+    """Return a checkpoint's description, as JSON."""
     known: dict[str, Any] = {"path": found.location, "whole": found.whole, "problems": list(found.problems)}
     manifest = found.manifest
     if manifest is None:

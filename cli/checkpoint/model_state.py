@@ -1,4 +1,4 @@
-"""A model's state dict as a checkpoint holds it: tied parameters by all their names, tensors read when asked for."""
+"""A model's state dict as a checkpoint holds it: tied parameters under all their names, tensors read on request."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ...adapters.torch.checkpoint import CheckpointReader
 class ModelState:
     """What `model.state_dict()` would hold after a load.
 
-    names: of all its tensors.
-    others: what in it is no tensor of its own, by name: extra state.
+    names: all its tensors.
+    others: entries that are no tensors, by name: extra state.
 
     Raises:
         CheckpointError: the checkpoint's files differ from their sizes or checksums.
@@ -33,7 +33,7 @@ class ModelState:
         return self._reader.tensors[self._stored(name)]
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor in memory of its own."""
+        """Return a copy of a tensor."""
         return self._reader.read(self._stored(name))
 
     def _stored(self, name: str) -> str:

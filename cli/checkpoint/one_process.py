@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Drop its warning that it assumes one process: that is what `no_dist` asked for."""
+    """Silence its warning that it assumes one process: `no_dist` asks for that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""What a path holds, by the names of the files in it, and new places that appear whole or not at all."""
+"""Recognize the format of a path by its file names, and create new files or folders atomically."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _DEEPSPEED_FILES = ("_model_states.pt", "_optim_states.pt")
 
 
 def kind_of(path: str) -> Kind | None:
-    """Return whose checkpoint is at a path, whole or torn; `None` where it looks like none.
+    """Return the format of the checkpoint at a path, whole or torn; `None` if it looks like none.
 
     Raises:
-        CheckpointError: there is nothing.
+        CheckpointError: there is nothing at the path.
     """
     storage = Storage(path)
     files, folders = storage.sizes(), storage.folders()
@@ -40,10 +40,10 @@ def kind_of(path: str) -> Kind | None:
 
 
 def tag_folder(path: str) -> Path:
-    """Return the folder with the files of a DeepSpeed checkpoint: the path itself, or the one that its `latest` names.
+    """Return the folder with the files of a DeepSpeed checkpoint: the path itself, or the folder named in its `latest`.
 
     Raises:
-        CheckpointError: it names none that is there.
+        CheckpointError: the folder named there does not exist.
     """
     folder = Path(path)
     if not (folder / _LATEST).is_file():
@@ -55,41 +55,41 @@ def tag_folder(path: str) -> Path:
 
 
 def refuse_untrusted(path: str, trust: bool) -> None:
-    """Refuse to unpickle unless the user said that it is safe.
+    """Refuse to unpickle without the user's consent.
 
     Raises:
-        OptionError: nobody said so.
+        OptionError: `trust` is false.
     """
     if not trust:
         raise OptionError(
-            f"{path} holds pickles, which run whatever code their author put in them when they are read: "
-            "if you trust where it comes from, add --trust"
+            f"{path} contains pickles, which can run any code of their author when they are read: "
+            "if you trust the author, add --trust"
         )
 
 
 def refuse_existing(out: str) -> None:
-    """Refuse to write over anything.
+    """Refuse to overwrite anything.
 
     Raises:
-        CheckpointError: something is at `out`.
+        CheckpointError: `out` exists.
     """
     if Storage(out).exists():
-        raise CheckpointError(f"{out} is there already: choose another place, or remove it first")
+        raise CheckpointError(f"{out} exists already: choose another path, or remove it first")
 
 
 @contextlib.contextmanager
 def new_place(out: str) -> Iterator[Path]:
-    """Give a place beside `out` to write a file or folder at, and move it to `out` when the block ends well.
+    """Yield a path beside `out` to write a file or folder to, and move it to `out` if the block succeeds.
 
     Raises:
-        CheckpointError: something is at `out`, or it is not on this machine.
+        CheckpointError: `out` exists, or is not on this machine.
     """
     if "://" in out:
         raise CheckpointError(f"{out} is not on this machine: write to a local path, and copy it")
     refuse_existing(out)
     target = Path(out)
     partial = target.with_name(f"{target.name}.partial")
-    _remove(partial)  # left by one that was killed
+    _remove(partial)  # left by a killed process
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -101,7 +101,7 @@ def new_place(out: str) -> Iterator[Path]:
 
 
 def require(*modules: str, fix: str) -> None:
-    """Raise `EngineUnavailableError` where a package is missing that a command needs."""
+    """Raise `EngineUnavailableError` if a package that a command needs is missing."""
     for module in modules:
         if package(module) is None:
             raise EngineUnavailableError(f"this needs {module}, which is not installed. Install it with: {fix}")

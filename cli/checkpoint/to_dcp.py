@@ -1,4 +1,4 @@
-"""Write a model's state as torch.distributed.checkpoint (DCP) does, with its own `.metadata`."""
+"""Write a model's state in the format of torch.distributed.checkpoint (DCP), with its own `.metadata`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .places import new_place
 
 
 def write_dcp(path: str, out: str) -> int:
-    """Write the folder, one tensor in memory at a time, and return how many entries are in it.
+    """Write the folder, one tensor in memory at a time, and return its number of entries.
 
     Raises:
-        CheckpointError: the checkpoint is missing, torn or damaged; or something is at `out`.
+        CheckpointError: the checkpoint is missing, torn or damaged; or `out` exists.
     """
     state = ModelState(CheckpointReader(path))
     entries: dict[str, Any] = dict(state.others)

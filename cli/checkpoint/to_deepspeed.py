@@ -1,7 +1,8 @@
-"""Write a checkpoint as DeepSpeed's ZeRO does, for its stages 1 to 3 and a number of workers.
+"""Write a checkpoint in the format of DeepSpeed's ZeRO, for one of its stages 1 to 3 and one number of workers.
 
-Not DeepSpeed's universal format, which knows no world size: loading it restores neither buffers nor frozen parameters
-at any stage, and at stage 3 only Adam's state and the first group's settings (`DeepSpeedEngine._load_checkpoint`,
+DeepSpeed's universal format is independent of the world size, but loading it restores neither buffers nor frozen
+parameters at any stage, and at stage 3 only Adam's state and the first group's settings
+(`DeepSpeedEngine._load_checkpoint`,
 `DeepSpeedZeroOptimizer_Stage3.load_hp_checkpoint_state_from_checkpoint_dir_stage3`, 0.19.8).
 """
 
@@ -24,7 +25,7 @@ from ...adapters.torch.engines.deepspeed.compat import fragment_address, loss_sc
 from ...adapters.torch.engines.deepspeed.library import import_deepspeed
 from .model_state import ModelState
 from .places import new_place
-from .zero_layout import Partition, joined, sharded, share_of, sub_groups
+from .zero_layout import Partition, joined, shard_size, sharded, sub_groups
 
 CLIENT_STATE = "farandole"
 _DEEPSPEED_OPTIMIZERS = ("DeepSpeedCPUAdam", "FusedAdam")
@@ -32,15 +33,15 @@ _FLAT = object()
 
 
 def write_deepspeed(path: str, out: str, stage: int, workers: int, bf16: bool) -> None:
-    """Write a folder that DeepSpeed's `engine.load_checkpoint` takes, with its default layout.
+    """Write a folder that DeepSpeed's `engine.load_checkpoint` loads, with its default layout.
 
-    With `bf16`, for one that computes in bf16 and updates in float32; else for one that does all in float32. One
-    worker's part is in memory at a time and, at stages 1 and 2, the model. What we know beyond DeepSpeed is in the
-    client state that it returns, by the key "farandole": progress, extras and the states of callbacks.
+    With `bf16`, it is for an engine that computes in bf16 and updates in float32; else for float32 only. Memory holds
+    one worker's partition at a time and, at stages 1 and 2, the model. What DeepSpeed does not save is in the client
+    state that it returns, under the key "farandole": progress, extras and the states of callbacks.
 
     Raises:
-        CheckpointError: the checkpoint is missing, torn or damaged, or DeepSpeed could not continue its curve; or
-            something is at `out`.
+        CheckpointError: the checkpoint is missing, torn or damaged, or DeepSpeed could not continue its curve; or `out`
+            exists.
     """
     source = _Source(path, stage, workers)
     progress = source.reader.manifest.progress
@@ -59,7 +60,7 @@ def write_deepspeed(path: str, out: str, stage: int, workers: int, bf16: bool) -
 
 
 class _Source:
-    """A checkpoint, and what DeepSpeed's files say of it."""
+    """A checkpoint, and the contents of DeepSpeed's files for it."""
 
     def __init__(self, path: str, stage: int, workers: int) -> None:
         deepspeed = import_deepspeed(torch.device("cpu"))
@@ -77,14 +78,14 @@ class _Source:
             for group in groups
         ]
         trained = {name for group in self._groups for name in group}
-        self._kept_out = sorted(shapes.keys() - trained)  # of ZeRO's partitions: frozen or empty parameters
+        self._kept_out = sorted(shapes.keys() - trained)  # not in ZeRO's partitions: frozen or empty parameters
         _check(path, self.reader, trained)
         self._slots = [_slots_of(path, self.reader, group) for group in self._groups]
         limit: int = zero_config()().sub_group_size
         self._parts = [sub_groups(group, workers, limit) if stage == 3 else [group] for group in self._groups]
 
     def model_file(self, rank: int) -> dict[str, Any]:
-        """Return what is in a file of model states: of worker `rank` at stage 3, of all before."""
+        """Return the content of a file of model states: of worker `rank` at stage 3, else of all workers."""
         manifest = self.reader.manifest
         steps = [int(slots["step"]) for slots in self._slots if "step" in slots]
         in_order = (OrderedDict((name, self._shapes[name]) for name in part) for group in self._parts for part in group)
@@ -117,9 +118,9 @@ class _Source:
         }
 
     def optimizer_file(self, rank: int) -> dict[str, Any]:
-        """Return what is in a worker's file of optimizer states."""
-        cut = sharded if self._stage == 3 else joined
-        partitions = [[cut(part, rank, self._workers) for part in group] for group in self._parts]
+        """Return the content of a worker's file of optimizer states."""
+        layout = sharded if self._stage == 3 else joined
+        partitions = [[layout(part, rank, self._workers) for part in group] for group in self._parts]
         weights = [self._read(partition, "model/{}") for group in partitions for partition in group]
         optimizer = self._optimizer(partitions)
         state = (
@@ -174,14 +175,14 @@ class _Source:
         return {"state": state, "param_groups": groups}
 
     def _read(self, partition: Partition, tensor: str) -> torch.Tensor:
-        """Return a worker's part of some kind of value; what the checkpoint lacks is zero, as ZeRO has it."""
+        """Return a worker's partition of weights or of a slot; missing values are zero, as in ZeRO."""
         values = torch.zeros(partition.size)
-        parts = ((tensor.format(f.name), f.start, values.narrow(0, f.offset, f.numel)) for f in partition.fragments)
-        self.reader.read_into(Target(*part) for part in parts if part[0] in self.reader.tensors)
+        targets = ((tensor.format(f.name), f.start, values.narrow(0, f.offset, f.numel)) for f in partition.fragments)
+        self.reader.read_into(Target(*target) for target in targets if target[0] in self.reader.tensors)
         return values
 
     def _module(self) -> dict[str, Any]:
-        """Return the module's state dict as DeepSpeed's engine sees it: at stage 3 its parameters are empty."""
+        """Return the module's state dict as DeepSpeed's engine has it: at stage 3 parameters are empty."""
         values: dict[str, Any] = dict(self._state.others)
         for name in sorted(self._state.names, key=lambda name: (self._first(name) != name, name)):
             first = self._first(name)
@@ -194,12 +195,12 @@ class _Source:
         return values
 
     def _fragment(self, name: str, rank: int) -> torch.Tensor:
-        """Return what a worker holds of a parameter that is kept out of the partitions."""
+        """Return a worker's shard of a parameter that is not in the partitions."""
         if self._stage < 3:
             return self._state.read(name)
         numel = self._shapes[name].numel()
         (fragment,) = sharded({name: numel}, rank, self._workers).fragments
-        values = torch.zeros(share_of(numel, self._workers), dtype=dtype_of(self._state.info(name).dtype))
+        values = torch.zeros(shard_size(numel, self._workers), dtype=dtype_of(self._state.info(name).dtype))
         self.reader.read_into([Target(f"model/{name}", fragment.start, values[: fragment.numel])])
         return values
 
@@ -211,13 +212,13 @@ def _check(path: str, reader: CheckpointReader, trained: set[str]) -> None:
     optimizer = reader.manifest.optimizer
     if optimizer == "none":
         raise CheckpointError(
-            f"{path} has no optimizer state, and does not say which parameters DeepSpeed would join in which order: "
+            f"{path} has no optimizer state, and so no order of parameters for DeepSpeed's partitions: "
             "load it in a training, and save that"
         )
     if optimizer not in (*ELEMENTWISE, *_DEEPSPEED_OPTIMIZERS):
         raise CheckpointError(
-            f"the optimizer of {path} is {optimizer}, which is not known to update each element by itself: "
-            "DeepSpeed would go on along another curve"
+            f"the optimizer of {path} is {optimizer}, which is not known to be elementwise: "
+            "DeepSpeed would continue another curve"
         )
     for name in sorted(trained):
         dtype = reader.tensors[f"model/{name}"].dtype
@@ -226,7 +227,7 @@ def _check(path: str, reader: CheckpointReader, trained: set[str]) -> None:
 
 
 def _slots_of(path: str, reader: CheckpointReader, group: Mapping[str, int]) -> dict[str, Any]:
-    """Return what the optimizer keeps for a group: `_FLAT` for a value for each element, other values as they are.
+    """Return the optimizer's slots for a group: `_FLAT` for slots with a value per element, other values as they are.
 
     Raises:
         CheckpointError: a value that DeepSpeed keeps once for a group differs between parameters.

@@ -1,6 +1,6 @@
-"""The files of a DeepSpeed checkpoint, read and joined by DeepSpeed's own tool `zero_to_fp32`.
+"""The files of a DeepSpeed checkpoint, read and joined with DeepSpeed's own tool `zero_to_fp32`.
 
-That tool joins float32 weights. Slots of the optimizer lie in the same order, so it is given those in their place.
+The tool joins float32 weights. Optimizer slots have the same order, so we pass them to it in place of weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .to_deepspeed import CLIENT_STATE
 T = TypeVar("T")
 
 Flat = list[torch.Tensor]
-"""A kind of value on one worker: a flat tensor for each group, or sub-group at stage 3."""
+"""Weights or one slot on one worker: a flat tensor for each group, or sub-group at stage 3."""
 
 
 class ZeroFiles:
@@ -31,13 +31,13 @@ class ZeroFiles:
 
     others: entries of the module's state that are no tensors.
     frozen: names of parameters that are not in the optimizer's partitions.
-    aliases: other names of tied parameters, with their first.
+    aliases: other names of tied parameters, with their first name.
     scheduler: its state, or `None`.
-    client_state: what `convert --to deepspeed` left; empty where that did not write it.
-    steps: how many updates DeepSpeed counted.
+    client_state: what `convert --to deepspeed` added; empty in other checkpoints.
+    steps: DeepSpeed's number of updates.
 
     Raises:
-        CheckpointError: files are missing or damaged, or of a kind that cannot be taken up.
+        CheckpointError: files are missing or damaged, or of a kind that cannot be converted.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,9 +48,7 @@ class ZeroFiles:
 
     def _load(self) -> None:
         if next(self._folder.glob("*mp_rank_01*"), None) is not None:
-            raise CheckpointError(
-                f"{self._folder} is of a model that was cut up (model parallel): that is not taken up"
-            )
+            raise CheckpointError(f"{self._folder} is of a model-parallel run, which cannot be converted")
         model_files = self._tool.find_model_files(str(self._folder))
         optimizer_files = self._tool.find_optimizer_files(str(self._folder))
         self._models = self._tool.read_models(model_files)
@@ -92,14 +90,14 @@ class ZeroFiles:
         """Yield buffers and whole parameters, in float32, and frozen ones as they are."""
         found = self._join(self._weights, self._models)
         module = self._model["module"]
-        for name in self.frozen:  # zero_to_fp32 forgets them at stage 1
+        for name in self.frozen:  # zero_to_fp32 omits them at stage 1
             found.setdefault(name, module[name])
-        for name in self._model["buffer_names"]:  # it makes them float32
+        for name in self._model["buffer_names"]:  # it converts them to float32
             found[name] = module[name]
         yield from self._whole(found)
 
     def flat_slots(self) -> list[str]:
-        """Return the names of slots that hold a value for each element of a parameter."""
+        """Return the names of slots with a value for each element of a parameter."""
         state = self._optimizers[0]["state"]
         return sorted({slot for slots in state.values() for slot, value in slots.items() if _is_flat(value)})
 
@@ -112,7 +110,7 @@ class ZeroFiles:
         yield from self._whole(self._join(flats, models, exclude_frozen=True))
 
     def scalar_slots(self) -> dict[str, dict[str, Any]]:
-        """Return what the optimizer keeps once for a group, for each parameter of it."""
+        """Return the values that the optimizer keeps once per group, for each of its parameters."""
         state = self._optimizers[0]["state"]
         return {
             name: {slot: value for slot, value in state.get(number, {}).items() if not _is_flat(value)}
@@ -148,14 +146,14 @@ class ZeroFiles:
 
     def _whole(self, found: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, value in found.items():
-            yield name, self._guard(value.contiguous)  # at stage 3 it is joined only now
+            yield name, self._guard(value.contiguous)  # at stage 3 this joins it
 
     def _open(self, file: str) -> dict[str, Any]:
         opened: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
         return opened
 
     def _guard(self, act: Callable[[], T]) -> T:
-        """Run what reads the files, and keep DeepSpeed's progress bars and reports off the terminal."""
+        """Run `act`, which reads the files, and hide DeepSpeed's progress bars and reports."""
         quiet = io.StringIO()
         try:
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):

@@ -1,7 +1,7 @@
-"""Which elements of which parameters ZeRO gives to each worker, in which order, at its default settings.
+"""ZeRO's default layout: which elements of which parameters each worker holds, and in which order.
 
 Read from DeepSpeed 0.19.8: `DeepSpeedZeroOptimizer.__init__` for stages 1 and 2, `DeepSpeedZeroOptimizer_Stage3` and
-`partition_parameters` for stage 3. Sizes are numbers of elements, of a group's trained parameters by name, in order.
+`partition_parameters` for stage 3. Sizes are numbers of elements: a group's trained parameters by name, in order.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_ALIGNMENT = 2  # elements: at stages 1 and 2 a group's size is a multiple of it for each worker
+_ALIGNMENT = 2  # elements: at stages 1 and 2 each worker's partition is a multiple of it
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Partition:
-    """A worker's part of a group: its fragments, and its size, of which the last `padding` elements are unused."""
+    """A worker's part of a group: its fragments, and its size, whose last `padding` elements are unused."""
 
     fragments: tuple[Fragment, ...]
     size: int
@@ -32,7 +32,7 @@ class Partition:
 
 
 def joined(sizes: Mapping[str, int], rank: int, workers: int) -> Partition:
-    """Return a worker's part at stages 1 and 2: parameters end to end, cut into equal parts."""
+    """Return a worker's partition at stages 1 and 2: an equal slice of the parameters end to end."""
     total = sum(sizes.values())
     unit = _ALIGNMENT * workers
     size = -(-total // unit) * unit // workers
@@ -48,30 +48,30 @@ def joined(sizes: Mapping[str, int], rank: int, workers: int) -> Partition:
 
 
 def sharded(sizes: Mapping[str, int], rank: int, workers: int) -> Partition:
-    """Return a worker's part at stage 3: of each parameter an equal part, the last ones padded."""
+    """Return a worker's partition at stage 3: an equal shard of each parameter, the last ones padded."""
     fragments: list[Fragment] = []
     offset = 0
     for name, numel in sizes.items():
-        share = share_of(numel, workers)
-        start = min(rank * share, numel)
-        fragments.append(Fragment(name, start, min(share, numel - start), offset))
-        offset += share
+        shard = shard_size(numel, workers)
+        start = min(rank * shard, numel)
+        fragments.append(Fragment(name, start, min(shard, numel - start), offset))
+        offset += shard
     return Partition(tuple(fragments), offset, 0)
 
 
-def share_of(numel: int, workers: int) -> int:
-    """Return what each worker holds of a parameter at stage 3, padding included."""
+def shard_size(numel: int, workers: int) -> int:
+    """Return the elements of a parameter's shard on each worker at stage 3, padding included."""
     return -(-numel // workers)
 
 
 def sub_groups(sizes: Mapping[str, int], workers: int, limit: int) -> list[dict[str, int]]:
-    """Return a group at stage 3 in the parts that are updated one by one; each ends where it reaches `limit`."""
+    """Split a group at stage 3 into the sub-groups that are updated one by one; each ends when it reaches `limit`."""
     parts: list[dict[str, int]] = []
     part: dict[str, int] = {}
     held = 0
     for name, numel in sizes.items():
         part[name] = numel
-        held += share_of(numel, workers)
+        held += shard_size(numel, workers)
         if held >= limit:
             parts.append(part)
             part, held = {}, 0

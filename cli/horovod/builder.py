@@ -18,7 +18,7 @@ from .target import Plan
 _DISK = 1e9  # bytes a build takes in the temporary folder, with some room
 _COMPILING = re.compile(r"\[\s*(\d+)%\]\s+(.*)|\[(\d+)/(\d+)\]\s+(.*)")  # make's and Ninja's progress
 _ERROR = re.compile(r"\berror:|CMake Error|undefined reference|No space left|^\s*\w+Error:", re.MULTILINE)
-_SCRATCH = re.compile(r"[^\s'\"=]*farandole-horovod-\w+/horovod-[\d.]+/")  # deleted by the time anyone reads it
+_SCRATCH = re.compile(r"[^\s'\"=]*farandole-horovod-\w+/horovod-[\d.]+/")  # deleted before anyone reads it
 _HINTS = {
     r"Killed signal|cc1plus.*[Kk]illed|virtual memory exhausted": "The compiler ran out of memory: try MAKEFLAGS=-j1.",
     r"No space left on device": "The disk is full: set TMPDIR to a folder with more room.",
@@ -30,8 +30,8 @@ def build(plan: Plan, report: Reporter, *, sdist: Path | None = None, force: boo
     """Return the wheel of a plan, built now unless a sound one is in the cache.
 
     Raises:
-        HorovodBuildError: a tool is missing, the source is not the published one, or the build failed; the message
-            holds the lines of the log that matter and the path of the log.
+        HorovodBuildError: a tool is missing, the source is not the published one, or the build failed; the message has
+            the log's relevant lines and its path.
     """
     for note in plan.notes:
         report.note(note)
@@ -97,7 +97,7 @@ def _compile(plan: Plan, report: Reporter, slot: Slot, sdist: Path | None, scrat
 
 
 class Follower:
-    """Tells the steps of a build, and the share of the compilation, from its output."""
+    """Reads the steps of a build, and the progress of the compilation, from its output."""
 
     def __init__(self, report: Reporter) -> None:
         self._report = report
@@ -110,15 +110,15 @@ class Follower:
             if not self._compiling:
                 self._compiling = True
                 self._report.step("compile")
-            share = int(found[1]) if found[1] else 100 * int(found[3]) // int(found[4])
-            self._report.advance(share, Path((found[2] or found[5] or "").split(" ")[-1]).name)
+            percent = int(found[1]) if found[1] else 100 * int(found[3]) // int(found[4])
+            self._report.advance(percent, Path((found[2] or found[5] or "").split(" ")[-1]).name)
         elif self._compiling and not self._packaging and line.startswith(("running install", "installing to")):
             self._packaging = True
             self._report.step("package")
 
 
 def explain(log: Path, *, length: int = 20) -> str:
-    """Return what a failed build's log says, in about `length` lines: errors first, then the end, a hint, the path."""
+    """Summarize a failed build's log in about `length` lines: errors first, then the end, a hint, the path."""
     text = _SCRATCH.sub("", log.read_text(encoding="utf-8", errors="replace"))
     # After a compiler's error come the tracebacks of setup.py and pip, which only repeat that it failed.
     compiled = text.partition("Traceback (most recent call last)")[0]

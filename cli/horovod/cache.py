@@ -1,4 +1,4 @@
-"""Where built wheels are kept: one folder for each target, a wheel in it appears whole or not at all."""
+"""The cache of built wheels: one folder for each target; wheels appear in it atomically."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .failure import HorovodBuildError
 
 
 def root() -> Path:
-    """Return the folder of this cache: under `FARANDOLE_CACHE_DIR`, or the user's cache folder without it."""
+    """Return the folder of this cache: in `FARANDOLE_CACHE_DIR`, or else in the user's cache folder."""
     base = os.environ.get("FARANDOLE_CACHE_DIR") or platformdirs.user_cache_dir("farandole")
     return Path(base).expanduser().absolute() / "horovod"
 
 
 class Slot:
-    """The folder of one target: its wheel, the log of its build, and a lock that one build holds at a time."""
+    """The folder of one target: its wheel, the log of its build, and a lock held by one build at a time."""
 
     def __init__(self, key: str, libraries: Sequence[str]) -> None:
         self.folder = root() / key
@@ -38,7 +38,7 @@ class Slot:
             ) from error
 
     def wheel(self, damaged: Callable[[], None] = lambda: None) -> Path | None:
-        """Return the wheel, or `None` without a sound one; a damaged one is deleted, and `damaged` called."""
+        """Return the wheel, or `None` if there is no sound one; a damaged one is deleted, and `damaged` called."""
         for path in sorted(self.folder.glob("*.whl")):
             if is_sound(path, self._libraries):
                 return path
@@ -47,7 +47,7 @@ class Slot:
         return None
 
     def publish(self, wheel: Path) -> Path:
-        """Put a finished wheel here in one step and return its new path.
+        """Put a finished wheel here atomically and return its new path.
 
         Raises:
             HorovodBuildError: the wheel is not a sound archive with the libraries of the target.
@@ -65,11 +65,11 @@ class Slot:
 
     @contextlib.contextmanager
     def lock(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold the lock of this target; `waiting` is called once where another process has it.
+        """Hold the lock of this target; `waiting` is called once if another process has it.
 
-        The system drops the lock when its holder dies, however it dies.
+        The system releases the lock when its holder dies.
         """
-        import fcntl  # not on Windows, where Horovod does not build either but --help must work
+        import fcntl  # not on Windows, where --help must work all the same
 
         with (self.folder / "lock").open("w") as stream:
             try:
@@ -83,7 +83,7 @@ class Slot:
     def scratch(self) -> Iterator[Path]:
         """Yield an empty temporary folder, deleted afterwards; call it under the lock.
 
-        Its path is noted first, so that the next build deletes what a killed one left behind.
+        Its path is noted first, so that the next build deletes the leftovers of a killed one.
         """
         if self._leftover.exists():
             shutil.rmtree(self._leftover.read_text(), ignore_errors=True)
@@ -96,7 +96,7 @@ class Slot:
 
 
 def is_sound(wheel: Path, libraries: Sequence[str]) -> bool:
-    """Say whether a wheel is a whole archive that holds these compiled libraries (prefixes of paths)."""
+    """Whether a wheel is a whole archive with these compiled libraries (prefixes of paths)."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()

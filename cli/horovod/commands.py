@@ -23,7 +23,7 @@ def _options(command: Callable[..., None]) -> Callable[..., Any]:
             click.option(
                 "--frameworks",
                 metavar="NAMES",
-                help="Serve these only: torch, tensorflow, or torch,tensorflow.  [default: all that are installed]",
+                help="Support only these: torch, tensorflow, or torch,tensorflow.  [default: all that are installed]",
             ),
             click.option(
                 "--mpi/--no-mpi", default=None, help="With MPI.  [default: where mpicxx and its headers are installed]"
@@ -36,7 +36,7 @@ def _options(command: Callable[..., None]) -> Callable[..., Any]:
                 type=click.Path(exists=True, dir_okay=False, path_type=Path),
                 help="Use this copy of the published source; nothing is downloaded.",
             ),
-            click.option("--force", is_flag=True, help="Build even if a fitting wheel is in the cache."),
+            click.option("--force", is_flag=True, help="Build even if a matching wheel is in the cache."),
             click.option("--verbose", is_flag=True, help="Show what pip, CMake and the compiler print."),
         )
     ):
@@ -46,7 +46,7 @@ def _options(command: Callable[..., None]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """End with the exit code of Ctrl-C; whatever was begun has been cleaned up by then."""
+    """End with the exit code of Ctrl-C, after the clean-up."""
     try:
         yield
     except KeyboardInterrupt:
@@ -60,7 +60,7 @@ def _interruptible() -> Iterator[None]:
 def build(**options: Any) -> None:
     """Build a wheel and keep it in the user's cache.
 
-    The last line of the output is the path of the wheel; progress goes to standard error. A wheel that fits (same
+    The last line of the output is the path of the wheel; progress goes to standard error. A wheel that matches (same
     Python, PyTorch, TensorFlow, CUDA, NCCL, MPI and settings) is not built twice. FARANDOLE_CACHE_DIR moves the cache.
     """
     wheel, _ = _build(**options)
@@ -71,7 +71,7 @@ def build(**options: Any) -> None:
 @_options
 @_interruptible()
 def install(**options: Any) -> None:
-    """Build a wheel where none fits, install it into this environment, and import it."""
+    """Build a wheel unless one matches, install it into this environment, and import it."""
     from .installer import install as install_wheel
     from .progress import Reporter
 
@@ -96,7 +96,7 @@ def _build(
     force: bool,
     verbose: bool,
 ) -> tuple[Path, tuple[str, ...]]:
-    """Return the wheel, and the modules that it holds."""
+    """Return the wheel, and its modules."""
     from .builder import build as build_wheel
     from .progress import Reporter
     from .target import plan

@@ -1,7 +1,7 @@
-"""The lines of Horovod 0.28.1 that stop it from building today, and what they become.
+"""The lines of Horovod 0.28.1 that do not build today, and their replacements.
 
-Each edit is data, and is refused unless the line stands in the file exactly as often as expected: a source that differs
-from the one these edits were tried on must not build into something nobody has tested.
+Each edit is data, and is refused unless its line is in the file exactly once: a source other than the one that these
+edits were tested on must not build into something untested.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .failure import HorovodBuildError
 
 @dataclass(frozen=True)
 class Edit:
-    """One line of one file, whole and without its line end; `new` (lines) is `None` where the line goes away."""
+    """One line of one file, whole and without its line end; `new` (lines) is `None` to delete the line."""
 
     file: str
     old: str
@@ -30,9 +30,9 @@ _PYTORCH_CUDA = (
     'print(True if ((torch.version.cuda is not None) and (CUDA_HOME is not None){}) else False)"'
 )
 
-_STANDARD = "set(CMAKE_CXX_STANDARD $ENV{HOROVOD_CXX_STANDARD})"  # a variable of ours; see `standard`
+_STANDARD = "set(CMAKE_CXX_STANDARD $ENV{HOROVOD_CXX_STANDARD})"  # our own variable; see `standard`
 _STANDARD_REASON = "the frameworks' headers decide which standard of C++ is needed (horovod#3996)"
-_HEADERS_REASON = "the whole C++ front end of PyTorch, which is not used, takes half of the compiler's time"
+_HEADERS_REASON = "PyTorch's C++ front end is not used, but takes half of the compiler's time"
 
 EDITS: tuple[Edit, ...] = (
     Edit(file="CMakeLists.txt", old="set(CMAKE_CXX_STANDARD 14)", new=_STANDARD, reason=_STANDARD_REASON),
@@ -52,13 +52,13 @@ EDITS: tuple[Edit, ...] = (
         file="horovod/tensorflow/CMakeLists.txt",
         old="    set(Tensorflow_CXX17 TRUE)",
         new="    set(Tensorflow_CXX17 FALSE)",
-        reason="it asks for a second Gloo in C++17; with one standard for all, the first one serves TensorFlow too",
+        reason="it asks for a second Gloo in C++17; with one standard for all, TensorFlow can use the first one",
     ),
     Edit(
         file="CMakeLists.txt",
         old='string(REPLACE "-O2" "-O3" CMAKE_CXX_FLAGS_RELWITHDEBINFO "${CMAKE_CXX_FLAGS_RELWITHDEBINFO}")',
         new='set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O3 -DNDEBUG")',
-        reason="debug information takes a third of the compiler's time and 100 MB; HOROVOD_DEBUG=1 still brings it",
+        reason="debug information takes a third of the compiler's time and 100 MB; HOROVOD_DEBUG=1 still adds it",
     ),
     Edit(
         file="horovod/tensorflow/CMakeLists.txt",
@@ -115,7 +115,7 @@ add_library(${PYTORCH_TARGET_LIB} SHARED ${SOURCES} ${PYTORCH_SOURCES})""",
 
 
 def digest(edits: Iterable[Edit] = EDITS) -> str:
-    """Return a short name of these edits; it changes with any change to what they do."""
+    """Return a short hash of these edits, without their reasons."""
     lines = [{**asdict(edit), "reason": None} for edit in edits]
     return hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -124,7 +124,7 @@ def apply(root: Path, edits: Iterable[Edit] = EDITS) -> None:
     """Edit the source tree under `root` in place.
 
     Raises:
-        HorovodBuildError: a file is missing, or holds the line to edit not exactly once; nothing is built then.
+        HorovodBuildError: a file is missing, or does not have the line exactly once; nothing is built then.
     """
     for edit in edits:
         path = root / edit.file

@@ -36,18 +36,18 @@ class Framework:
 
 
 def switch(name: str) -> bool | None:
-    """What Horovod's own variables `HOROVOD_WITH_<name>` and `HOROVOD_WITHOUT_<name>` ask for; `None`: nothing."""
+    """What Horovod's own variables `HOROVOD_WITH_<name>` and `HOROVOD_WITHOUT_<name>` say; `None` if unset."""
     if os.environ.get(f"HOROVOD_WITHOUT_{name}") == "1":
         return False
     return True if os.environ.get(f"HOROVOD_WITH_{name}") == "1" else None
 
 
 def select(wanted: Sequence[str] = ()) -> tuple[Framework, ...]:
-    """Return the frameworks to build for: those wanted, or all that are installed.
+    """Return the frameworks to build for: the wanted ones, or all installed ones.
 
     Raises:
         OptionError: a name is unknown.
-        EngineUnavailableError: a framework that is wanted, or every one, is missing.
+        EngineUnavailableError: a wanted framework is missing, or all are.
     """
     for name in wanted:
         if name not in NAMES:
@@ -62,10 +62,10 @@ def select(wanted: Sequence[str] = ()) -> tuple[Framework, ...]:
             f"Cannot build Horovod for {' and '.join(missing)}: not installed here. pip install {' '.join(missing)}"
         )
     if here and not found:
-        raise OptionError("HOROVOD_WITHOUT_* leaves no installed framework to build Horovod for. Unset one of them.")
+        raise OptionError("HOROVOD_WITHOUT_* leaves no installed framework to build Horovod for. Unset one.")
     if not found:
         raise EngineUnavailableError(
-            "Cannot build Horovod: it is built against the framework it serves, and neither PyTorch nor TensorFlow is "
+            "Cannot build Horovod: it is built against an installed framework, but neither PyTorch nor TensorFlow is "
             "installed in this environment. Install one first: pip install torch, or pip install tensorflow."
         )
     return found
@@ -77,7 +77,7 @@ def installed() -> tuple[Framework, ...]:
 
 
 def variables(frameworks: Collection[Framework]) -> dict[str, str]:
-    """Return the environment variables that tell Horovod's build which frameworks to serve; never MXNet."""
+    """Return the environment variables that tell Horovod's build which frameworks to support; never MXNet."""
     names = {framework.name for framework in frameworks}
     chosen = {f"HOROVOD_WITH{'' if name in names else 'OUT'}_{_HOROVOD_NAMES[name]}": "1" for name in NAMES}
     return {**chosen, "HOROVOD_WITHOUT_MXNET": "1"}
@@ -106,7 +106,7 @@ def _tensorflow() -> Framework | None:
 
 
 def _run(package: str, file: str) -> dict[str, Any] | None:
-    """Run one small generated file of a package and return its globals; `None` where the package is not installed."""
+    """Run a small generated file of a package and return its globals; `None` if it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         return None
@@ -115,6 +115,6 @@ def _run(package: str, file: str) -> dict[str, Any] | None:
         return runpy.run_path(str(path))
     except OSError as error:
         raise EngineUnavailableError(
-            f"{package} is installed without {path}: it is broken. Install it again: "
+            f"{package} is broken: it is installed without {path}. Install it again: "
             f"pip install --force-reinstall {package}"
         ) from error

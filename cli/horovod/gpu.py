@@ -1,8 +1,8 @@
 """Whether the wheel drives GPUs through NCCL, and where CUDA and NCCL are.
 
-NCCL is on where the framework is a CUDA build and the machine has the CUDA compiler and NCCL's header. Where either is
-missing, a machine with an NVIDIA driver gets an error; one without (a laptop with PyPI's PyTorch, a CUDA build) gets a
-wheel for CPU tensors and a note that says so.
+NCCL is on if the framework is a CUDA build and the machine has the CUDA compiler and NCCL's header. If either is
+missing, a machine with an NVIDIA driver gets an error. A machine without one (a laptop with PyPI's PyTorch, a CUDA
+build) gets a wheel for CPU tensors and a note.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .toolchain import find, output
 
 @dataclass(frozen=True)
 class Nccl:
-    """NCCL's version, and its folder where it comes from the Python package that PyTorch brings along."""
+    """NCCL's version, and its folder if it comes from the Python package that PyTorch depends on."""
 
     version: str
     package: Path | None = None
@@ -29,7 +29,7 @@ class Nccl:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The CUDA release of the compiler (`13.0`), its folder where that is known, and NCCL."""
+    """The CUDA release of the compiler (`13.0`), its folder if known, and NCCL."""
 
     cuda: str
     toolkit: Path | None
@@ -41,7 +41,7 @@ class Gpu:
         if self.toolkit:
             chosen |= {"HOROVOD_CUDA_HOME": str(self.toolkit), "CUDA_HOME": str(self.toolkit)}
         if self.nccl.package:
-            # The package holds libnccl.so.2 only, and a linker looks for libnccl.so.
+            # The package has only libnccl.so.2, but a linker looks for libnccl.so.
             libraries = self.nccl.package / "lib"
             links.mkdir(parents=True, exist_ok=True)
             (links / "libnccl.so").unlink(missing_ok=True)
@@ -56,28 +56,28 @@ class Gpu:
 
 
 def decide(frameworks: Sequence[Framework], wanted: bool | None) -> tuple[Gpu | None, str | None]:
-    """Return the GPU to build for, `None` for CPU tensors only, and a note for the user where there is one.
+    """Return the GPU to build for, `None` for CPU tensors only, and a note for the user, if any.
 
-    `wanted` is what the user asked for: NCCL, no NCCL, or `None` for whatever fits. Horovod's own variables
-    `HOROVOD_GPU*` take the decision over.
+    `wanted` is the user's choice: NCCL, no NCCL, or `None` for what the machine has. Horovod's own variables
+    `HOROVOD_GPU*` override it.
 
     Raises:
-        HorovodBuildError: NCCL is wanted, or the machine has a GPU driver, and something that it needs is missing.
+        HorovodBuildError: NCCL is wanted, or the machine has a GPU driver, and something is missing.
     """
     if any(name.startswith("HOROVOD_GPU") for name in os.environ):
-        return None, "GPU operations are built as the variables HOROVOD_GPU* say."
-    framework = frameworks[0]  # PyTorch, where there are both: Horovod refuses a GPU build that PyTorch cannot follow
+        return None, "GPU operations are built as set by the variables HOROVOD_GPU*."
+    framework = frameworks[0]  # PyTorch if there are both: Horovod refuses a GPU build without PyTorch's
     title = f"{framework.name} {framework.version}"
     if wanted is False:
         return None, None
     if framework.rocm:
         raise HorovodBuildError(
-            f"{title} is a ROCm build, with which this command is untested. "
+            f"{title} is a ROCm build, which is untested. "
             "Set HOROVOD_GPU=ROCM and HOROVOD_GPU_OPERATIONS=NCCL to try, or pass --no-nccl for CPU tensors only."
         )
     if framework.cuda is None:
         if wanted:
-            raise HorovodBuildError(f"{title} is a CPU build, so NCCL is of no use to it. Install a CUDA build of it.")
+            raise HorovodBuildError(f"{title} is a CPU build, so it cannot use NCCL. Install a CUDA build.")
         return None, None
     try:
         return _require(framework, title), None
@@ -133,7 +133,7 @@ def cuda_release(compiler: Path) -> str:
 
 
 def _toolkit(compiler: Path) -> Path | None:
-    """Return the folder of CUDA, from nvcc itself: what is on `PATH` may be a script that starts it elsewhere."""
+    """Return the folder of CUDA, from nvcc itself: `PATH` may have a script that starts it elsewhere."""
     found = re.search(r"#\$ TOP=(.+)", output(str(compiler), "--dryrun", "-E", "-x", "cu", os.devnull) or "")
     folder = Path(found[1]).resolve() if found else compiler.resolve().parent.parent
     return folder if (folder / "include" / "cuda_runtime.h").exists() else None

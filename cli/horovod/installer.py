@@ -1,4 +1,4 @@
-"""Put a wheel into this environment, and prove that it imports."""
+"""Install a wheel into this environment, and check that it imports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Imported:
-    """What a module of Horovod says of itself: where it lies, and with what it was built."""
+    """The facts of a Horovod module: its file, and what it was built with."""
 
     name: str
     file: str
@@ -43,16 +43,16 @@ class Imported:
 
 
 def install(wheel: Path, modules: Sequence[str], report: Reporter) -> list[Imported]:
-    """Install `wheel` unless exactly it is installed and imports, and return what its modules say.
+    """Install `wheel` unless this wheel is installed and imports; return its modules' facts.
 
-    Only the wheel and its own small requirements are installed: no framework is ever pulled.
+    Only the wheel and its own small requirements are installed, never a framework.
 
     Raises:
         HorovodBuildError: pip failed, the modules do not import, or another Horovod hides this one.
     """
     present = _installed_hash()
     if present == _sha256(wheel):
-        report.step("import what is installed")
+        report.step("import the installed Horovod")
         try:
             found = probe(modules)
             report.note("This wheel is installed already, and imports.")
@@ -66,26 +66,25 @@ def install(wheel: Path, modules: Sequence[str], report: Reporter) -> list[Impor
     if missing := missing_requirements(wheel):
         _pip("install", *missing)
     _pip("install", "--no-deps", "--force-reinstall", str(wheel))
-    report.step("import what is installed")
+    report.step("import the installed Horovod")
     return probe(modules)
 
 
 def probe(modules: Sequence[str]) -> list[Imported]:
-    """Import modules in a process of their own, in a folder that hides none, and return what they say."""
+    """Import modules in a new process, in an empty folder that hides none, and return their facts."""
     with tempfile.TemporaryDirectory() as folder:
         done = capture(sys.executable, "-P", "-c", _PROBE, *modules, cwd=Path(folder))
     if done.returncode != 0:
         last = "\n".join(done.stderr.strip().splitlines()[-5:]) or f"exit code {done.returncode}"
         raise HorovodBuildError(
-            f"The Horovod of this environment does not import:\n{last}\n"
-            "Build it anew: farandole horovod install --force"
+            f"The Horovod of this environment does not import:\n{last}\nRebuild it: farandole horovod install --force"
         )
     found: dict[str, dict[str, object]] = json.loads(done.stdout.strip().splitlines()[-1])
     importlib.invalidate_caches()
     home = Path(str(importlib.metadata.distribution("horovod").locate_file("horovod"))).resolve()
     for facts in found.values():
         if home not in Path(str(facts["file"])).resolve().parents:
-            raise HorovodBuildError(f"{facts['file']} hides the Horovod installed in {home}. Take it off PYTHONPATH.")
+            raise HorovodBuildError(f"{facts['file']} hides the Horovod installed in {home}: remove it from PYTHONPATH")
     return [
         Imported(name, str(facts["file"]), bool(facts["gloo"]), bool(facts["mpi"]), bool(facts["nccl"]))
         for name, facts in found.items()
@@ -93,7 +92,7 @@ def probe(modules: Sequence[str]) -> list[Imported]:
 
 
 def missing_requirements(wheel: Path) -> list[str]:
-    """Return the requirements of a wheel that this environment does not meet; its extras are left out."""
+    """Return the requirements of a wheel that this environment does not meet; without extras."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.parser.BytesParser().parsebytes(archive.read(name))
@@ -110,7 +109,7 @@ def _is_met(requirement: Requirement) -> bool:
 
 
 def _installed_hash() -> str | None:
-    """Return the SHA-256 of the wheel file that was installed, "" where it came otherwise, `None` without a Horovod."""
+    """Return the SHA-256 of the wheel file that was installed, "" if unknown, `None` without a Horovod."""
     try:
         text = importlib.metadata.distribution("horovod").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:

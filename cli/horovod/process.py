@@ -1,4 +1,4 @@
-"""Run commands: short ones for their output, long ones watched and ended with all that they started."""
+"""Run commands: short ones for their output, long ones in a process group that is ended as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from types import FrameType
 
 _GRACE = 3.0  # seconds between asking the processes to end and killing them
 
-# Leads the group of a watched command: where we are killed outright, its standard input ends, and it ends the group.
+# Leads the process group of a watched command: if we are killed, its standard input ends, and it ends the group.
 _LEADER = """
 import os, signal, subprocess, sys, threading
 def end_with_parent():
@@ -45,7 +45,7 @@ def watch(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, line: Ca
     """Run `command` in a process group of its own, pass each line of its output to `line`, return its exit code.
 
     Whatever ends this call early (Ctrl-C, an error in `line`, a signal under `stop_on_signals`) ends the whole group
-    first. The death of this process ends it too.
+    first, and so does the death of this process.
     """
     with subprocess.Popen(
         [sys.executable, "-S", "-c", _LEADER, *command],
@@ -70,13 +70,13 @@ def watch(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, line: Ca
 
 def _end_group(process: subprocess.Popen[str]) -> None:
     """End a process and its descendants, and wait until they are gone; a second Ctrl-C does not interrupt this."""
-    with contextlib.suppress(ValueError):  # not the main thread: nothing to hold off
+    with contextlib.suppress(ValueError):  # not the main thread, which gets no signals
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     _send(process, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE)
     _send(process, signal.SIGKILL)
-    # Its output ends when the last process that holds it does. (The group itself may keep zombies nobody waits for.)
+    # Its output ends with the last process that has it open. (The group itself may keep zombies.)
     assert process.stdout is not None
     deadline = time.monotonic() + _GRACE
     while (left := deadline - time.monotonic()) > 0 and select.select([process.stdout], [], [], left)[0]:
@@ -91,7 +91,7 @@ def _send(process: subprocess.Popen[str], number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into `SystemExit`, so that what was begun is ended and cleaned up."""
+    """Turn SIGTERM and SIGHUP into `SystemExit`, so that processes are ended and files cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -101,7 +101,7 @@ def stop_on_signals() -> Iterator[None]:
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if before[number] is not signal.SIG_IGN:  # nohup: the user wants the build to go on
+        if before[number] is not signal.SIG_IGN:  # nohup: the user wants the build to continue
             signal.signal(number, stop)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a person sees of a build: one live line on a terminal, a line for each step and each tenth elsewhere."""
+"""Show a build's progress: one live line on a terminal, else a line for each step and each tenth of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 
 class Reporter:
-    """Shows steps, the share of a step that is done, and notes, on standard error."""
+    """Shows steps, their progress, and notes, on standard error."""
 
     def __init__(self, console: Console | None = None, *, verbose: bool = False) -> None:
         self.verbose = verbose
@@ -39,14 +39,14 @@ class Reporter:
             self._live.stop()
 
     def step(self, name: str) -> None:
-        """Begin a step; its share of work is unknown until `advance` tells it."""
+        """Begin a step; its progress is unknown until `advance` is called."""
         self._step, self._tenth = name, 0
         self._line(name)
         if self._live:
             self._live.update(self._task, description=name, total=None, completed=0)
 
     def advance(self, percent: int, what: str) -> None:
-        """Say how much of the current step is done, in percent, and at what it works."""
+        """Show the progress of the current step, in percent, and its current file."""
         if self._live:
             self._live.update(self._task, description=f"{self._step}: {what}"[:60], total=100, completed=percent)
         elif percent // 10 > self._tenth and percent < 100:
@@ -54,12 +54,12 @@ class Reporter:
             self._line(f"{self._step}: {percent} %")
 
     def output(self, line: str) -> None:
-        """Show a line of a tool's own output, where the user wants to see it."""
+        """Show a line of a tool's own output, if the user asked for it."""
         if self.verbose:
             self._print(line)
 
     def note(self, text: str) -> None:
-        """Tell the user something that matters."""
+        """Show an important message."""
         self._print(text)
 
     def _line(self, text: str) -> None:

@@ -1,7 +1,7 @@
 """The published source of Horovod: fetched by pip, checked by its SHA-256, unpacked.
 
-pip does the fetching, so that the user's index, mirror, proxy and certificates apply. The hash is given to pip too: it
-runs a source's `setup.py` for its metadata, and must not run one that nobody checked.
+pip fetches it, so that the user's index, mirror, proxy and certificates apply. pip gets the hash too: it runs a
+source's `setup.py` for its metadata, and must not run an unchecked one.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def verify(archive: Path) -> None:
 
 
 def fetch(folder: Path) -> Path:
-    """Return the verified source archive in `folder`, downloaded with pip where it is not there yet.
+    """Return the verified source archive in `folder`, downloaded with pip if necessary.
 
     Raises:
-        HorovodBuildError: pip could not download it, or what it downloaded is something else.
+        HorovodBuildError: pip could not download it, or downloaded something else.
     """
     kept = folder / ARCHIVE
     if kept.exists():
@@ -70,7 +70,7 @@ def fetch(folder: Path) -> Path:
 def unpack(archive: Path, folder: Path) -> Path:
     """Unpack the archive into `folder` and return the root of the source tree."""
     with tarfile.open(archive) as tar:
-        # The filter came to 3.11 in a patch release; the hash of the archive was checked already.
+        # Early patch releases of Python 3.11 lack the filter; the archive's hash is checked already.
         tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
         tar.extractall(folder)
     return folder / f"horovod-{VERSION}"

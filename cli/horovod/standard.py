@@ -1,7 +1,7 @@
 """The C++ standard to compile with: the first that the headers of all installed frameworks accept.
 
-The compiler itself is asked, since a compiler may know a standard's name (GCC 10: `-std=c++20`) without what headers
-ask of it. Preprocessing is enough for their `#error`, and takes a second or two.
+The compiler itself is asked: it may know a standard's name (GCC 10: `-std=c++20`) without the library that the headers
+need. Preprocessing is enough to see their `#error`, and takes a second or two.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _HEADERS = {
     "torch": (("include", "include/torch/csrc/api/include"), "torch/types.h"),
     "tensorflow": (("include",), "tensorflow/core/framework/op_kernel.h"),
 }
-# The first release of each compiler whose default library has what the headers ask for.
+# The first release of each compiler whose default library has what the headers need.
 _FIRST_GCC = {17: "9", 20: "11", 23: "14", 26: "14"}
 _FIRST_CLANG = {17: "9", 20: "16", 23: "19", 26: "19"}
 
 
 def choose(frameworks: Sequence[Framework], *, path: str | None = None) -> int:
-    """Return the standard (17 is C++17) to compile with for these frameworks; `path` is the compiler to ask.
+    """Return the standard (17 is C++17) to compile with for these frameworks; `path` is the compiler, if given.
 
     Raises:
-        HorovodBuildError: the compiler has no standard that a framework's headers accept; the message names the one
-            that they demand, the compiler's version and what to install.
+        HorovodBuildError: the compiler has no standard that a framework's headers accept; the message names the needed
+            one, the compiler's version and what to install.
     """
     program = path or compiler()
-    assert program is not None  # `toolchain.check` came first
+    assert program is not None  # `toolchain.check` ran before
     lowest = 0  # in STANDARDS
     for framework in frameworks:
         folder = _folder(framework.name)
@@ -57,12 +57,12 @@ def choose(frameworks: Sequence[Framework], *, path: str | None = None) -> int:
 
 def _folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
-    assert spec is not None and spec.origin is not None  # it was read before: see `frameworks`
+    assert spec is not None and spec.origin is not None  # `frameworks` has found it before
     return Path(spec.origin).parent
 
 
 def _refusal(program: str, standard: int, name: str, folder: Path) -> str | None:
-    """Return the compiler's first line against a framework's headers in a standard, `None` where it takes them."""
+    """Return the compiler's first error in a framework's headers with this standard, or `None`."""
     includes, header = _HEADERS[name]
     places = [f"-I{folder / include}" for include in includes]
     flags = [flag for flag in shlex.split(os.environ.get("CXXFLAGS", "")) if not flag.startswith("-std=")]
@@ -85,6 +85,6 @@ def _explain(framework: Framework, program: str, refusals: Sequence[str]) -> str
         return f"The headers of {title} do not compile with {program} ({version}): {refusals[0]}"
     gcc, clang = _FIRST_GCC[demanded], _FIRST_CLANG[demanded]
     return (
-        f"The headers of {title} demand C++{demanded}, which {program} ({version}) does not offer. Install GCC {gcc} "
+        f"The headers of {title} need C++{demanded}, which {program} ({version}) does not support. Install GCC {gcc} "
         f"or Clang {clang}, or newer: apt-get install g++-{gcc}, then CXX=g++-{gcc} farandole horovod install"
     )

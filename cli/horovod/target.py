@@ -1,4 +1,4 @@
-"""What a wheel is built for: everything that decides whether it fits, and the name it has in the cache."""
+"""What a wheel is built for: everything that decides whether it matches, and its name in the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .toolchain import mpi_version, mpi_without_headers
 from .toolchain import variables as tool_variables
 from .tried import note as untried_note
 
-# The user's own settings that change what is compiled, beside those that this module decides about.
+# The user's settings that change what is compiled, except those that this module decides.
 _SETTINGS = re.compile(
     r"CXX|CXXFLAGS|CUDACXX|CUDAFLAGS|LDFLAGS|HOROVOD_(WITH(OUT)?_NVTX|(GPU|CUDA|NCCL|BUILD|ALLOW|DEBUG|LOCAL|CPU_OP).*)"
 )
@@ -33,7 +33,7 @@ _DECISIONS = re.compile(r"HOROVOD_WITH(OUT)?_(PYTORCH|TENSORFLOW|MXNET|MPI|GLOO)
 
 @dataclass(frozen=True)
 class Target:
-    """The identity of a wheel: versions of all that it is bound to (`None`: built without), settings and edits."""
+    """The identity of a wheel: versions of its dependencies (`None`: built without), settings and edits."""
 
     python: str
     abi: str
@@ -49,7 +49,7 @@ class Target:
 
     @property
     def key(self) -> str:
-        """A folder name that differs for every two targets that differ."""
+        """A folder name, unique for each target."""
         parts = [self.horovod, f"py{self.python}"]
         parts += [f"{name}-{value}" for name, value in self._versions() if value]
         readable = re.sub(r"[^\w.+]+", "-", "-".join(parts))[:120]
@@ -63,7 +63,7 @@ class Target:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules that the wheel must be able to import."""
+        """The modules of the wheel, which must import."""
         names = {"horovod.torch": self.torch, "horovod.tensorflow": self.tensorflow}
         return tuple(name for name, version in names.items() if version)
 
@@ -86,7 +86,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """A target, and how to reach it here; `notes` are for the user, `trial` too, where it is really built."""
+    """A target, and how to build it here; `notes` are for the user, and so is `trial` if it is really built."""
 
     target: Target
     frameworks: tuple[Framework, ...]
@@ -106,10 +106,10 @@ class Plan:
 
 
 def plan(*, frameworks: Sequence[str] = (), mpi: bool | None = None, nccl: bool | None = None) -> Plan:
-    """Decide what to build in this environment; `None` takes what the machine has.
+    """Decide what to build in this environment; `None` means what the machine has.
 
     Raises:
-        FarandoleError: a framework, MPI or NCCL that was asked for is not here, or no framework is.
+        FarandoleError: a requested framework, MPI or NCCL is missing, or no framework is installed.
     """
     if sys.platform == "win32":
         raise HorovodBuildError("Horovod does not build on Windows. Use Linux, macOS or WSL 2.")
@@ -121,7 +121,7 @@ def plan(*, frameworks: Sequence[str] = (), mpi: bool | None = None, nccl: bool 
     bare = mpi_without_headers() if mpi is not False and mpi_found is None else None
     if mpi and mpi_found is None:
         problem = f"{bare} has no headers (mpi.h)" if bare else "its C++ compiler (mpicxx) is not on PATH"
-        raise HorovodBuildError(f"MPI is asked for, but {problem}: {_GET_MPI}")
+        raise HorovodBuildError(f"MPI is requested, but {problem}: {_GET_MPI}")
     no_mpi = f"Built without MPI, since {bare} has no headers (mpi.h). For mpirun and Adasum: {_GET_MPI}"
     notes = (note, no_mpi if bare else None)
     versions = {framework.name: framework.version for framework in chosen}
@@ -140,7 +140,7 @@ def plan(*, frameworks: Sequence[str] = (), mpi: bool | None = None, nccl: bool 
 
 
 def _cuda(framework: Framework, gpu: Gpu | None) -> str | None:
-    """The CUDA of the framework, and of the compiler where one is used."""
+    """The CUDA of the framework, and of the compiler, if one is used."""
     if framework.cuda is None:
         return None
     return f"{framework.cuda} (compiler {gpu.cuda})" if gpu else framework.cuda

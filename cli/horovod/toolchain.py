@@ -1,4 +1,4 @@
-"""What a build needs on the machine: found, or named together with the command that installs it."""
+"""The tools that a build needs: found, or named with the command that installs them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .process import capture
 _OLDEST_CMAKE = (3, 13)
 _BYTES_PER_COMPILER = 2.4e9  # g++ 12 at the largest file of the PyTorch binding; TensorFlow's takes half of it
 # Horovod's setup.py imports setuptools (with its distutils) and packaging, and asks setuptools for the others, which
-# would fetch whatever is missing by itself.
+# would download missing ones.
 _PYTHON_MODULES = {
     "setuptools": "setuptools",
     "packaging": "packaging",
@@ -27,12 +27,12 @@ _PYTHON_MODULES = {
     "psutil": "psutil",
     "yaml": "pyyaml",
 }
-_CACHES = {"ccache", "sccache", "distcc", "icecc"}  # may stand before a compiler, which they call
+_CACHES = {"ccache", "sccache", "distcc", "icecc"}  # may precede the compiler, which they call
 _BDIST_WHEEL = ("command", "bdist_wheel.py")  # in setuptools 70.1 and newer; older ones need the package wheel
 
 
 def search_path() -> str:
-    """`PATH` with this environment's own programs first: it need not be activated to be used."""
+    """`PATH` with this environment's programs first, so that it need not be activated."""
     return os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 
 
@@ -42,7 +42,7 @@ def find(*names: str) -> str | None:
 
 
 def output(*command: str) -> str | None:
-    """Return what a program prints, or `None` where it fails or takes more than 10 seconds."""
+    """Return what a program prints, or `None` if it fails or takes more than 10 seconds."""
     try:
         done = capture(*command, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -51,7 +51,7 @@ def output(*command: str) -> str | None:
 
 
 def check(*, torch: bool) -> None:
-    """Raise one `HorovodBuildError` that names everything the build will miss; runs for well under a second."""
+    """Raise one `HorovodBuildError` that names everything that is missing; takes well under a second."""
     missing: list[str] = []
     modules = _PYTHON_MODULES | ({"cffi": "cffi"} if torch else {})
     packages = [package for module, package in modules.items() if importlib.util.find_spec(module) is None]
@@ -80,12 +80,12 @@ def check(*, torch: bool) -> None:
 
 
 def compiler() -> str | None:
-    """Return the path of the C++ compiler that CMake will take, `None` without one."""
+    """Return the path of the C++ compiler that CMake will use, `None` without one."""
     return find(*(_chosen_compiler() or ["c++", "g++", "clang++"]))
 
 
 def _chosen_compiler() -> list[str]:
-    """Return the one that CXX names, which CMake takes first; options may stand behind it."""
+    """Return the one that CXX names, which CMake prefers; options may follow it."""
     return [word for word in os.environ.get("CXX", "").split() if Path(word).name not in _CACHES][:1]
 
 
@@ -95,7 +95,7 @@ def _cmake_problem() -> str | None:
         return "cmake"
     version = re.search(r"(\d+)\.(\d+)", output(program, "--version") or "")
     if version is None:
-        return f"a cmake that runs ({program} does not)"
+        return f"a working cmake ({program} does not run)"
     found = (int(version[1]), int(version[2]))
     return None if found >= _OLDEST_CMAKE else f"cmake 3.13 or newer ({program} is {found[0]}.{found[1]})"
 
@@ -105,7 +105,7 @@ def mpi_version() -> str | None:
     wrapper = find("mpicxx", "mpic++")
     if wrapper is None or not _compiles_mpi(wrapper):
         return None
-    for option in ("--showme:version", "-v"):  # Open MPI's and MPICH's ways to ask
+    for option in ("--showme:version", "-v"):  # Open MPI's and MPICH's options
         version = re.search(r"(Open MPI|MPICH|MVAPICH|Intel\S* MPI)\D*(\d[\w.]*)", output(wrapper, option) or "")
         if version:
             return f"{version[1]} {version[2]}"
@@ -113,7 +113,7 @@ def mpi_version() -> str | None:
 
 
 def mpi_without_headers() -> str | None:
-    """Return the path of an MPI C++ compiler that has no headers (Debian's openmpi-bin alone), `None` otherwise."""
+    """Return the path of an MPI C++ compiler without headers (Debian's openmpi-bin alone), else `None`."""
     wrapper = find("mpicxx", "mpic++")
     return None if wrapper is None or _compiles_mpi(wrapper) else wrapper
 
@@ -123,7 +123,7 @@ def _compiles_mpi(wrapper: str) -> bool:
 
 
 def variables() -> dict[str, str]:
-    """Return the environment variables that make the build use these tools, in parallel but within the memory.
+    """Return the environment variables that make the build use these tools, in parallel as far as memory allows.
 
     `MAKEFLAGS` and `CMAKE_BUILD_PARALLEL_LEVEL` that the user has set stay as they are.
     """
@@ -140,6 +140,6 @@ def variables() -> dict[str, str]:
 
 
 def jobs_that_fit() -> int:
-    """Return how many compilers may run at once on this machine: one a processor, as far as the memory allows."""
+    """Return how many compilers may run at once: one per processor, as far as memory allows."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(processors, int(psutil.virtual_memory().available / _BYTES_PER_COMPILER)))

@@ -1,4 +1,4 @@
-"""The versions of frameworks that Horovod was built with and trained on: the one table of them."""
+"""The table of framework versions with which Horovod was built and tested."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ TRIED: Mapping[str, tuple[str, ...]] = {"torch": ("2.13.0", "2.14.1"), "tensorfl
 
 
 def note(frameworks: Sequence[Framework]) -> str | None:
-    """Return a line about frameworks newer than any that was tried, `None` without one."""
+    """Return a line about frameworks newer than all tested ones, or `None`."""
     newer = [framework for framework in frameworks if _is_newer(framework)]
     if not newer:
         return None
     parts = [f"{framework.name} {framework.version} (tried up to {TRIED[framework.name][-1]})" for framework in newer]
-    return f"Newer than any version that this build was tried with: {', '.join(parts)}. Building all the same."
+    return f"Newer than any version that this build was tried with: {', '.join(parts)}. Building anyway."
 
 
 def table() -> str:
@@ -27,7 +27,7 @@ def table() -> str:
 
 def _is_newer(framework: Framework) -> bool:
     try:
-        # A local part, such as +cpu, makes no version newer.
+        # A local version, such as +cpu, is not newer.
         return Version(Version(framework.version).public) > Version(TRIED[framework.name][-1])
     except InvalidVersion:
         return False

@@ -113,8 +113,8 @@ def test_floating_point_is_converted_and_the_rest_is_not(
 def test_nothing_is_written_over_and_nothing_half_written_stays(saved: tuple[Path, Training], tmp_path: Path) -> None:
     path, _ = saved
     (tmp_path / "x").write_text("mine")
-    assert "is there already" in refused("export", path, tmp_path / "x")
-    assert "is there already" in refused("convert", path, tmp_path / "x", "--to", "dcp")
+    assert "exists already" in refused("export", path, tmp_path / "x")
+    assert "exists already" in refused("convert", path, tmp_path / "x", "--to", "dcp")
     assert (tmp_path / "x").read_text() == "mine"
     (data_folder(path) / "__0_0.distcp").write_bytes(b"")
     assert "is damaged" in refused("export", path, tmp_path / "y")
@@ -213,7 +213,7 @@ def test_formats_and_options_that_do_not_go_together(saved: tuple[Path, Training
     assert "--stage has no effect" in refused("convert", path, out, "--to", "dcp", "--stage", 2)
     assert "--trust has no effect" in refused("convert", path, out, "--to", "dcp", "--trust")
     assert "is not there" in refused("convert", tmp_path / "gone", out, "--to", "dcp")
-    assert "is no checkpoint" in refused("convert", tmp_path, out, "--to", "dcp")
+    assert "is not a checkpoint" in refused("convert", tmp_path, out, "--to", "dcp")
     assert "is not on this machine" in refused("convert", path, "memory://x", "--to", "dcp")
     assert not out.exists()
 
@@ -222,7 +222,7 @@ def test_pickles_are_not_read_without_trust(tmp_path: Path) -> None:
     dcp.save(net().state_dict(), checkpoint_id=tmp_path / "dcp", no_dist=True)
     (tmp_path / "dcp" / ".metadata").write_bytes(b"unread")
     words = ("convert", tmp_path / "dcp", tmp_path / "x", "--to", "farandole")
-    assert "if you trust where it comes from, add --trust" in refused(*words)
+    assert "if you trust the author, add --trust" in refused(*words)
     assert ".metadata could not be read" in refused(*words, "--trust")
 
 

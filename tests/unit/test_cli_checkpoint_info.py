@@ -90,7 +90,7 @@ def test_checksums_are_compared_when_asked(path: Path) -> None:
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert not found["whole"]
-    assert found["problems"] == [f"{file} is damaged: its bytes changed, for its checksum is another"]
+    assert found["problems"] == [f"{file} is damaged: its checksum is another, so its bytes changed"]
 
 
 @pytest.mark.parametrize("how", ["missing", "shorter", "no manifest", "newer"])
@@ -151,7 +151,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     missing = info(tmp_path / "x")
     assert (missing.exit_code, missing.stderr) == (1, f"Error: {tmp_path}/x is not there\n")
     empty = info(tmp_path)
-    assert (empty.exit_code, f"{tmp_path} is no checkpoint" in empty.stderr) == (1, True)
+    assert (empty.exit_code, f"{tmp_path} is not a checkpoint" in empty.stderr) == (1, True)
 
 
 def test_no_framework_is_imported(path: Path) -> None:

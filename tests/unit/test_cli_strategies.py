@@ -34,7 +34,7 @@ def test_what_is_not_installed_is_listed_with_its_fix(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "strategy_rows", lambda: {"absent": row})
     [found] = json.loads(strategies("--json").stdout)
     assert (found["installed"], found["fix"]) == (False, needs.fix)
-    assert f"absent: needs no-such, which is not installed. Mend it with: {needs.fix}" in strategies().stdout
+    assert f"absent: needs no-such, which is not installed. Fix it with: {needs.fix}" in strategies().stdout
 
 
 def test_the_options_of_one() -> None:
