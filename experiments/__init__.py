@@ -1,1 +1,1 @@
-"""Runnable studies that compare strategies and prove what is claimed of them: `farandole experiment`."""
+"""Runnable studies that compare strategies and prove our claims about them: `farandole experiment`."""

@@ -1,4 +1,4 @@
-"""Which strategies an experiment runs: those that were asked for, or all that are installed."""
+"""Which strategies an experiment runs: the requested ones, or all installed ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .experiment import Experiment
 
 
 def check_requirements(name: str, experiment: Experiment) -> None:
-    """Raise `EngineUnavailableError` where what the experiment itself needs is missing."""
+    """Raise `EngineUnavailableError` if a requirement of the experiment itself is missing."""
     for requirement in experiment.requirements:
         found = problem(requirement)
         if found is not None:
@@ -20,23 +20,23 @@ def check_requirements(name: str, experiment: Experiment) -> None:
 
 
 def asked_strategies(name: str, experiment: Experiment, asked: Sequence[str]) -> list[str]:
-    """Return the strategies that were named, each once.
+    """Return the requested strategies, each once.
 
     Raises:
         UnknownStrategyError: one is not registered.
-        OptionError: the experiment is not made for one.
+        OptionError: the experiment does not support one.
         EngineUnavailableError: the engine of one is not installed.
     """
     for strategy in asked:
         check_installed(strategy_row(strategy))
         if experiment.strategies is not None and strategy not in experiment.strategies:
-            served = ", ".join(experiment.strategies)
-            raise OptionError(f"experiment {name!r} is not made for strategy {strategy!r}, only for: {served}")
+            supported = ", ".join(experiment.strategies)
+            raise OptionError(f"experiment {name!r} is not made for strategy {strategy!r}, only for: {supported}")
     return list(dict.fromkeys(asked))
 
 
 def installed_strategies(experiment: Experiment) -> tuple[list[str], dict[str, str]]:
-    """Return all strategies that the experiment can run here, and why each other one that it is made for is left out.
+    """Return all strategies that the experiment can run here, and why others that it supports are left out.
 
     Raises:
         EngineUnavailableError: none is installed.

@@ -1,4 +1,4 @@
-"""The command `farandole experiment NAME`; an experiment is imported when it is named, a framework never."""
+"""The command `farandole experiment NAME`; it imports the named experiment, and never a framework."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .table import EXPERIMENTS, Entry, experiment_entry
 
 
 class _Experiments(click.Group):
-    """Lists experiments from their table, and makes the command of the one that is named."""
+    """Lists experiments from their table, and creates the command of the named one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(EXPERIMENTS)
@@ -31,16 +31,16 @@ class _Experiments(click.Group):
 
 @click.command(cls=_Experiments, subcommand_metavar="NAME [OPTIONS]")
 def experiment() -> None:
-    """Run a study that compares strategies, and say whether it passed.
+    """Run a study that compares strategies, and report whether it passed.
 
-    The table goes to standard output, progress to standard error; the exit code is 1 where a bound is failed.
+    The table goes to standard output, progress to standard error; the exit code is 1 if a bound is not met.
     """
 
 
 def _names(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> list[str] | None:
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     if text is not None and not names:
-        raise OptionError("--strategies names no strategy: leave it out to run all that are installed")
+        raise OptionError("--strategies names no strategy: leave it out to run all installed ones")
     return names or None
 
 
@@ -48,7 +48,7 @@ def _numbers(_ctx: click.Context, _parameter: click.Parameter, text: str) -> lis
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise OptionError(f"--workers {text} is not a number, or several with commas between, as in 2,3") from None
+        raise OptionError(f"--workers {text} is not a number or a list of numbers such as 2,3") from None
     if min(numbers) < 1:
         raise OptionError(f"--workers {text}: ask for at least one")
     return numbers
@@ -66,7 +66,7 @@ def _common_options(study: Experiment) -> list[click.Parameter]:
             ["--strategies"],
             metavar="A,B",
             callback=_names,
-            help="Run these only, with commas between.  [default: all that are installed]",
+            help="Run these only, separated by commas.  [default: all that are installed]",
         ),
         click.Option(
             ["--workers"],
@@ -74,7 +74,7 @@ def _common_options(study: Experiment) -> list[click.Parameter]:
             default=study.workers,
             show_default=True,
             callback=_numbers,
-            help="Start this many; several numbers make a row each. Strategies of one process take 1.",
+            help="Number of workers; each of several numbers makes a row. Strategies of one process use 1.",
         ),
         click.Option(
             ["--json", "json_path"],
@@ -104,7 +104,7 @@ def _run(ctx: click.Context, name: str, options: dict[str, Any]) -> None:
     asked, workers, json_path = options.pop("strategies"), options.pop("workers"), options.pop("json_path")
     study, display = experiment_entry(name).load(), Display()
     check_requirements(name, study)
-    # As Ctrl-C does: by default the signal would end this process alone, and leave its workers to run on.
+    # As Ctrl-C: by default the signal would end only this process, and its workers would continue.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if asked is None:
         strategies, left_out = installed_strategies(study)

@@ -1,4 +1,4 @@
-"""How far a loss curve is from another, in the measure of the contract."""
+"""The distance between two loss curves, as the contract measures it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def max_loss_diff(losses: Sequence[float], reference: Sequence[float]) -> float:
-    """Return the largest |loss - reference| / max(1, |reference|) over all steps, NaN where one of them is.
+    """Return the largest |loss - reference| / max(1, |reference|) over all steps, NaN if one of them is.
 
     Raises:
         ValueError: the curves differ in length, or are empty.

@@ -1,4 +1,4 @@
-"""What a person sees while jobs run, on standard error: one live line on a terminal, a line for each job elsewhere."""
+"""Show running jobs on standard error: one live line on a terminal, else a line for each job."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Display:
         self._console = console or Console(stderr=True, highlight=False)
 
     def note(self, text: str) -> None:
-        """Tell something that matters."""
+        """Show an important message."""
         self._print(text)
 
     @contextlib.contextmanager
     def job(self, job: Job, number: int, jobs: int) -> Iterator[Callable[[str | None], None]]:
-        """Show that a job runs while the block does; the function that it gives shows how far it is."""
+        """Show that a job runs during the block; it yields a function that shows the job's progress."""
         title = f"[{number + 1}/{jobs}] {job}"
         started = time.monotonic()
         if self._console.is_terminal:

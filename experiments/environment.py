@@ -1,4 +1,4 @@
-"""What the numbers of a report were measured with."""
+"""The software and machine of a report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DISTRIBUTIONS = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions of what is installed, the machine (memory in MB), and the time (UTC); nothing is imported."""
+    """Return installed versions, the machine (memory in MB), and the time (UTC), without imports."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),

@@ -1,4 +1,4 @@
-"""What an experiment is: the jobs that it runs, what a worker of them does, and what counts as passed."""
+"""The base of experiments: the jobs that they run, the work of one worker, and the verdict."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Column:
     spec: str = ""
 
     def show(self, value: Any) -> str:
-        """Return `value` as a person reads it; a dash where there is none."""
+        """Return `value` formatted; a dash for `None`."""
         return "-" if value is None else format(value, self.spec)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Workers to start once.
+    """Workers to start together.
 
-    options: what the experiment tells them: any JSON.
+    options: the experiment's arguments for them: any JSON.
     timeout: in seconds.
-    env: environment variables that they get beside those of the command.
+    env: environment variables to add to those of the command.
     """
 
     strategy: str
@@ -42,13 +42,13 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        told = "".join(f", {name} {value}" for name, value in self.options.items() if isinstance(value, str))
-        return f"{self.strategy}, {self.workers} worker{'s' if self.workers > 1 else ''}{told}"
+        words = "".join(f", {name} {value}" for name, value in self.options.items() if isinstance(value, str))
+        return f"{self.strategy}, {self.workers} worker{'s' if self.workers > 1 else ''}{words}"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A job that ended well, with what `Experiment.work` returned on each worker, in rank order."""
+    """A job that succeeded, with the results of `Experiment.work` in rank order."""
 
     job: Job
     results: Sequence[Any]
@@ -57,11 +57,11 @@ class Finished:
 class Experiment(ABC):
     """One study. Its module imports no framework, because the command line imports it; `work` imports what it needs.
 
-    columns: in order; a row has those that concern it as keys. Rows with the same keys make a table.
-    options: what it can be asked beside strategies and workers, as click options.
+    columns: in order; a row has the relevant ones as keys. Rows with the same keys make a table.
+    options: click options, beside strategies and workers.
     requirements: what it needs beside the strategies' engines.
-    strategies: the strategies that it is made for; `None` where any will do.
-    workers: the numbers of workers that it starts unless told otherwise, with commas between.
+    strategies: the strategies that it supports; `None` means any.
+    workers: the default numbers of workers, separated by commas.
     """
 
     columns: ClassVar[tuple[Column, ...]]
@@ -72,26 +72,26 @@ class Experiment(ABC):
 
     @abstractmethod
     def jobs(self, strategies: Sequence[str], workers: Sequence[int], options: Mapping[str, Any]) -> list[Job]:
-        """Return the jobs for these strategies and numbers of workers, in the order in which they are to run."""
+        """Return the jobs for these strategies and numbers of workers, in the order in which they run."""
 
     @abstractmethod
     def work(self, strategy: str, options: Mapping[str, Any]) -> Any:
         """Do the work of one worker of a job, and return any JSON; runs in the worker's own process.
 
-        `options` are the job's, and "folder": one that all jobs of the run share, and that is removed after them.
+        `options` are the job's, and "folder": a folder for all jobs of the run, removed after them.
         """
 
     @abstractmethod
     def rows(self, finished: Sequence[Finished]) -> list[Row]:
-        """Return the table's rows. Jobs that failed are missing, and have been reported."""
+        """Return the table's rows. Failed jobs are missing; they have been reported."""
 
     @abstractmethod
     def judge(self, rows: Sequence[Row]) -> list[str]:
-        """Return a line for each row and bound that it fails; none where the experiment passed."""
+        """Return a line for each bound that a row fails; none if the experiment passed."""
 
 
 def placements(strategies: Iterable[str], workers: Iterable[int]) -> Iterator[tuple[str, int]]:
-    """Yield each strategy with each number of workers; those that are one process by nature once, with 1."""
+    """Yield each strategy with each number of workers; strategies of one process once, with 1."""
     numbers = list(dict.fromkeys(workers))
     for strategy in strategies:
         for number in numbers if strategy_row(strategy).launcher is not None else [1]:
@@ -99,12 +99,12 @@ def placements(strategies: Iterable[str], workers: Iterable[int]) -> Iterator[tu
 
 
 def above(row: Row, column: str, bound: float) -> list[str]:
-    """Return a line where the row's number is above `bound`, missing or not a number; else nothing."""
+    """Return a line if the row's number is above `bound`, missing or not a number; else nothing."""
     return [] if _is_number(row[column]) and row[column] <= bound else [_failure(row, column, f"at most {bound:g}")]
 
 
 def below(row: Row, column: str, bound: float) -> list[str]:
-    """Return a line where the row's number is below `bound`, missing or not a number; else nothing."""
+    """Return a line if the row's number is below `bound`, missing or not a number; else nothing."""
     return [] if _is_number(row[column]) and row[column] >= bound else [_failure(row, column, f"at least {bound:g}")]
 
 
@@ -117,5 +117,5 @@ def _failure(row: Row, column: str, bound: str) -> str:
         f"{name}={value}" for name, value in row.items() if isinstance(value, str) or name.endswith("workers")
     )
     value = row[column]
-    said = "is missing" if value is None else f"is {value:.4g}"
-    return f"{labels}: {column} {said}, must be {bound}"
+    found = "is missing" if value is None else f"is {value:.4g}"
+    return f"{labels}: {column} {found}, must be {bound}"

@@ -12,12 +12,12 @@ from ..plugins.launch.installed import package
 from .display import Display
 
 _Callback = Callable[[click.Context, click.Parameter, str | None], Any]
-# The packages that a frontend is in, and what installs it. Keras comes with the engines that it is a frontend of.
+# The packages of a frontend, and the command that installs it. Keras comes with its engines.
 _PACKAGES = {"lightning": (("lightning", "pytorch_lightning"), "pip install 'farandole[lightning]'")}
 
 
 def some_of(kind: str, known: Sequence[str]) -> _Callback:
-    """Return the callback of an option that takes names of one kind, with commas between."""
+    """Return the callback of an option that takes names of one kind, separated by commas."""
 
     def chosen(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> list[str] | None:
         if text is None:
@@ -51,7 +51,7 @@ def frontends_option(known: Sequence[str], help: str) -> click.Option:
 
 
 def _problem(frontend: str) -> str | None:
-    """Return why a frontend cannot be run here; `None` where it can."""
+    """Return why a frontend cannot run here; `None` if it can."""
     packages, fix = _PACKAGES.get(frontend, ((), ""))
     if not packages or any(package(name) is not None for name in packages):
         return None

@@ -1,4 +1,4 @@
-"""How a worker tells the person who waits for it how far it is: a marked line in the job's output."""
+"""A worker's progress for the user: a marked line in the job's output."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ _MARK = "farandole progress: "
 
 
 def tell(text: str) -> None:
-    """Say in a few words how far this worker is."""
+    """Report this worker's progress in a few words."""
     print(_MARK + text, flush=True)
 
 
 def told(line: str) -> str | None:
-    """Return what a worker told with this line, whatever prefix its launcher gave it; `None` for other lines."""
+    """Return the progress in this line, without its launcher's prefix; `None` for other lines."""
     _, mark, text = line.partition(_MARK)
     return text if mark else None

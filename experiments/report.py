@@ -20,7 +20,7 @@ from .experiment import Column, Row
 
 @dataclass(frozen=True)
 class Report:
-    """What an experiment found: its rows, and a line for each bound that one fails and each job that failed."""
+    """An experiment's result: its rows, and a line for each failed bound and each failed job."""
 
     experiment: str
     columns: Sequence[Column]
@@ -33,7 +33,7 @@ class Report:
         return bool(self.rows) and not self.failures
 
     def show(self, console: Console) -> None:
-        """Print a table of the rows of each kind, and below what failed."""
+        """Print a table for each kind of rows, and the failures below."""
         kinds: dict[frozenset[str], list[Row]] = {}
         for row in self.rows:
             kinds.setdefault(frozenset(row), []).append(row)
@@ -41,7 +41,7 @@ class Report:
             table = self._table(rows, gap=2)
             if _width(console, table) > console.width:
                 table = self._table(rows, gap=1)
-            # A table that is wider than the window wraps there; shortened numbers would be worse.
+            # A table wider than the window wraps: truncated numbers would be worse.
             console.width = max(_width(console, table), console.width)
             console.print(table)
             console.print()
@@ -58,7 +58,7 @@ class Report:
         columns = [column for column in self.columns if column.name in rows[0]]
         for column in columns:
             text = any(isinstance(row[column.name], str) for row in rows)
-            # Each word of a heading has its line, so that nine columns fit into 80 characters.
+            # One word of a heading per line, so that nine columns fit into 80 characters.
             heading = column.name.replace("_", "\n")
             table.add_column(heading, justify="left" if text else "right", no_wrap=True, vertical="bottom")
         for row in rows:
@@ -66,7 +66,7 @@ class Report:
         return table
 
     def write(self, path: Path) -> None:
-        """Write `{"experiment", "passed", "rows", "failures", "environment"}`; numbers that JSON lacks become null."""
+        """Write `{"experiment", "passed", "rows", "failures", "environment"}`; NaN and infinity become null."""
         content = {
             "experiment": self.experiment,
             "passed": self.passed,

@@ -13,22 +13,22 @@ from .experiment import Finished, Job
 from .progress import told
 from .worker import error_path, result_path
 
-# Whatever the machine and the number of workers, so that rows can be compared.
+# The same on any machine and for any number of workers, so that rows can be compared.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
-_TAIL = 20  # lines of a failed worker's traceback that are shown
+_TAIL = 20  # lines shown of a failed worker's traceback
 
 
 RunJob = Callable[[Job, Sequence[str], Callable[[str], None]], JobResult]
-"""Run a job's program, as in `launch_command`, and hand each line that it prints on."""
+"""Run a job's program, as in `launch_command`, and pass on each line of its output."""
 
 
 def run_jobs(
     name: str, jobs: Sequence[Job], display: Display, run: RunJob | None = None
 ) -> tuple[list[Finished], list[str]]:
-    """Return the jobs that ended well, and a line for each that did not, whose worker's last words are displayed.
+    """Return the jobs that succeeded, and a line for each that failed; the failed worker's last lines are displayed.
 
     Args:
-        run: how a job runs; by default in workers of its own.
+        run: how to run a job; by default in new workers.
     """
     finished: list[Finished] = []
     failures: list[str] = []
@@ -39,9 +39,9 @@ def run_jobs(
             path = Path(folder) / f"{number}.json"
             options = {**job.options, "folder": str(shared)}
             path.write_text(json.dumps({"experiment": name, "strategy": job.strategy, "options": options}))
-            with display.job(job, number, len(jobs)) as say:
+            with display.job(job, number, len(jobs)) as show:
                 program = ["-m", f"{__package__}.worker", str(path)]
-                outcome = (run or _run)(job, program, _telling(say))
+                outcome = (run or _run)(job, program, _progress_to(show))
             failure = _failure(outcome, path, job)
             if failure is None:
                 results = [json.loads(result_path(path, rank).read_text()) for rank in range(job.workers)]
@@ -52,8 +52,8 @@ def run_jobs(
     return finished, failures
 
 
-def _telling(say: Callable[[str | None], None]) -> Callable[[str], None]:
-    return lambda line: say(told(line))
+def _progress_to(show: Callable[[str | None], None]) -> Callable[[str], None]:
+    return lambda line: show(told(line))
 
 
 def _run(job: Job, program: Sequence[str], on_line: Callable[[str], None]) -> JobResult:
@@ -73,7 +73,7 @@ def _failure(outcome: JobResult, path: Path, job: Job) -> str | None:
 
 
 def _last_words(outcome: JobResult, path: Path, workers: int) -> list[str]:
-    """The traceback of the worker that failed first; without one, what workers were at, or the end of the output."""
+    """Return the traceback of the first failed worker; without one, the workers' stacks, or the end of the output."""
     written = [error for rank in range(workers) if (error := error_path(path, rank)).exists()]
     if written:
         first = min(written, key=lambda error: error.stat().st_mtime_ns)

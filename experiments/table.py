@@ -1,4 +1,4 @@
-"""The table of experiments: a name, where its class is, and one line on what it shows."""
+"""The table of experiments: a name, the place of its class, and a line of description."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .experiment import Experiment
 
 @dataclass(frozen=True)
 class Entry:
-    """One experiment by name; `target` is `module:Class`, imported when the experiment is asked for."""
+    """One experiment by name; `target` is `module:Class`, imported on request."""
 
     name: str
     target: str
@@ -33,7 +33,7 @@ _ENTRIES = (
     Entry(
         "parity",
         ".parity.experiment:Parity",
-        "Hold losses and weights of every engine, in every variant, against plain code in one process.",
+        "Compare losses and weights of every engine, in every variant, with plain code in one process.",
     ),
     Entry(
         "overhead",
@@ -43,12 +43,12 @@ _ENTRIES = (
     Entry(
         "checkpoint",
         ".checkpoint.experiment:Checkpoint",
-        "Load what each engine saved into each other one and train on; time large saves against raw PyTorch's.",
+        "Load what each engine saved into each other one and resume; time large saves against raw PyTorch's.",
     ),
     Entry(
         "waiting",
         ".waiting.experiment:Waiting",
-        "Hold up one worker before each step, and find out from the others' waiting for how long.",
+        "Delay one worker before each step, and compare the others' waiting with the delay.",
     ),
 )
 EXPERIMENTS = {entry.name: entry for entry in _ENTRIES}

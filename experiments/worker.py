@@ -1,6 +1,6 @@
 """One worker of an experiment's job: `python -m farandole.experiments.worker JOB.json`, under the launcher.
 
-It leaves `JOB.result.RANK.json`, or `JOB.error.RANK.txt` with what ended it.
+It writes `JOB.result.RANK.json`, or `JOB.error.RANK.txt` with its error.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from .table import experiment_entry
 
 
 def main(path: Path) -> None:
-    """Do what the job file says: `{"experiment": name, "strategy": name, "options": {...}}`."""
+    """Do the work of the job file: `{"experiment": name, "strategy": name, "options": {...}}`."""
     watch_stacks()
     rank = detect_launch().worker.rank
     job = json.loads(path.read_text())
     try:
         result = experiment_entry(job["experiment"]).load().work(job["strategy"], job["options"])
     except BaseException as error:
-        said = f"{type(error).__name__}: {error}" if isinstance(error, FarandoleError) else traceback.format_exc()
-        error_path(path, rank).write_text(said)
+        text = f"{type(error).__name__}: {error}" if isinstance(error, FarandoleError) else traceback.format_exc()
+        error_path(path, rank).write_text(text)
         raise
     result_path(path, rank).write_text(json.dumps(result))
 
 
 def result_path(path: Path, rank: int) -> Path:
-    """Return where worker `rank` of the job at `path` leaves its result."""
+    """Return where worker `rank` of the job at `path` writes its result."""
     return path.with_suffix(f".result.{rank}.json")
 
 
 def error_path(path: Path, rank: int) -> Path:
-    """Return where worker `rank` of the job at `path` leaves the reason of its failure."""
+    """Return where worker `rank` of the job at `path` writes its error."""
     return path.with_suffix(f".error.{rank}.txt")
 
 

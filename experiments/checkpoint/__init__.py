@@ -1,1 +1,1 @@
-"""What a checkpoint is worth: whether any engine goes on from it, and what saving and loading cost."""
+"""Test checkpoints: whether every engine resumes from them, and what saving and loading cost."""

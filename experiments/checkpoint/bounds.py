@@ -1,4 +1,4 @@
-"""How large the large state is, and what saving and loading it may cost."""
+"""The size of the large state, and the bounds for saving and loading it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ LAYER_BYTES = 3 * 4 * WIDTH * (WIDTH + 1)  # a layer with Adam: weight, bias, an
 SAVE_RATIO = 0.8
 """Smallest ratio of our throughput to raw PyTorch's, of a state of `JUDGED_MB` or more."""
 
-JUDGED_MB = 200  # below, a save is little but the commit
+JUDGED_MB = 200  # in a smaller save, the commit takes most of the time
 
-SHARING = ("fsdp", "deepspeed_zero_3")
-"""Strategies whose workers hold a share of everything, so that `peak_ratio_bound` is asked of them."""
+SHARDING = ("fsdp", "deepspeed_zero_3")
+"""Strategies that shard the whole state, so that `peak_ratio_bound` applies to them."""
 
-_BUFFER_BYTES = 64 << 20  # what is read or written at a time
+_BUFFER_BYTES = 64 << 20  # read or written at a time
 
 
 def layers_for(state_mb: float) -> int:
-    """Return the number of layers whose state is at least so many MB (1e6 bytes)."""
+    """Return the number of layers whose state is at least `state_mb` MB (1e6 bytes)."""
     return ceil(state_mb * 1e6 / LAYER_BYTES)
 
 
-def peak_ratio_bound(share: int) -> float:
-    """Return how many times its share of the state, in bytes, a worker may hold at the peak of a save or a load.
+def peak_ratio_bound(shard: int) -> float:
+    """Return how many times its shard of the state, in bytes, a worker may hold at the peak of a save or a load.
 
-    It is (share + one parameter + 64 MiB of buffers) / share.
+    It is (shard + one parameter + 64 MiB of buffers) / shard.
     """
-    return (share + PARAMETER_BYTES + _BUFFER_BYTES) / share
+    return (shard + PARAMETER_BYTES + _BUFFER_BYTES) / shard

@@ -1,4 +1,4 @@
-"""`checkpoint`: what one engine saved, each other loads; and what saving and loading cost."""
+"""`checkpoint`: every engine loads what each other saved; and the cost of saving and loading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from ...adapters.registry import strategy_row
 from ...plugins.conformance.variants import LOSS_BOUND, WEIGHT_BOUND
 from ..experiment import Column, Experiment, Finished, Job, Row, above, below, placements
-from .bounds import JUDGED_MB, LAYER_BYTES, SAVE_RATIO, SHARING, layers_for, peak_ratio_bound
+from .bounds import JUDGED_MB, LAYER_BYTES, SAVE_RATIO, SHARDING, layers_for, peak_ratio_bound
 from .memory import FREE_AT_ONCE
 
 _PAIRS, _THROUGHPUT = "pairs", "throughput"
@@ -27,10 +27,10 @@ class Checkpoint(Experiment):
     any worker, against plain code in one process; `max_weight_diff`, the largest distance by norm of a weight tensor
     after the last step, relative to the tensor.
 
-    Rows of throughput, for one state: its MB (1e6 bytes; parameters and Adam, each once); the medians of MB saved a
-    second by all workers together, ours and plain torch.distributed.checkpoint's; the median over pairs of ours / raw;
-    MB loaded a second; and the bytes that a worker held at the peak of a save or a load, whichever is more, over those
-    of its share. Where the engine shares out everything, `peak_ratio_bound` is what `bounds` allows.
+    Rows of throughput, for one state: its MB (1e6 bytes; parameters and Adam, each once); the medians of MB per second
+    saved by all workers together, ours and plain torch.distributed.checkpoint's; the median over pairs of ours / raw;
+    MB loaded per second; and the peak bytes of a worker in a save or a load, the larger one, over the bytes of its
+    shard. If the engine shards the whole state, `peak_ratio_bound` is the bound.
     """
 
     pair_columns = (
@@ -84,7 +84,7 @@ class Checkpoint(Experiment):
             jobs += [Job(strategy, number, {"task": _LOAD, "saved": placed}) for strategy, number in placed]
         if options["only"] != _PAIRS:
             large = {"layers": layers_for(options["state_mb"]), "saves": options["saves"]}
-            # A job each: memory that a save leaves to the process would be there for the load.
+            # Separate jobs: memory left over from a save would help the load.
             jobs += [
                 Job(strategy, number, {"task": task, **large}, env=FREE_AT_ONCE)
                 for strategy, number in placements(strategies, [options["throughput_workers"]])
@@ -169,9 +169,9 @@ def _throughput(saves: Finished | None, load: Finished | None) -> Row:
         row["load_mb_s"] = megabytes / max(result["load"] for result in load.results)
     if saves is not None and load is not None:
         row["peak_ratio"] = max(_peak_ratio(saves), _peak_ratio(load))
-    if job.strategy in SHARING:
-        shares = [result["share"] for done in (saves, load) if done is not None for result in done.results]
-        row["peak_ratio_bound"] = peak_ratio_bound(max(shares))
+    if job.strategy in SHARDING:
+        shards = [result["shard"] for done in (saves, load) if done is not None for result in done.results]
+        row["peak_ratio_bound"] = peak_ratio_bound(max(shards))
     return row
 
 
@@ -181,4 +181,4 @@ def _slowest(done: Finished, side: str) -> list[float]:
 
 
 def _peak_ratio(done: Finished) -> float:
-    return max(float(result["peak"] / result["share"]) for result in done.results)
+    return max(float(result["peak"] / result["shard"]) for result in done.results)

@@ -1,4 +1,4 @@
-"""Save and load a large state, against the clock and the memory."""
+"""Save and load a large state, and measure time and memory."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from . import raw
 from .bounds import LAYER_BYTES, WIDTH
 from .memory import peak_growth
 
-_SMALL = 1  # layers of what is saved and loaded first: imports, threads and connections are no state
+_SMALL = 1  # layers of a first save and load, so that imports, threads and connections are not measured
 
 
 def time_saves(strategy_name: str, layers: int, saves: int, folder: Path) -> dict[str, Any]:
-    """Leave a checkpoint for `time_load`, then save in pairs, ours and raw, each first in every other one.
+    """Leave a checkpoint for `time_load`, then save in pairs, ours and raw in alternating order.
 
     Returns:
-        "ours", "raw": seconds of each save, to the end of the slowest worker's.
-        "share", "peak": bytes of the state that this worker holds, and what it held at the peak of a save of ours.
+        "ours", "raw": seconds of each save, until the slowest worker has finished.
+        "shard", "peak": bytes of the state that this worker holds, and at the peak of a save of ours.
 
     Raises:
-        RuntimeError: a side did not write the whole state, once, so its times say nothing.
+        RuntimeError: a side did not write the whole state once, so its times are invalid.
     """
     with create_strategy(strategy_name) as strategy:
         worker = strategy.worker
@@ -38,7 +38,7 @@ def time_saves(strategy_name: str, layers: int, saves: int, folder: Path) -> dic
         del small
         training = _prepare(strategy, layers)
         progress = _step(strategy, training)
-        share = held_bytes(training)
+        shard = held_bytes(training)
         strategy.barrier()
         growth = peak_growth(lambda: training.save(_place(folder, strategy, "large"), progress))
 
@@ -48,28 +48,28 @@ def time_saves(strategy_name: str, layers: int, saves: int, folder: Path) -> dic
             "raw": lambda path: raw.save(state, path, worker),
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
-        _time(strategy, sides["raw"], _place(folder, strategy, "raw"), layers)  # ours had its first save
+        _time(strategy, sides["raw"], _place(folder, strategy, "raw"), layers)  # ours had its first save above
         for number in range(saves):
             tell(f"pair {number + 1} of {saves}")
             for name in sorted(sides, reverse=number % 2 == 1):
                 path = _place(folder, strategy, f"{name}-{number}")
                 seconds[name].append(_time(strategy, sides[name], path, layers))
-    return {**seconds, "share": share, "peak": share + growth}
+    return {**seconds, "shard": shard, "peak": shard + growth}
 
 
 def time_load(strategy_name: str, layers: int, folder: Path) -> dict[str, Any]:
-    """Load what `time_saves` left; its files are likely to be in the machine's cache.
+    """Load the checkpoint of `time_saves`; its files are likely to be in the machine's cache.
 
     Returns:
-        "load": seconds, to the end of the slowest worker's.
-        "share", "peak": bytes of the state that this worker holds after the load, and what it held at its peak.
+        "load": seconds, until the slowest worker has finished.
+        "shard", "peak": bytes of the state that this worker holds after the load, and at its peak.
     """
     with create_strategy(strategy_name) as strategy:
         small = _prepare(strategy, _SMALL)
         small.load(_place(folder, strategy, "small"))
         del small
         training = _prepare(strategy, layers)
-        before = held_bytes(training)  # the optimizer's part is not there yet
+        before = held_bytes(training)  # the optimizer has no state yet
         seconds = []
 
         def load() -> None:
@@ -80,11 +80,11 @@ def time_load(strategy_name: str, layers: int, folder: Path) -> dict[str, Any]:
             seconds.append(time.perf_counter() - started)
 
         growth = peak_growth(load)
-        return {"load": seconds[0], "share": held_bytes(training), "peak": before + growth}
+        return {"load": seconds[0], "shard": held_bytes(training), "peak": before + growth}
 
 
 def held_bytes(training: Any) -> int:
-    """Return the bytes of parameters and optimizer that this worker keeps up to date: all, or its share."""
+    """Return the bytes of parameters and optimizer that this worker updates: all, or its shard."""
     shards = [training.engine.shard(parameter) for parameter in training.engine.parameters]
     return sum(tensor.nbytes for shard in shards for tensor in (shard.weight, *shard.slots.values()))
 
@@ -102,7 +102,7 @@ def _loss(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _step(strategy: Strategy, training: Any) -> Progress:
-    """Train one step, in which the optimizer makes its slots."""
+    """Train one step, in which the optimizer creates its slots."""
     workers = strategy.worker.world_size
     (batch,) = training.batches(torch.ones(workers, WIDTH), workers)
     training.step(batch)
@@ -112,7 +112,7 @@ def _step(strategy: Strategy, training: Any) -> Progress:
 
 def _time(strategy: Strategy, save: Callable[[Path], None], path: Path, layers: int) -> float:
     if strategy.worker.is_main:
-        os.sync()  # what others left for the disk is not this save's to wait for
+        os.sync()  # so that this save does not wait for earlier writes
     strategy.barrier()
     started = time.perf_counter()
     save(path)

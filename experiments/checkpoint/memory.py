@@ -1,4 +1,4 @@
-"""How much memory a worker comes to hold while it does something, on Linux."""
+"""The peak memory of a function, on Linux."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 FREE_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Environment in which glibc gives freed memory back, without which what is resident says little of what is held."""
+"""Environment in which glibc returns freed memory at once, so that resident memory is the memory in use."""
 
 
 def peak_growth(act: Callable[[], object]) -> int:
-    """Run `act`, and return how many bytes more than before it were resident at its peak."""
+    """Run `act`, and return the growth of resident bytes at its peak."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on; see proc(5)
     before = _resident("VmRSS")

@@ -1,4 +1,4 @@
-"""Save half of a curve, and train the other half from what others saved."""
+"""Save half of a curve, and train the other half from the checkpoints of all strategies."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def save(strategy_name: str, folder: Path) -> None:
 
 
 def resume_all(strategy_name: str, saved: Sequence[tuple[str, int]], folder: Path) -> list[dict[str, Any] | None]:
-    """Return losses and weights after resuming each of the checkpoints, `None` where there is no whole one."""
+    """Return losses and weights after resuming each of the checkpoints, `None` if it is not whole."""
     curves: list[dict[str, Any] | None] = []
     with create_strategy(strategy_name) as strategy:
         for number, (saved_with, saved_workers) in enumerate(saved):
             tell(f"checkpoint {number + 1} of {len(saved)}")
             path = _place(folder, saved_with, saved_workers)
-            # Its save may have failed, which is no failure of this job.
+            # Its save may have failed, but that is not this job's failure.
             there = strategy.broadcast(latest(path) is not None)
             curves.append(_resume(strategy, path) if there else None)
     return curves

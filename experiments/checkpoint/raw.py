@@ -1,4 +1,4 @@
-"""The raw side: the same bytes, saved with torch's distributed checkpoint (DCP) as one does without Farandole."""
+"""The raw side: the same bytes, saved with torch's distributed checkpoint (DCP) without Farandole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ State = dict[str, Any]
 
 
 def save(state: State, path: Path, worker: Worker) -> None:
-    """Save on all workers; where there is no process group, each by itself. DCP syncs files to disk, as ours do."""
+    """Save on all workers; without a process group, each by itself. DCP syncs files to disk, as ours do."""
     if dist.is_initialized():
         dcp_save(state, checkpoint_id=path)
     else:
@@ -25,22 +25,22 @@ def save(state: State, path: Path, worker: Worker) -> None:
 
 
 def _state_dict(training: Any, worker: Worker) -> State:
-    """As in https://docs.pytorch.org/tutorials/recipes/distributed_checkpoint_recipe.html; DCP shares out replicas."""
+    """As in https://docs.pytorch.org/tutorials/recipes/distributed_checkpoint_recipe.html; DCP splits replicas."""
     model, optimizer = get_state_dict(training.model, training.optimizer)
     return {"model": model, "optimizer": optimizer}
 
 
 def _partitions(training: Any, worker: Worker) -> State:
-    """The flat memory that ZeRO lets this worker update, and the slots for it."""
+    """The flat partition that this worker updates under ZeRO, and its slots."""
     whole = {}
     for tensor in _tensors(training):
-        storage = tensor.untyped_storage()  # of the whole partition: DCP would copy a part of it first
+        storage = tensor.untyped_storage()  # of the whole partition: DCP would copy a view first
         whole[storage.data_ptr()] = torch.empty(0, dtype=tensor.dtype).set_(storage)
     return {f"{worker.rank}/{number}": tensor for number, tensor in enumerate(whole.values())}
 
 
 def _dealt(training: Any, worker: Worker) -> State:
-    """Of tensors that every worker holds, each N-th."""
+    """Every N-th of the replicated tensors."""
     own = sorted(_tensors(training), key=torch.Tensor.numel)[worker.rank :: worker.world_size]
     return {str(number): tensor for number, tensor in enumerate(own)}
 

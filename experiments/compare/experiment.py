@@ -16,17 +16,17 @@ from .memory_bounds import STATE_TOLERANCE, expected_state_bytes
 
 ACCURACY = 0.97
 _REFERENCES = {"torch": "local", "tensorflow": "tf_local"}  # initial weights differ between frameworks
-_WARM_UP = 5  # steps that are not timed: engines set themselves up in the first ones
+_WARM_UP = 5  # untimed steps: engines do their set-up in the first ones
 
 
 class Compare(Experiment):
     """Trains a convolutional network on scikit-learn's digits.
 
-    Rows: the accuracy on 297 scans held back; `samples_per_s` of all workers together; the median and the 95th
-    percentile of a step in ms, loading its data included; the largest worker's peak memory in MB; how far the loss is
-    from that of one process of the same framework at worst, as a share of max(1, |loss|); and, of a model of 10 million
-    parameters, the bytes a parameter that the largest worker holds for parameters, gradients and Adam, and those that
-    are due (not under TensorFlow, whose gradients live inside the compiled step, where they cannot be counted).
+    Rows: the accuracy on 297 held-out scans; `samples_per_s` of all workers together; the median and the 95th
+    percentile of a step in ms, loading its data included; the largest worker's peak memory in MB; the largest
+    difference of the loss from one process of the same framework, relative to max(1, |loss|); and, for a model of 10
+    million parameters, the bytes per parameter that the largest worker holds for parameters, gradients and Adam, and
+    the expected bytes (not under TensorFlow, whose gradients are inside the compiled step and cannot be counted).
     """
 
     columns = (
@@ -49,7 +49,7 @@ class Compare(Experiment):
     requirements = (Requirement("scikit-learn", "sklearn", "pip install scikit-learn"),)
 
     def jobs(self, strategies: Sequence[str], workers: Sequence[int], options: Mapping[str, Any]) -> list[Job]:
-        # The references of the frameworks come first, asked for or not.
+        # The references of the frameworks come first, requested or not.
         ordered = dict.fromkeys([*(_reference(strategy) for strategy in strategies), *strategies])
         return [Job(strategy, number, options) for strategy, number in placements(ordered, workers)]
 
@@ -80,7 +80,7 @@ def _reference(strategy: str) -> str:
 def _row(done: Finished, reference: Sequence[float] | None) -> Row:
     main = done.results[0]
     seconds, samples = main["seconds"][_WARM_UP:], main["samples"][_WARM_UP:]
-    # Every worker's own account of the loss is held against the reference: they are to be the same number.
+    # Compare every worker's loss with the reference: it must be the same number on all workers.
     diffs = [] if reference is None else [max_loss_diff(result["losses"], reference) for result in done.results]
     held = [result["state_bytes"] for result in done.results if result["state_bytes"] is not None]
     return {

@@ -1,4 +1,4 @@
-"""Run the training program in a worker, and measure what it does."""
+"""Run the training program in a worker, and measure it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _Train = Callable[[int, Callable[[Batch, SupportsFloat], None]], float]
 
 
 def measure(strategy: str, epochs: int) -> dict[str, Any]:
-    """Return the curve and what it cost: seconds and samples for each step, the worker's peak memory in MB, its state.
+    """Return the curve and its cost: seconds and samples of each step, the worker's peak memory in MB, its state.
 
-    The program itself takes the strategy that its launcher was asked for. The state is `None` under TensorFlow, whose
-    gradients live inside the compiled step, where they cannot be counted.
+    The program uses the strategy that its launcher was started for. The state is `None` under TensorFlow, whose
+    gradients are inside the compiled step and cannot be counted.
     """
     train, state_bytes = _of_framework(strategy)
     losses: list[SupportsFloat] = []
@@ -29,7 +29,7 @@ def measure(strategy: str, epochs: int) -> dict[str, Any]:
 
     def on_step(batch: Batch, loss: SupportsFloat) -> None:
         times.append(time.perf_counter())
-        losses.append(loss)  # not read yet, which would wait for it
+        losses.append(loss)  # reading it here would wait for it
         samples.append(float(batch.global_weight))
         if batch.progress.step == 0:
             tell(f"epoch {batch.progress.epoch} of {epochs}, loss {loss:.4f}")
@@ -47,7 +47,7 @@ def measure(strategy: str, epochs: int) -> dict[str, Any]:
 
 
 def _of_framework(strategy: str) -> tuple[_Train, Callable[[str], float | None]]:
-    """Return the training program of a strategy's framework, and what counts its state; the other stays unimported."""
+    """Return the training program of a strategy's framework, and the function that counts its state."""
     if strategy_row(strategy).framework == "tensorflow":
         from ..examples.digits_keras import train as train_keras
 
@@ -62,7 +62,7 @@ def peak_memory_mb() -> float:
     """Return the largest resident memory of this process so far, in MB (1e6 bytes)."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux's getrusage also counts what the process was before exec, a copy of the launcher.
+        # Linux's getrusage also counts the process before exec, a copy of the launcher.
         kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(kilobytes) * 1024 / 1e6
     import resource

@@ -1,4 +1,4 @@
-"""What a worker holds of a training's state, counted in tensors."""
+"""The bytes of a training's state on one worker, counted in tensors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ...adapters import create_strategy
 from ...adapters.torch.strategy import TorchStrategy
 
 _LAYERS, _WIDTH = 10, 1024  # 10.5 million parameters
-_STEPS = 2  # the optimizer's state is made in the first
+_STEPS = 2  # the first creates the optimizer's state
 
-# What an engine holds beside the state, for its communication, is made small enough not to matter.
+# Make the engine's communication buffers too small to matter.
 _SMALL_BUCKETS: Mapping[str, Mapping[str, Any]] = {
     "ddp": {"bucket_cap_mb": 1},
     "deepspeed": {"config": {"zero_optimization": {"reduce_bucket_size": 100_000, "allgather_bucket_size": 100_000}}},
@@ -23,10 +23,10 @@ _SMALL_BUCKETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def state_bytes(strategy_name: str) -> float:
-    """Return the bytes a parameter that this worker holds for parameters, gradients and optimizer (Adam), in float32.
+    """Return the bytes per parameter that this worker holds for parameters, gradients and Adam, in float32.
 
-    It counts the memory of all tensors that are alive between backward and the update, whoever made them and whatever
-    for, less what was alive before the model was built.
+    It counts the memory of all tensors that are alive between backward and the update, minus that before the model was
+    built.
     """
     family = strategy_name.split("_")[0]
     with create_strategy(strategy_name, **_SMALL_BUCKETS.get(family, {})) as strategy:
@@ -59,10 +59,10 @@ def _living_bytes() -> int:
     storages: dict[int, int] = {}
     for found in gc.get_objects():
         if issubclass(type(found), torch.Tensor):
-            # A gradient that no Python code has looked at is no Python object yet.
+            # A gradient becomes a Python object only when Python code reads it.
             for tensor in (found, found.grad if found.is_leaf else None):
                 if tensor is not None:
-                    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor's own part
+                    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor's local shard
                     storage = local.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

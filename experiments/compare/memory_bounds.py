@@ -1,11 +1,11 @@
-"""What a worker is to hold of a training's state, by what its engine shares out."""
+"""The expected bytes of a training's state on one worker, by what its engine shards."""
 
 from __future__ import annotations
 
 STATE_TOLERANCE = 0.1
 
-# Bytes a parameter that every worker holds, and those that N workers share out, in float32 with Adam.
-_HELD_AND_SHARED = {
+# Bytes per parameter that are replicated, and those that are sharded, in float32 with Adam.
+_REPLICATED_AND_SHARDED = {
     "local": (16, 0),
     "ddp": (16, 0),
     "horovod": (16, 0),
@@ -17,8 +17,8 @@ _HELD_AND_SHARED = {
 
 
 def expected_state_bytes(strategy: str, workers: int) -> float | None:
-    """Return the bytes a parameter for parameters, gradients and optimizer; `None` where it is not known."""
-    if strategy not in _HELD_AND_SHARED:
+    """Return the bytes per parameter for parameters, gradients and optimizer; `None` if unknown."""
+    if strategy not in _REPLICATED_AND_SHARDED:
         return None
-    held, shared = _HELD_AND_SHARED[strategy]
-    return held + shared / workers
+    replicated, sharded = _REPLICATED_AND_SHARDED[strategy]
+    return replicated + sharded / workers

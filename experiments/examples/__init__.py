@@ -1,1 +1,1 @@
-"""Programs to start from: each is complete, imports public names only, and runs under every launcher."""
+"""Programs to start from: each is complete, imports only public names, and runs under every launcher."""

@@ -4,7 +4,7 @@
     horovodrun -np 2 python bytes_lightning.py --strategy deepspeed_zero_2
     farandole run --strategy deepspeed_zero_3 -n 2 bytes_lightning.py --layers 4 --width 256
 
-The curve is the same under every strategy, and on any number of workers that share out the same global batch.
+The curve is the same under every strategy, and at any number of workers with the same global batch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import DataLoader, TensorDataset
 
-import farandole.plugins.lightning  # noqa: F401  (makes the strategies known by their names)
+import farandole.plugins.lightning  # noqa: F401  (registers the strategies' names)
 
-TEXT_BYTES = 2_000_000  # of the standard library that are read
-HELD_OUT = 40  # one window of so many is for validation
+TEXT_BYTES = 2_000_000  # read from the standard library
+HELD_OUT = 40  # one window of 40 is for validation
 
 
 class Block(nn.Module):
-    """A layer of the transformer: each byte looks at those before it, then thinks."""
+    """A layer of the transformer: causal attention, then a feed-forward network."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ class ByteModel(pl.LightningModule):
     """A causal language model over bytes, with its loss, optimizer and learning rates.
 
     Args:
-        width: of a byte's representation; a multiple of 32, the width of an attention head.
-        sequence_length: bytes that it looks back at, at most.
+        width: of a byte's embedding; a multiple of 32, the width of an attention head.
+        sequence_length: the most bytes of context.
     """
 
     def __init__(self, layers: int, width: int, sequence_length: int, learning_rate: float) -> None:
@@ -99,10 +99,10 @@ class ByteModel(pl.LightningModule):
 
 
 class StandardLibrary(pl.LightningDataModule):
-    """Windows of the standard library's text, mixed once and for all.
+    """Windows of the standard library's text, shuffled once.
 
     Args:
-        batch_size: windows that each worker trains on at a time.
+        batch_size: windows in a batch of one worker.
     """
 
     def __init__(self, sequence_length: int, batch_size: int) -> None:
@@ -128,20 +128,18 @@ class StandardLibrary(pl.LightningDataModule):
 
 
 def main() -> None:
-    """Train, and print how many bits the model needs for a byte that it has not seen."""
+    """Train, and print the model's bits per byte on held-out text."""
     arguments = argparse.ArgumentParser(description="Predict the next byte.")
     asked = os.environ.get("FARANDOLE_STRATEGY", "horovod")
-    arguments.add_argument("--strategy", default=asked, help="default: what `farandole run` was asked for, or horovod")
-    arguments.add_argument(
-        "--devices", default="auto", help="workers to start here; a launcher's are taken as they are"
-    )
+    arguments.add_argument("--strategy", default=asked, help="default: that of `farandole run`, or horovod")
+    arguments.add_argument("--devices", default="auto", help="workers to start here; under a launcher, leave it out")
     arguments.add_argument("--max-steps", type=int, default=100)
     arguments.add_argument("--precision", default="32-true")
     arguments.add_argument("--layers", type=int, default=2)
     arguments.add_argument("--width", type=int, default=128, help="a multiple of 32")
     arguments.add_argument("--sequence-length", type=int, default=128)
-    arguments.add_argument("--batch-size", type=int, default=8, help="windows that each worker trains on at a time")
-    arguments.add_argument("--accumulate", type=int, default=2, help="batches of a step")
+    arguments.add_argument("--batch-size", type=int, default=8, help="windows in a batch of one worker")
+    arguments.add_argument("--accumulate", type=int, default=2, help="batches in a step")
     arguments.add_argument("--learning-rate", type=float, default=3e-3)
     arguments.add_argument("--checkpoints", help="a folder for the best model")
     options = arguments.parse_args()

@@ -1,12 +1,12 @@
-"""Train a small convolutional network to read scanned digits, with Keras, under every strategy of TensorFlow's.
+"""Train a small convolutional network to read scanned digits, with Keras, under every TensorFlow strategy.
 
     farandole run --strategy tf_multiworker -n 2 digits_keras.py
 
-It is `digits_torch.py` with a Keras model, optimizer and loss. The curve, and so the network, is the same whichever
-strategy and number of workers it is started with.
+It is `digits_torch.py` with a Keras model, optimizer and loss. The curve, and so the network, is the same with every
+strategy and number of workers.
 """
 
-# Only public imports, so that a copy of this file is a program of your own.
+# Only public imports, so that you can start from a copy of this file.
 from __future__ import annotations
 
 import math
@@ -20,13 +20,13 @@ from sklearn.model_selection import train_test_split
 
 from farandole.adapters import Batch, create_strategy
 
-GLOBAL_BATCH_SIZE = 64  # scans a step trains on, all workers together
+GLOBAL_BATCH_SIZE = 64  # scans in a step, over all workers
 Array = np.ndarray[Any, Any]
-Scans = tuple[Array, Array]  # images (N, 8, 8, 1) from 0 to 1, and the digits (N,) that they show
+Scans = tuple[Array, Array]  # images (N, 8, 8, 1) from 0 to 1, and their digits (N,)
 
 
 def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | None = None) -> float:
-    """Train under the strategy that this process was started for; return the accuracy on scans that were held back."""
+    """Train under the strategy that this process was started for; return the accuracy on held-out scans."""
     training_scans, test_scans = load_scans()
     with create_strategy() as strategy, strategy.scope():
         keras.utils.set_random_seed(0)
@@ -41,7 +41,7 @@ def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | No
                 on_step(batch, loss)
         result: float = training.evaluate(test_scans, accuracy, GLOBAL_BATCH_SIZE)
         if strategy.worker.is_main:
-            print(f"{strategy.name}: {result:.1%} of {len(test_scans[0])} scans read rightly")
+            print(f"{strategy.name}: {result:.1%} of {len(test_scans[0])} scans read correctly")
     return result
 
 
@@ -87,7 +87,7 @@ def loss_fn(model: keras.Model, scans: Scans) -> Any:
 
 
 def accuracy(model: keras.Model, scans: Scans) -> Any:
-    """Return the share of a micro-batch's scans that the model reads rightly."""
+    """Return the model's accuracy on a micro-batch."""
     images, labels = scans
     found = keras.ops.argmax(model(images, training=False), axis=1)
     return keras.ops.mean(keras.ops.cast(keras.ops.equal(found, labels), "float32"))

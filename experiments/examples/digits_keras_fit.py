@@ -5,7 +5,7 @@
     TF_CONFIG='{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}' \\
         python digits_keras_fit.py --strategy tf_multiworker    # on machine a; with index 1 on b
 
-Of a program for one process, it is the three lines with `strategy` that differ.
+It differs from a program for one process in the three lines with `strategy`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sklearn.model_selection import train_test_split
 from farandole.adapters import create_strategy
 from farandole.plugins.keras import WorkerMetrics, distribute
 
-GLOBAL_BATCH_SIZE = 64  # scans a step trains on, all workers together
+GLOBAL_BATCH_SIZE = 64  # scans in a step, over all workers
 
 
 def main() -> None:
-    """Train, and print the accuracy on scans that were held back."""
+    """Train, and print the accuracy on held-out scans."""
     arguments = argparse.ArgumentParser(description="Read scanned digits.")
-    arguments.add_argument("--strategy", help="default: the one that `farandole run` was asked for")
+    arguments.add_argument("--strategy", help="default: that of `farandole run`")
     arguments.add_argument("--epochs", type=int, default=10)
     options = arguments.parse_args()
 
@@ -58,7 +58,7 @@ def main() -> None:
         loss, accuracy = model.evaluate(x_test, y_test, verbose=0)
         if strategy.worker.is_main:
             between = ", ".join(f"{worker['between_ms']:.1f}" for worker in timing.epochs[-1])
-            print(f"{strategy.name}: {accuracy:.1%} of {len(x_test)} scans read rightly, loss {loss:.4f}")
+            print(f"{strategy.name}: {accuracy:.1%} of {len(x_test)} scans read correctly, loss {loss:.4f}")
             print(f"ms between steps, by worker: {between}")
 
 

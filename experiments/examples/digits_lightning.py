@@ -1,4 +1,4 @@
-"""Train a small convolutional network to read scanned digits with Lightning's Trainer, under whatever starts it.
+"""Train a small convolutional network to read scanned digits with Lightning's Trainer, under any launcher.
 
     python digits_lightning.py --strategy horovod --devices 2
     horovodrun -np 2 python digits_lightning.py --strategy horovod
@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 digits_lightning.py --strategy deepspeed_zero_2
     farandole run --strategy horovod -n 2 digits_lightning.py
 
-Of a program for Lightning alone, it is the import of the plugin and the name of the strategy that differ.
+It differs from a program for Lightning alone in the import of the plugin and the name of the strategy.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-import farandole.plugins.lightning  # noqa: F401  (makes the strategies known by their names)
+import farandole.plugins.lightning  # noqa: F401  (registers the strategies' names)
 
-Scans = list[Tensor]  # images (N, 1, 8, 8) from 0 to 1, and the digits (N,) that they show
+Scans = list[Tensor]  # images (N, 1, 8, 8) from 0 to 1, and their digits (N,)
 
 
 class DigitReader(pl.LightningModule):
@@ -78,15 +78,13 @@ def load_scans() -> tuple[TensorDataset, TensorDataset]:
 
 
 def main() -> None:
-    """Train, and print the loss and the accuracy on scans that were held back."""
+    """Train, and print the loss and the accuracy on held-out scans."""
     arguments = argparse.ArgumentParser(description="Read scanned digits.")
     asked = os.environ.get("FARANDOLE_STRATEGY", "horovod")
-    arguments.add_argument("--strategy", default=asked, help="default: what `farandole run` was asked for, or horovod")
-    arguments.add_argument(
-        "--devices", default="auto", help="workers to start here; a launcher's are taken as they are"
-    )
+    arguments.add_argument("--strategy", default=asked, help="default: that of `farandole run`, or horovod")
+    arguments.add_argument("--devices", default="auto", help="workers to start here; under a launcher, leave it out")
     arguments.add_argument("--max-epochs", type=int, default=10)
-    arguments.add_argument("--batch-size", type=int, default=32, help="scans that each worker trains on in a step")
+    arguments.add_argument("--batch-size", type=int, default=32, help="scans in a batch of one worker")
     options = arguments.parse_args()
 
     pl.seed_everything(0)
@@ -103,7 +101,7 @@ def main() -> None:
     trainer.fit(model, DataLoader(training_scans, options.batch_size, shuffle=True), DataLoader(test_scans, 100))
     (results,) = trainer.validate(model, DataLoader(test_scans, 100), verbose=False)
     if trainer.is_global_zero:
-        print(f"{options.strategy}: {results['accuracy']:.1%} of {len(test_scans)} scans read rightly")
+        print(f"{options.strategy}: {results['accuracy']:.1%} of {len(test_scans)} scans read correctly")
         print(f"final loss: {results['loss']:.9f}")
 
 

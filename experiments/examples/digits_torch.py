@@ -2,10 +2,10 @@
 
     farandole run --strategy ddp -n 2 digits_torch.py
 
-The curve, and so the network, is the same whichever strategy and number of workers it is started with.
+The curve, and so the network, is the same with every strategy and number of workers.
 """
 
-# Only public imports, so that a copy of this file is a program of your own.
+# Only public imports, so that you can start from a copy of this file.
 from __future__ import annotations
 
 import math
@@ -20,12 +20,12 @@ from torch.nn.functional import cross_entropy
 
 from farandole.adapters import Batch, create_strategy
 
-GLOBAL_BATCH_SIZE = 64  # scans a step trains on, all workers together
-Scans = tuple[Tensor, Tensor]  # images (N, 1, 8, 8) from 0 to 1, and the digits (N,) that they show
+GLOBAL_BATCH_SIZE = 64  # scans in a step, over all workers
+Scans = tuple[Tensor, Tensor]  # images (N, 1, 8, 8) from 0 to 1, and their digits (N,)
 
 
 def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | None = None) -> float:
-    """Train under the strategy that this process was started for; return the accuracy on scans that were held back."""
+    """Train under the strategy that this process was started for; return the accuracy on held-out scans."""
     training_scans, test_scans = load_scans()
     with create_strategy() as strategy, strategy.scope():
         torch.manual_seed(0)
@@ -40,7 +40,7 @@ def train(epochs: int = 10, on_step: Callable[[Batch, SupportsFloat], None] | No
                 on_step(batch, loss)
         result: float = training.evaluate(test_scans, accuracy, GLOBAL_BATCH_SIZE)
         if strategy.worker.is_main:
-            print(f"{strategy.name}: {result:.1%} of {len(test_scans[0])} scans read rightly")
+            print(f"{strategy.name}: {result:.1%} of {len(test_scans[0])} scans read correctly")
     return result
 
 
@@ -78,7 +78,7 @@ def loss_fn(model: nn.Module, scans: Scans) -> Tensor:
 
 
 def accuracy(model: nn.Module, scans: Scans) -> Tensor:
-    """Return the share of a micro-batch's scans that the model reads rightly."""
+    """Return the model's accuracy on a micro-batch."""
     images, labels = scans
     right: Tensor = model(images).argmax(1) == labels
     return right.float().mean()

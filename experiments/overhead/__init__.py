@@ -1,1 +1,1 @@
-"""What a training step of ours costs beside the same model hand-written on the raw engine."""
+"""The cost of our training step, compared with the same model hand-written on the raw engine."""

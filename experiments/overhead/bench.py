@@ -18,7 +18,7 @@ def bench(strategy_name: str, model_name: str, pairs: int, options: Mapping[str,
     """Return the seconds that each pair's two steps took on this worker: `{"ours": [...], "raw": [...]}`.
 
     Raises:
-        RuntimeError: the two sides did not train the same model, so their times say nothing of each other.
+        RuntimeError: the two sides did not train the same model, so their times cannot be compared.
     """
     shape = SHAPES[model_name]
     with create_strategy(strategy_name, **options) as strategy, strategy.scope():

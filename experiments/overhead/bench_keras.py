@@ -16,7 +16,7 @@ def bench(strategy_name: str, model_name: str, pairs: int, options: Mapping[str,
     """Return the seconds that each pair's two steps took on this worker: `{"ours": [...], "raw": [...]}`.
 
     Raises:
-        RuntimeError: the two sides did not train the same model, so their times say nothing of each other.
+        RuntimeError: the two sides did not train the same model, so their times cannot be compared.
     """
     shape = SHAPES[model_name]
     strategy: Any = create_strategy(strategy_name, **options)
@@ -26,7 +26,7 @@ def bench(strategy_name: str, model_name: str, pairs: int, options: Mapping[str,
         training = strategy.prepare(our_model, build_optimizer(), loss_fn)
         data = build_data(shape, BATCHES, strategy.worker.world_size)
         batches = list(training.batches(data, global_batch_size))
-        # TensorFlow joins one cluster in a process: both sides are in it.
+        # TensorFlow joins one cluster per process: both sides are in it.
         raw_step = RAW[strategy_name](raw_model, strategy.tf_strategy, global_batch_size)
 
         def ours(batch: Batch) -> None:

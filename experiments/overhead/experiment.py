@@ -1,4 +1,4 @@
-"""`overhead`: what one step costs beside the same step written by hand on the raw engine, and `fit` beside a loop."""
+"""`overhead`: the cost of our step, compared with a hand-written one on the raw engine, and of `fit`, with a loop."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..experiment import Column, Experiment, Finished, Job, Row, above, placemen
 from ..options import frontends_option, some_of
 from .statistics import median_interval
 
-BOUNDS = {  # of the ratio, where there is more than one worker
+BOUNDS = {  # of the ratio, with more than one worker
     "loop": {"medium": 1.05, "large": 1.03},
     "lightning": {"medium": 1.10, "large": 1.05},
     "keras": {"medium": 1.10, "large": 1.05},
 }
 _MODELS = ("small", "medium", "large")
-_LIGHTNINGS_OWN = "ddp"  # a strategy of Lightning's: what Lightning costs by itself, which nobody judges
+_LIGHTNINGS_OWN = "ddp"  # Lightning's own strategy: the cost of Lightning itself, without a bound
 
 
 def _zero(stage: int, offload: bool) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def _zero(stage: int, offload: bool) -> dict[str, Any]:
     return {"stage": stage, "reduce_bucket_size": 500_000, "overlap_comm": False, **sections}
 
 
-# Both sides get these, written out: a default of ours that changes must not make the comparison unequal.
+# Both sides get these explicitly, so that a change of our defaults does not make the comparison unequal.
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "local": {},
     "ddp": {"gradient_as_bucket_view": True, "find_unused_parameters": True},
@@ -43,7 +43,7 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "tf_multiworker": {"communication": "auto", "bytes_per_pack": 0},
     "tf_horovod": {},
 }
-_FRONTENDS = {  # and the strategies that they are timed on
+_FRONTENDS = {  # and the strategies on which they are timed
     "loop": tuple(_OPTIONS),
     "lightning": (_LIGHTNINGS_OWN, "horovod", "deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3"),
     "keras": ("tf_local", "tf_multiworker", "tf_horovod"),
@@ -53,9 +53,9 @@ _FRONTENDS = {  # and the strategies that they are timed on
 class Overhead(Experiment):
     """Times our step and the raw one in pairs; and epochs of a frontend's `fit`, and of a loop of our steps, in pairs.
 
-    Rows: the median of each side's step in ms, on rank 0; the median over pairs of ours / raw, and the 95 % interval of
-    that median. Where the frontend is not "loop", "raw" is our loop on the same engine; but "lightning (own)" is
-    Lightning's own strategy, beside the raw engine.
+    Rows: the median of each side's step in ms, on rank 0; the median over pairs of ours / raw, and its 95 % interval.
+    For frontends other than "loop", "raw" is our loop on the same engine; but "lightning (own)" is Lightning's own
+    strategy, compared with the raw engine.
     """
 
     columns = (
@@ -80,7 +80,7 @@ class Overhead(Experiment):
         ),
         frontends_option(
             tuple(_FRONTENDS),
-            "Time these only: loop is our step beside the raw one; lightning and keras are fit beside our loop.",
+            "Time these only: loop compares our step with the raw one; lightning and keras compare fit with our loop.",
         ),
         click.Option(
             ["--pairs"], type=click.IntRange(min=1), default=200, show_default=True, help="Pairs of steps to time."
@@ -89,7 +89,7 @@ class Overhead(Experiment):
     strategies = tuple(_OPTIONS)
 
     def jobs(self, strategies: Sequence[str], workers: Sequence[int], options: Mapping[str, Any]) -> list[Job]:
-        # One job a model: what an earlier one leaves in memory would be there for the next.
+        # One job per model, so that none inherits another's memory.
         return [
             Job(strategy, number, {"model": model, "frontend": frontend, "pairs": options["pairs"]})
             for frontend in options["frontends"]

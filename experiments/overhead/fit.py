@@ -15,13 +15,13 @@ from .turns import Turns
 
 
 def bench_fit(strategy_name: str, model_name: str, pairs: int, options: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Return the seconds a step of each pair of epochs on this worker; the pairs have at least `pairs` steps.
+    """Return the seconds per step of each pair of epochs on this worker; the pairs have at least `pairs` steps.
 
-    They are `{"ours": [...], "raw": [...]}`: `fit`, and the loop of our steps on the same engine that it is held
-    against. Both load the same arrays.
+    They are `{"ours": [...], "raw": [...]}`: `fit`, and the loop of our steps on the same engine. Both load the same
+    arrays.
 
     Raises:
-        RuntimeError: the two sides did not train the same model, so their times say nothing of each other.
+        RuntimeError: the two sides did not train the same model, so their times cannot be compared.
     """
     from ...plugins.keras import distribute
 
@@ -45,7 +45,7 @@ def bench_fit(strategy_name: str, model_name: str, pairs: int, options: Mapping[
 
 
 class _LoopAfterEpoch(keras.callbacks.Callback):  # type: ignore[misc]
-    """Times each epoch of `fit`, and after it one of our loop: one call of `fit`, which sets itself up once."""
+    """Times each epoch of `fit`, and after it one of our loop, in a single call of `fit`."""
 
     def __init__(self, turns: Turns, training: Training, batches: Iterator[Batch]) -> None:
         super().__init__()

@@ -23,23 +23,23 @@ _Callback: Any = trainer_part("callbacks").Callback
 
 
 def bench_fit(strategy_name: str, model_name: str, pairs: int, options: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Return the seconds a step of each pair of epochs on this worker; the pairs have at least `pairs` steps.
+    """Return the seconds per step of each pair of epochs on this worker; the pairs have at least `pairs` steps.
 
-    They are `{"ours": [...], "raw": [...]}`: `fit`, and the loop that it is held against: of our steps on the same
-    engine, or for Lightning's own `ddp`, of raw DDP's. Both load the same tensors, by the same cuts.
+    They are `{"ours": [...], "raw": [...]}`: `fit`, and a loop: of our steps on the same engine or, for Lightning's own
+    `ddp`, of raw DDP's. Both load the same tensors, in the same batches.
 
     Raises:
-        RuntimeError: the two sides did not train the same model, so their times say nothing of each other.
+        RuntimeError: the two sides did not train the same model, so their times cannot be compared.
     """
     shape = SHAPES[model_name]
     turns = Turns(shape, pairs)
     worker = detect_launch().worker
-    dataset = _CutTensors(*build_data(shape, turns.steps, worker.world_size))
+    dataset = _BatchedTensors(*build_data(shape, turns.steps, worker.world_size))
     registered: Any = trainer_part("strategies").StrategyRegistry[strategy_name]
     own = strategy_name == "ddp"
-    # Lightning's own sampler shuffles training data, asked or not.
+    # Lightning's own sampler always shuffles training data.
     sampler: Any = DistributedSampler(dataset, worker.world_size, worker.rank, shuffle=False) if own else None
-    loader = DataLoader(dataset, batch_size=shape.batch, sampler=sampler, collate_fn=_as_it_is)
+    loader = DataLoader(dataset, batch_size=shape.batch, sampler=sampler, collate_fn=_unchanged)
     loop = (_RawLoop if own else _OurLoop)(turns, shape, loader, strategy_name, options)
     trainer = trainer_part("trainer").Trainer(
         accelerator="cpu",
@@ -72,8 +72,8 @@ class _Module(_LightningModule):  # type: ignore[misc]
         return torch.optim.SGD(self.net.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
 
 
-class _CutTensors(TensorDataset):
-    """A batch is cut out of the tensors at once, as our loop does; collating single samples takes longer."""
+class _BatchedTensors(TensorDataset):
+    """Takes a batch from the tensors at once, as our loop does; collating single samples takes longer."""
 
     def __getitems__(self, indices: list[int]) -> Data:
         rows = torch.tensor(indices)
@@ -81,12 +81,12 @@ class _CutTensors(TensorDataset):
         return inputs[rows], targets[rows]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 class _LoopAfterEpoch(_Callback):  # type: ignore[misc]
-    """Times each epoch of `fit`, and after it one of a loop: one call of `fit`, which sets itself up once."""
+    """Times each epoch of `fit`, and after it one of a loop, in a single call of `fit`."""
 
     def __init__(
         self, turns: Turns, shape: Shape, loader: DataLoader[Any], strategy_name: str, options: Mapping[str, Any]
@@ -104,11 +104,11 @@ class _LoopAfterEpoch(_Callback):  # type: ignore[misc]
 
     @abstractmethod
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make the loop, in the job that Lightning has joined."""
+        """Create the loop, in the job that Lightning has joined."""
 
     @abstractmethod
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Raise `RuntimeError` where the loop trained another model than `fit`."""
+        """Raise `RuntimeError` if the loop trained another model than `fit`."""
 
     @abstractmethod
     def _train(self) -> None:

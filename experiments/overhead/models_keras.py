@@ -38,8 +38,10 @@ def loss_fn(model: keras.Model, batch: tuple[Any, Any]) -> Any:
 
 
 def check_same(ours: keras.Model, theirs: keras.Model) -> None:
-    """Raise `RuntimeError` where two models did not train alike: their times would say nothing of each other."""
+    """Raise `RuntimeError` if two models did not train alike: their times cannot be compared."""
     for mine, other in zip(ours.variables, theirs.variables, strict=True):
         difference = float(np.linalg.norm(mine.numpy() - other.numpy()) / np.linalg.norm(other.numpy()))
         if not difference < 1e-4:
-            raise RuntimeError(f"the two sides trained apart: {mine.path!r} differs by {difference:.1e} of its norm")
+            raise RuntimeError(
+                f"the two models are not the same: {mine.path!r} differs by {difference:.1e} of its norm"
+            )

@@ -1,8 +1,8 @@
 """Time the two sides of a comparison in pairs.
 
-Both sides have their own copy of the model and see the same batches. The order within a pair is drawn, alike on all
-workers, so that drift of the machine and whatever one side leaves to the other (caches, a worker that lags) cancel out.
-Python's garbage collector stays on: objects that a step leaves behind are part of its cost.
+Both sides have their own copy of the model and see the same batches. The order within a pair is random, the same on all
+workers, so that drift of the machine and side effects of one side on the other (caches, a slow worker) cancel out.
+Python's garbage collector stays on: the objects that a step leaves behind are part of its cost.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ...adapters import Batch
 from ..progress import tell
 
-BATCHES = 8  # that are trained on in turn
+BATCHES = 8  # trained on in turn
 _WARM_UP = 20  # pairs: DDP rebuilds its buckets after the first step, Horovod fills its cache of responses
 
 

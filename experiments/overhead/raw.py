@@ -1,6 +1,6 @@
-"""The raw side of `overhead` in PyTorch: a training step as one writes it by hand, with the options ours has.
+"""The raw side of `overhead` in PyTorch: a hand-written training step, with the same options as ours.
 
-It uses nothing of Farandole's, and expects the engine to be initialized. The loss is not reduced over the workers.
+It uses nothing of Farandole, and expects the engine to be initialized. The loss is not reduced over the workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Step = Callable[[Tensor, Tensor], None]
 
 
 def _step(model: nn.Module, optimizer: Optimizer) -> Step:
-    """Return the step of engines that leave it as plain PyTorch has it."""
+    """Return the step of engines whose step is that of plain PyTorch."""
 
     def step(inputs: Tensor, targets: Tensor) -> None:
         optimizer.zero_grad()
@@ -68,7 +68,7 @@ def fsdp(model: nn.Module, options: Mapping[str, Any]) -> Step:
 
 
 def deepspeed(model: nn.Module, options: Mapping[str, Any]) -> Step:
-    """DeepSpeed, as in https://www.deepspeed.ai/getting-started/, without the clipping that it does by default."""
+    """DeepSpeed, as in https://www.deepspeed.ai/getting-started/, without its default clipping."""
     import deepspeed as engine_library
 
     engine, *_ = engine_library.initialize(
@@ -93,7 +93,7 @@ def deepspeed(model: nn.Module, options: Mapping[str, Any]) -> Step:
 
 
 def whole(parameter: nn.Parameter) -> Tensor:
-    """Return a parameter of a raw model as one tensor, whatever the engine made of it; all workers call it."""
+    """Return a whole parameter of a raw model, whether the engine sharded it or not; all workers call it."""
     if is_partitioned(parameter):
         import deepspeed as engine_library
 
@@ -104,12 +104,12 @@ def whole(parameter: nn.Parameter) -> Tensor:
 
 
 def check_same(weights: Iterable[tuple[str, Tensor]], model: nn.Module) -> None:
-    """Raise `RuntimeError` where a model trained to other weights: the times would say nothing of each other."""
+    """Raise `RuntimeError` if a model has other weights: the times cannot be compared."""
     for (name, weight), parameter in zip(weights, model.parameters(), strict=True):
         other = whole(parameter).cpu()
         difference = float((weight - other).norm() / other.norm())
         if not difference < 1e-4:
-            raise RuntimeError(f"the two sides trained apart: {name!r} differs by {difference:.1e} of its norm")
+            raise RuntimeError(f"the two models are not the same: {name!r} differs by {difference:.1e} of its norm")
 
 
 RAW: dict[str, Callable[[nn.Module, Mapping[str, Any]], Step]] = {

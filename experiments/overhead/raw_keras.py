@@ -1,6 +1,6 @@
-"""The raw side of `overhead` in TensorFlow: a training step as one writes it by hand on each engine.
+"""The raw side of `overhead` in TensorFlow: a hand-written training step on each engine.
 
-It uses nothing of Farandole's, and expects the engine to be initialized. The loss is not reduced over the workers.
+It uses nothing of Farandole, and expects the engine to be initialized. The loss is not reduced over the workers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def multiworker(model: keras.Model, engine: tf.distribute.Strategy, global_batch
             losses = tf.reduce_mean(tf.square(model(inputs, training=True) - targets), axis=1)
             loss = tf.nn.compute_average_loss(losses, global_batch_size=global_batch_size)
         gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))  # adds them up over replicas
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))  # sums them over replicas
         return loss
 
     @tf.function  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""The models of `overhead`: stacks of equal layers, from one that is all overhead to one that is all arithmetic."""
+"""The models of `overhead`: stacks of equal layers, from mostly overhead to mostly arithmetic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LEARNING_RATE, MOMENTUM = 1e-3, 0.9
 
 @dataclass(frozen=True)
 class Shape:
-    """`layers` linear layers of `width`, trained on `batch` samples a worker."""
+    """`layers` linear layers of `width`, trained on `batch` samples per worker."""
 
     layers: int
     width: int

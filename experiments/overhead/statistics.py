@@ -1,4 +1,4 @@
-"""A median and how sure it is, without an assumption on how the numbers are distributed."""
+"""A median and its confidence interval, without assumptions on the distribution."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from math import comb
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Return bounds that hold the median of the values' distribution with at least this confidence.
+    """Return bounds that contain the distribution's median with at least this confidence.
 
-    How many of n values lie below the median is binomial(n, 1/2), so two order statistics bound it (David and Nagaraja,
-    Order Statistics, 3rd edition, section 7.1). Below 6 values they cannot, and the smallest and largest are returned.
+    The number of n values below the median is binomial(n, 1/2), so two order statistics bound it (David and Nagaraja,
+    Order Statistics, 3rd edition, section 7.1). With fewer than 6 values the smallest and largest are returned.
     """
     ordered = sorted(values)
     outside = 0.0  # the probability that the median is below the `left_out`-th smallest

@@ -1,1 +1,1 @@
-"""The study that holds every engine's curve against plain code in one process."""
+"""The study that compares every engine's curve with plain code in one process."""

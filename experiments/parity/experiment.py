@@ -1,4 +1,4 @@
-"""`parity`: every variant of one small program, on each engine, against plain code in one process."""
+"""`parity`: every variant of one small program, on each engine, compared with plain code in one process."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ALL_VARIANTS = tuple(dict.fromkeys([*VARIANTS, *LIGHTNING_VARIANTS]))
 
 
 class Parity(Experiment):
-    """Holds losses and weights of 100 steps against a reference that shares neither sampler nor step with the engines.
+    """Compares losses and weights of 100 steps with a reference that shares neither sampler nor step with the engines.
 
     Lightning's reference is its own Trainer on one device, with N times the batch size.
 
     Rows: `max_loss_diff`, the largest |loss - reference| / max(1, |reference|) of any step, on any worker;
     `max_weight_diff`, the largest distance by norm of a weight tensor after the last step, relative to the tensor; and
-    beside them the floor: the same figures for the reference cut into as many parts, in one process.
+    the floor of both: the same figures for the reference with its batches split in the same way, in one process.
     """
 
     columns = (
@@ -46,7 +46,7 @@ class Parity(Experiment):
     options = (
         frontends_option(
             _FRONTENDS,
-            "Hold these only: loop is a loop of our steps; lightning is its Trainer, beside the same on one device.",
+            "Compare these only: loop is a loop of our steps; lightning is its Trainer, compared with one device.",
         ),
         click.Option(
             ["--variants"],
@@ -68,11 +68,11 @@ class Parity(Experiment):
     def work(self, strategy: str, options: Mapping[str, Any]) -> Any:
         train = _train_by_lightning if options["frontend"] == "lightning" else _train_by_loop
         framework, curves = train(strategy, options["variants"])
-        told = {}
+        found = {}
         for name, curve in curves.items():
             weights = {parameter: weight.tolist() for parameter, weight in curve.weights.items()}
-            told[name] = {"losses": curve.losses, "weights": weights}
-        return {"framework": framework, "curves": told}
+            found[name] = {"losses": curve.losses, "weights": weights}
+        return {"framework": framework, "curves": found}
 
     def rows(self, finished: Sequence[Finished]) -> list[Row]:
         return [_row(done, *found.split("/")) for done in finished for found in done.results[0]["curves"]]
@@ -102,7 +102,7 @@ def _train_by_lightning(strategy: str, variants: Sequence[str]) -> tuple[str, di
     from ...adapters import create_strategy
     from ...plugins.conformance.lightning.training import run_variant
 
-    described = create_strategy(strategy)  # the Trainer joins by one of its own
+    described = create_strategy(strategy)  # the Trainer joins with its own
     workers, dtypes = described.worker.world_size, sorted(described.capabilities.dtypes & set(DTYPES))
     asked = [(variant, dtype) for variant in LIGHTNING_VARIANTS if variant in variants for dtype in dtypes]
     curves = {f"{variant}/{dtype}": run_variant(strategy, workers, variant, dtype) for variant, dtype in asked}
@@ -110,19 +110,19 @@ def _train_by_lightning(strategy: str, variants: Sequence[str]) -> tuple[str, di
 
 
 def _references(done: Finished, variant: str, dtype: str) -> tuple[Curve, Curve]:
-    """Return the reference, and the same cut into what one worker holds at a time: the floor."""
+    """Return the reference, and the floor: the reference with its batches split as the workers split them."""
     workers = done.job.workers
-    # One piece would be the reference itself.
+    # At least two: one would be the reference itself.
     if done.job.options["frontend"] == "lightning":
         from ...plugins.conformance.lightning.reference import reference_curve as lightning_curve
 
-        cut = lightning_curve(variant, dtype, workers, max(2, workers))
-        return lightning_curve(variant, dtype, workers), cut
+        floor = lightning_curve(variant, dtype, workers, max(2, workers))
+        return lightning_curve(variant, dtype, workers), floor
     from ...plugins.conformance.framework import reference_curve
 
     framework = done.results[0]["framework"]
-    parts = max(2, workers * VARIANTS[variant].accumulate)
-    return reference_curve(framework, variant, dtype), reference_curve(framework, variant, dtype, parts)
+    pieces = max(2, workers * VARIANTS[variant].accumulate)
+    return reference_curve(framework, variant, dtype), reference_curve(framework, variant, dtype, pieces)
 
 
 def _row(done: Finished, variant: str, dtype: str) -> Row:
@@ -130,7 +130,7 @@ def _row(done: Finished, variant: str, dtype: str) -> Row:
 
     from ...plugins.conformance.curves import Curve
 
-    # TensorFlow, imported here only for references of its own, tells of its processor features and graphs.
+    # TensorFlow is imported here only for its own references; silence its logs of processor features and graphs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     reference, floor = _references(done, variant, dtype)
     curves = []

@@ -1,1 +1,1 @@
-"""How well a straggler is found by how long the other workers wait."""
+"""The study that finds a straggler by the waiting of the other workers."""

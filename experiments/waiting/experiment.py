@@ -1,4 +1,4 @@
-"""`waiting`: one worker is held up before each step, and the others must be seen to wait that long."""
+"""`waiting`: one worker is delayed before each step, and the others must wait that long."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LEAST, MOST = 0.8, 1.2
 
 
 class Waiting(Experiment):
-    """Holds up the last worker, and measures the phase "wait" on all.
+    """Delays the last worker, and measures the phase "wait" on all.
 
-    Rows: the delay, as it was slept; the least and the most that one of the other workers waited, in milliseconds, each
-    the median over steps, less the least of all workers, which is what collectives take by themselves; and both as a
-    share of the delay. The bounds are 0.8 and 1.2.
+    Rows: the measured delay; the least and the most waiting of the other workers, in milliseconds: medians over steps,
+    minus the minimum over all workers, which is the time of the collectives themselves; and both relative to the delay.
+    The bounds are 0.8 and 1.2.
     """
 
     columns = (
@@ -31,7 +31,7 @@ class Waiting(Experiment):
     )
     options = (
         click.Option(
-            ["--delay-ms"], type=click.FloatRange(min=1), default=30, show_default=True, help="How long to hold it up."
+            ["--delay-ms"], type=click.FloatRange(min=1), default=30, show_default=True, help="How long to delay it."
         ),
         click.Option(
             ["--steps"], type=click.IntRange(min=5), default=40, show_default=True, help="Steps to take the median of."

@@ -133,12 +133,12 @@ def timed(strategy: str, *, state_mb: float = 200, raw: float = 1.0, peak: float
     share = layers * LAYER_BYTES // 2
     options = {"layers": layers, "saves": 3}
     saves = [
-        {"ours": [0.1, 0.1, 0.1], "raw": [0.1, 0.1, 0.1], "share": share, "peak": share},
-        {"ours": [1.0, 1.0, 9.0], "raw": [raw, raw, 9 * raw], "share": share, "peak": peak * share},
+        {"ours": [0.1, 0.1, 0.1], "raw": [0.1, 0.1, 0.1], "shard": share, "peak": share},
+        {"ours": [1.0, 1.0, 9.0], "raw": [raw, raw, 9 * raw], "shard": share, "peak": peak * share},
     ]
     load = [
-        {"load": 1.0, "share": share, "peak": share},
-        {"load": 2.0, "share": share, "peak": load_peak * share},
+        {"load": 1.0, "shard": share, "peak": share},
+        {"load": 2.0, "shard": share, "peak": load_peak * share},
     ]
     (row,) = Checkpoint().rows(
         [
@@ -183,7 +183,7 @@ def test_a_worker_that_holds_more_than_its_share_fails_where_everything_is_share
 def test_a_job_that_failed_leaves_its_part_of_the_row_missing():
     layers = layers_for(200)
     job = Job("fsdp", 1, {"task": "time load", "layers": layers, "saves": 3})
-    rows = Checkpoint().rows([Finished(job, [{"load": 1.0, "share": layers * LAYER_BYTES, "peak": 1}])])
+    rows = Checkpoint().rows([Finished(job, [{"load": 1.0, "shard": layers * LAYER_BYTES, "peak": 1}])])
     assert rows[0]["load_mb_s"] == pytest.approx(layers * LAYER_BYTES / 1e6)
     assert [failure.split(", must be")[0] for failure in Checkpoint().judge(rows)] == [
         "strategy=fsdp, workers=1: save_ratio is missing",
