@@ -1,6 +1,6 @@
-"""One strategy interface over several training engines; importing this imports none of them.
+"""One strategy interface over several training engines; importing this package imports none of them.
 
-The contract that every strategy keeps is tested by `farandole.plugins.pytest`.
+`farandole.plugins.pytest` tests the contract of every strategy.
 """
 
 from .batches import Batch, Batches

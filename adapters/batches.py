@@ -15,11 +15,11 @@ class Batch:
     """One step's data on one worker.
 
     micro: this worker's micro-batches, each collated by itself.
-    weights: how much each of them counts (samples unless told otherwise); 0 for one that stands in for an empty share.
+    weights: the weight of each micro-batch (by default its samples); 0 for a placeholder of an empty share.
     global_weight: the sum of the weights over all micro-batches of all workers; reading it may wait for a reduction.
     progress: the position after this step.
-    random_seed: what the step seeds the framework's random streams with, so that a resumed run draws what an
-        uninterrupted one would; different on every worker. `None` leaves the streams alone.
+    random_seed: seed of the framework's random streams in this step, so that a resumed run draws the same numbers;
+        different on every worker. `None` leaves the streams alone.
     """
 
     micro: tuple[Any, ...]
@@ -30,7 +30,7 @@ class Batch:
 
 
 class Batches(Iterator[Batch]):
-    """This worker's part of the global batches of one call of `Training.batches`; `len` counts those that remain."""
+    """This worker's shares of the global batches of one call of `Training.batches`; `len` counts those that remain."""
 
     def __init__(self, steps: Iterator[Batch], remaining: int, seam: Seam) -> None:
         self._steps = steps
@@ -50,8 +50,8 @@ class Batches(Iterator[Batch]):
 class Position:
     """Where one training stands, and where its next call of `batches` begins.
 
-    A program that is started again makes the same calls. Those that were completed when its checkpoint was saved have
-    nothing left, the one that it was saved in goes on behind the checkpoint, and later ones begin at their first step.
+    A program that is started again makes the same calls. Calls that were complete when the checkpoint was saved yield
+    nothing, the call in which it was saved continues after the checkpoint, and later calls begin at their first step.
 
     progress: after the last step, or where `load` found the training.
     """
@@ -61,14 +61,14 @@ class Position:
         self._loaded = Progress()
         self._next = 0
 
-    def take_up(self, progress: Progress) -> None:
-        """Go on where a checkpoint was saved. In the middle of a program, the next call does."""
+    def load(self, progress: Progress) -> None:
+        """Continue from the position of a checkpoint; in the middle of a program, with the next call."""
         self.progress = self._loaded = progress
         if self._next:
             self._next = progress.loop
 
     def begin(self, start: Progress | None, epochs: int) -> Progress:
-        """Return where a call of `batches` over so many epochs begins; `begun` says that it could."""
+        """Return where a call of `batches` over `epochs` epochs begins; `begun` confirms it."""
         if start is None:
             loop = self._next
             if loop < self._loaded.loop:
@@ -78,5 +78,5 @@ class Position:
         return start
 
     def begun(self, start: Progress) -> None:
-        """Note that a call has begun there: the next one is another."""
+        """Note that this call has begun, so that the next call gets the next number."""
         self._next = start.loop + 1

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 Frontend = Literal["loop", "lightning", "keras"]
 
 PHASES = ("data", "forward", "backward", "wait", "update", "save", "load")
-"""What of a step can be timed.
+"""The phases of a step that can be timed.
 
-data: waiting for the next batch. forward, backward: of each micro-batch. wait: for other workers, in the engine's
-collectives; what those take by themselves is in it, so that the least of all workers is what nobody waited for. On
-CUDA, where the stream waits and not the host, it is not told. update: reducing what is left, clipping, the optimizer
-and the scheduler. save, load: of a checkpoint, told with the next step. No two phases have the same time: backward is
-without its waiting, where that is watched. TensorFlow compiles forward, backward and update into one function: they are
-one phase there, "update".
+data: waiting for the next batch. forward, backward: of each micro-batch. wait: for other workers in the engine's
+collectives. It includes the time of the collectives themselves, so the workers' minimum is not waiting. It is not
+measured on CUDA, where the stream waits and not the host. update: remaining reductions, clipping, the optimizer and the
+scheduler. save, load: of a checkpoint, reported with the next step. Phases do not overlap: backward excludes waiting if
+waiting is watched. TensorFlow compiles forward, backward and update into one function: there they are one phase,
+"update".
 """
 
 
@@ -43,13 +43,13 @@ _ELSEWHERE = {
     "set_model": _KERAS,
     "on_batch_end": _KERAS,
 }
-"""What other libraries ask their own callbacks for first, and what to do instead."""
+"""The first attribute that other libraries read from their own callbacks, and what to do instead."""
 
 
 class Phase(NamedTuple):
     """A span of time of one worker.
 
-    micro: the number of the micro-batch, where the phase is of one.
+    micro: the number of the micro-batch, if the phase belongs to one.
     start, end: in seconds of `time.perf_counter`.
     """
 
@@ -66,7 +66,7 @@ class StepRecord:
     progress: the position after it.
     loss: its mean over the global batch; reading it waits for it.
     phases: those that a callback watches, in order.
-    logged: what `Training.log` was told since the step before.
+    logged: the numbers given to `Training.log` since the step before.
     """
 
     progress: Progress
@@ -75,13 +75,13 @@ class StepRecord:
     logged: Mapping[str, SupportsFloat] = field(default_factory=dict)
 
     def seconds(self, name: str) -> float:
-        """Return the time that a phase took in all."""
+        """Return the total time of a phase."""
         return sum(phase.end - phase.start for phase in self.phases if phase.name == name)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a callback is told of the training that it is plugged into.
+    """The training that a callback is plugged into.
 
     progress: where it stands now.
     """
@@ -95,9 +95,9 @@ class Callback:
     """Base of all callbacks; every method does nothing until it is overridden, and returns nothing.
 
     All workers have the same callbacks, and call each method at the same point of the training. A method may call the
-    strategy's collectives, if it does so on every worker. What it raises ends the job, with the callback's name.
+    strategy's collectives, if it does so on every worker. An exception ends the job, and the error names the callback.
 
-    watches: the phases of a step that are to be timed for it; see `PHASES`.
+    watches: the phases of a step to time for it; see `PHASES`.
     """
 
     watches: frozenset[str] = frozenset()
@@ -105,33 +105,33 @@ class Callback:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Say how a frontend that was given this callback as one of its own is to be given it."""
+            """Say how to pass this callback to a frontend that took it for one of its own."""
             if name in _ELSEWHERE:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{_ELSEWHERE[name]}")
-            return object.__getattribute__(self, name)  # raises what was raised before, in a property for one
+            return object.__getattribute__(self, name)  # raises the original error again, for example a property's
 
     def on_prepare(self, model: Any, run: Run) -> None:
         """Change the model in place, before the engine wraps it."""
 
     def on_begin(self, run: Run) -> None:
-        """Called before the first step; a checkpoint was taken up by then."""
+        """Called before the first step, and after a checkpoint was loaded."""
 
     def on_step_begin(self, progress: Progress) -> None:
-        """Called before each step, with the position that it leads to."""
+        """Called before each step, with the position after it."""
 
     def on_step_end(self, step: StepRecord) -> None:
         """Called after each step. Reading `step.loss` waits for it."""
 
     def on_end(self, error: BaseException | None) -> None:
-        """Called once after the last step, with the error that the training is left by.
+        """Called once after the last step, with the error that ended the training, if any.
 
-        In a loop that is where the strategy is left; with Lightning and Keras, where `fit` ends. After an error other
-        workers may be elsewhere: no collective can be called then.
+        In a loop this is when the strategy is left; with Lightning and Keras, at the end of `fit`. After an error, call
+        no collective: the other workers may be elsewhere.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is to travel in checkpoints, as JSON has it; rank 0's does."""
+        """Return the state to save in checkpoints, as JSON; rank 0's is saved."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned; called on every worker, where a checkpoint has some."""
+        """Restore what `state_dict` returned; called on every worker if the checkpoint has a state."""

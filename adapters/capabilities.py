@@ -20,10 +20,10 @@ class Capabilities:
     framework: whose tensors, models and optimizers it takes.
     accelerators: device types it trains on.
     dtypes: types of parameters that it trains exactly, as the framework names them.
-    shards: what each worker holds only a share of; empty where every worker holds a whole replica.
-    accumulates_locally: whether gradients stay at home until the last micro-batch of a step.
-    threads: whether the engine runs threads in each worker, beside which no process may be forked.
-    survives_failure: whether the surviving workers of a failed job can go on in their processes.
+    shards: what each worker holds only a shard of; empty where every worker holds a whole replica.
+    accumulates_locally: whether gradients are reduced only after the last micro-batch of a step (as with `no_sync`).
+    threads: whether the engine runs threads in each worker, so that forking is not safe.
+    survives_failure: whether the surviving workers of a failed job can continue in their processes.
     asynchronous: whether workers may update from gradients of different steps.
     exact: whether the update equals one process's on the same global batch, up to rounding; false where an option is
         lossy (compression, Adasum, PowerSGD).

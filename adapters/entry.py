@@ -1,7 +1,8 @@
-"""Which strategy is open in this process, how many were before it, and what they put off closing.
+"""Which strategy is open in this process, how many were entered before, and what they left to close later.
 
 An engine has one job, one default process group and one environment in a process, so one strategy is open at a time.
-All workers enter the same strategies in the same order: the count tells one round's addresses from the next one's.
+All workers enter the same strategies in the same order: so the count can keep apart the addresses of successive
+strategies.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _unclosed: list[Callable[[], None]] = []
 
 
 def begin(strategy: Strategy) -> None:
-    """Note that `strategy` is entered, and close what a failed one before it left open.
+    """Note that `strategy` is entered, and close what an earlier, failed one left open.
 
     Raises:
         StrategyStateError: another one is open.
@@ -54,27 +55,27 @@ def leave_for_another(leave: Callable[[], None]) -> None:
 
 
 def give_way() -> None:
-    """Leave a strategy that would give way to another one now; all workers call it."""
+    """Leave the open strategy now if it was marked by `leave_for_another`; all workers call it."""
     if _give_way is not None:
         _give_way()
 
 
 def generation() -> int:
-    """Return how many strategies this process has begun to enter; alike on all workers."""
+    """Return how many strategies this process has begun to enter; the same on all workers."""
     return _generation
 
 
 def close_later(close: Callable[[], None]) -> None:
     """Have `close()` called when the next strategy is entered.
 
-    A strategy that failed waits for nobody, and closing may have to wait until the other workers have failed too.
+    A strategy that failed must not wait, but closing may have to wait until the other workers have failed too.
     """
     _unclosed.append(close)
 
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set variables of the environment that an engine reads, and put back afterwards what was there."""
+    """Set variables of the environment that an engine reads, and restore their old values afterwards."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

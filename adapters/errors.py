@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class FarandoleError(Exception):
-    """Base of all errors that a user can mend: the message names the cause and the fix."""
+    """Base of all errors that a user can fix: the message names the cause and the fix."""
 
 
 class UnknownStrategyError(FarandoleError, LookupError):
@@ -35,7 +35,7 @@ class StrategyStateError(FarandoleError, RuntimeError):
 
 
 class DataError(FarandoleError, ValueError):
-    """A dataset or batch from which no exact global mean can be taken, or that does not reach loader processes."""
+    """A dataset or batch that allows no exact global mean, or that cannot be sent to loader processes."""
 
 
 class CheckpointError(FarandoleError, RuntimeError):
@@ -50,10 +50,10 @@ class WorkerLostError(FarandoleError, RuntimeError):
 
 
 class CallbackError(FarandoleError, RuntimeError):
-    """A callback raised, or returned what it must not; its own error is the `__cause__`."""
+    """A callback raised, or returned a wrong value; its own error is the `__cause__`."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the nearest known name, or an empty string where none is near."""
+    """Return `" Did you mean 'x'?"` for the nearest known name, or an empty string if none is near."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -12,7 +12,7 @@ from .structure import map_structure
 
 
 class SampleMean:
-    """A mean of a structure of scalars; each worker adds its own micro-batches, and all ask for the result together."""
+    """A mean of a structure of scalars; each worker adds its own micro-batches, and all call `over_workers`."""
 
     def __init__(self) -> None:
         self._shape: Any = None  # the structure, with the number of each leaf
@@ -20,15 +20,16 @@ class SampleMean:
         self._count = 0
 
     def add(self, means: Any, count: int) -> None:
-        """Add what was found of a micro-batch of `count` samples; of one that stands in, with 0, only the structure.
+        """Add the means of a micro-batch of `count` samples; of a placeholder, with `count` 0, only the structure is
+        used.
 
         Raises:
-            OptionError: a leaf is no scalar.
+            OptionError: a leaf is not a scalar.
         """
         values: list[float] = []
 
         def take(leaf: Any) -> int:
-            # Also of a placeholder, so that workers refuse together; its value, perhaps NaN, is not used.
+            # Also for a placeholder, so that all workers raise together; its value, perhaps NaN, is not used.
             values.append(_number(leaf))
             return len(values) - 1
 

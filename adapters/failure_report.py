@@ -1,6 +1,7 @@
-"""What made a worker leave its strategy, written down for the launcher that is to show it to the user.
+"""Why a worker left its strategy, written to a file for the launcher to show to the user.
 
-torchrun names an error file to each worker, and shows the first worker's. `farandole run` names a folder for all.
+torchrun gives each worker an error file, and shows that of the first failure. `farandole run` gives all of them a
+folder.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class FailureReport:
     """One worker's failure.
 
     time: seconds since the epoch.
-    lost: whether it only lost another worker, whose own failure is the reason.
-    error: the exception as a traceback ends with it: "ValueError: the mistake".
+    lost: whether it lost another worker, whose own failure is the cause.
+    error: the last line of the traceback: "ValueError: the mistake".
     where: the line of the user's own code, as "train.py:31".
     traceback: as Python prints it.
     """
@@ -45,15 +46,15 @@ class FailureReport:
 
 
 def report_failure(error: BaseException, worker: Worker) -> None:
-    """Write down why this worker leaves, where its launcher asked for it; it never raises.
+    """Write why this worker leaves to where its launcher asked for it; never raise.
 
-    Being interrupted, and `sys.exit()` with success, are no failures.
+    An interrupt, and `sys.exit()` with success, are no failures.
     """
     if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
         return
     if isinstance(error, SystemExit) and error.code in (None, 0):
         return
-    with contextlib.suppress(Exception):  # the failure itself is what its user must see
+    with contextlib.suppress(Exception):  # the user must see the failure itself
         report = _report(error, worker)
         if folder := os.environ.get(FOLDER_VARIABLE):
             _write(Path(folder) / f"worker-{worker.rank}.json", asdict(report))
@@ -62,12 +63,12 @@ def report_failure(error: BaseException, worker: Worker) -> None:
 
 
 def is_reported() -> bool:
-    """Whether this worker's launcher asked for reports, and so ends with the failure that came first."""
+    """Whether this worker's launcher asked for reports, so that it can end with the first failure."""
     return bool(os.environ.get(FOLDER_VARIABLE) or os.environ.get(_TORCHRUN_VARIABLE))
 
 
 def withdraw_report(worker: Worker) -> None:
-    """Remove what an earlier strategy of this process reported: its failure was not the program's."""
+    """Remove the report of an earlier strategy of this process: the program survived its failure."""
     with contextlib.suppress(OSError):
         if folder := os.environ.get(FOLDER_VARIABLE):
             Path(folder, f"worker-{worker.rank}.json").unlink(missing_ok=True)
@@ -76,7 +77,7 @@ def withdraw_report(worker: Worker) -> None:
 
 
 def read_reports(folder: Path) -> list[FailureReport]:
-    """Return the reports in a folder, the earliest first; a worker's own failure before those that lost a worker."""
+    """Return the reports in a folder, earliest first, and those of lost workers last."""
     reports = [FailureReport(**json.loads(path.read_text())) for path in folder.glob("worker-*.json")]
     return sorted(reports, key=lambda report: (report.lost, report.time))
 
@@ -94,7 +95,7 @@ def _report(error: BaseException, worker: Worker) -> FailureReport:
 
 
 def _where(error: BaseException) -> str:
-    """Return the innermost line outside of libraries, where there is one: it is the user's own."""
+    """Return the innermost line outside of libraries, if there is one: the user's own."""
     lines = [(frame, number) for frame, number in traceback.walk_tb(error.__traceback__)]
     own = [(frame, number) for frame, number in lines if not _is_a_librarys(frame)]
     for frame, number in reversed(own or lines):
@@ -112,7 +113,8 @@ def _as_torchrun_reads(report: FailureReport) -> Mapping[str, object]:
 
     It is written without torch, which TensorFlow's workers may not have imported.
     """
-    # torchrun shows the earliest, in whole seconds, and the lower rank of two. A worker is always lost after it failed.
+    # torchrun shows the earliest, in whole seconds, and the lower rank of two. The lost worker's failure must come
+    # first.
     seconds = int(report.time) + report.lost
     details = {"py_callstack": report.traceback, "timestamp": str(seconds)}
     return {"message": {"message": report.error, "extraInfo": details}}

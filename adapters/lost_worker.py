@@ -1,4 +1,4 @@
-"""When an engine's error means that another worker is gone, and how that is told in one line."""
+"""Recognize engine errors that mean a lost worker, and say so in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST = 200  # characters of the engine's own words
 
 
 class NoticesLostWorkers(ABC):
-    """What strategies share; an engine overrides `_lost_a_worker`, the one place that knows its errors."""
+    """Base of strategies; an engine overrides `_lost_a_worker`, the one place that knows its errors."""
 
     @property
     @abstractmethod
@@ -22,7 +22,7 @@ class NoticesLostWorkers(ABC):
 
     @contextlib.contextmanager
     def noticing_lost_workers(self) -> Iterator[None]:
-        """Raise `WorkerLostError` in the place of the engine's own error where another worker is gone."""
+        """Raise `WorkerLostError` in place of an engine's error that means a lost worker."""
         try:
             yield
         except Exception as error:
@@ -32,7 +32,7 @@ class NoticesLostWorkers(ABC):
             raise lost from None
 
     def _as_lost_worker(self, error: BaseException | None) -> WorkerLostError | None:
-        """Return what to raise in the place of an engine's error; `None` where no worker was lost, or that is told."""
+        """Return the error to raise in place of an engine's; `None` if no worker was lost, or `error` says so."""
         if error is None or isinstance(error, WorkerLostError) or self.worker.world_size == 1:
             return None
         if not self._lost_a_worker(error):
@@ -45,25 +45,25 @@ class NoticesLostWorkers(ABC):
         return lost.with_traceback(error.__traceback__)
 
     def _lost_a_worker(self, error: BaseException) -> bool:
-        """Whether this error is the engine's way to say that another worker is gone."""
+        """Whether this engine error means that another worker is lost."""
         return False
 
 
 def gloo_lost_a_peer(text: str) -> bool:
-    """Whether an error's text is one of Gloo's about a connection: closed, reset, or silent for too long.
+    """Whether an error's text is Gloo's about a connection that was closed, reset, or silent for too long.
 
-    Engines pass it on in types of their own. Gloo checks with "enforce fail" what workers that are there may get wrong.
+    Engines wrap it in their own types. Texts with "enforce fail" are Gloo's checks of arguments, not lost workers.
     """
     return "gloo/transport/" in text and "enforce fail" not in text
 
 
 def horovod_lost_a_peer(text: str) -> bool:
-    """Whether the text of an error of Horovod's, of either framework, says that a worker left or cannot be reached."""
+    """Whether the text of a Horovod error, of either framework, means that a worker left or cannot be reached."""
     return "Horovod has been shut down" in text or gloo_lost_a_peer(text)
 
 
 def shorten_traceback(error: BaseException) -> None:
-    """Leave of an error's traceback the outermost call: the way into the engine does not say why a worker was lost."""
+    """Keep only the outermost call of a traceback: the engine's inner calls do not say why a worker was lost."""
     outermost = error.__traceback__
     if outermost is not None:
         error.__traceback__ = TracebackType(None, outermost.tb_frame, outermost.tb_lasti, outermost.tb_lineno)

@@ -1,11 +1,11 @@
-"""Which samples each step trains on, and which of them each worker takes.
+"""Which samples each step trains on, and which of them are each worker's share.
 
 The order is a function of (seed, epoch) and nothing else. For a dataset of L samples, epoch e visits
 
     numpy.random.RandomState(numpy.random.MT19937(numpy.random.SeedSequence([seed, e]))).permutation(L)
 
-and step s takes the s-th run of `global_batch_size` of them; the last batch of an epoch may be shorter. `RandomState`
-is used because its stream is frozen (NEP 19): a run that is resumed under a newer NumPy goes on with the same order.
+and step s takes the s-th slice of `global_batch_size` of them; the last batch of an epoch may be shorter. `RandomState`
+is used because its stream is frozen (NEP 19): a run that resumes with a newer NumPy continues with the same order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class MicroBatch:
     """The samples of one micro-batch of one worker.
 
     indices: positions in the dataset, never empty.
-    weight: how many of them count: their number, or 0 where they stand in for an empty share.
+    weight: the number of samples, or 0 for a placeholder of an empty share.
     """
 
     indices: tuple[int, ...]
@@ -64,7 +64,7 @@ class GlobalOrder:
         return -(-self.length // self.global_batch_size)
 
     def size(self, step: int) -> int:
-        """Return the number of samples of a step, which only the last of an epoch may have fewer of."""
+        """Return the number of samples of a step; only the last of an epoch may have fewer."""
         return min(self.global_batch_size, self.length - step * self.global_batch_size)
 
     def global_batch(self, epoch: int, step: int) -> Indices:
@@ -75,7 +75,7 @@ class GlobalOrder:
         ]
 
     def positions(self, start: Progress, epochs: int) -> Iterator[tuple[int, int]]:
-        """Yield (epoch, step) from `start` to the end of epoch `epochs` - 1; see `remaining` for what it raises."""
+        """Yield (epoch, step) from `start` to the end of epoch `epochs` - 1; it raises as `remaining` does."""
         self.remaining(start, epochs)
         first = start.step
         for epoch in range(start.epoch, epochs):
@@ -87,7 +87,7 @@ class GlobalOrder:
         """Return the number of steps from `start` to the end of epoch `epochs` - 1.
 
         Raises:
-            DataError: no epoch has a step like that of `start`, or its steps were of another size.
+            DataError: no epoch has the step of `start`, or it was counted with another global batch size.
         """
         if start.step and start.global_batch_size not in (0, self.global_batch_size):
             raise DataError(
@@ -99,12 +99,12 @@ class GlobalOrder:
             raise DataError(
                 f"cannot start at step {start.step}: an epoch has {self.steps_per_epoch} steps "
                 f"({self.length} samples in global batches of {self.global_batch_size}). "
-                "Resume with the dataset and global_batch_size that the progress was made with."
+                "Resume with the dataset and global_batch_size of the saved progress."
             )
         return max(0, (epochs - start.epoch) * self.steps_per_epoch - start.step)
 
     def after(self, epoch: int, step: int, loop: int = 0) -> Progress:
-        """Return the progress once step (epoch, step) is done, in the call of `batches` numbered `loop`."""
+        """Return the progress after step (epoch, step), in the call of `batches` numbered `loop`."""
         last = step + 1 == self.steps_per_epoch
         size = self.global_batch_size
         return (
@@ -114,23 +114,23 @@ class GlobalOrder:
     def micro_batches(self, epoch: int, step: int, worker: Worker, accumulate: int) -> tuple[MicroBatch, ...]:
         """Return the `accumulate` micro-batches of one worker in one step.
 
-        Workers take contiguous shares whose sizes differ by at most one, and cut theirs into micro-batches alike. Every
-        worker has the same number of them, so that collectives match; an empty one repeats the first sample of the
-        global batch with weight 0 (twice, because BatchNorm refuses to train on a single value).
+        Workers take contiguous shares whose sizes differ by at most one, and split them into micro-batches alike. Every
+        worker has the same number of micro-batches, so that collectives match. An empty one repeats the first sample of
+        the global batch with weight 0 (twice, because BatchNorm refuses to train on a single value).
         """
         batch = self.global_batch(epoch, step)
-        share = batch[part(len(batch), worker.rank, worker.world_size)]
+        share = batch[slice_of(len(batch), worker.rank, worker.world_size)]
         micro_batches = []
         for number in range(accumulate):
-            indices = tuple(int(i) for i in share[part(len(share), number, accumulate)])
+            indices = tuple(int(i) for i in share[slice_of(len(share), number, accumulate)])
             placeholder = (int(batch[0]),) * 2
             micro_batches.append(MicroBatch(indices or placeholder, len(indices)))
         return tuple(micro_batches)
 
 
-def part(length: int, number: int, parts: int) -> slice:
-    """Return where the `number`-th of `parts` contiguous parts lies; the first `length % parts` are longer by one."""
-    size, extra = divmod(length, parts)
+def slice_of(length: int, number: int, count: int) -> slice:
+    """Return the `number`-th of `count` contiguous slices; the first `length % count` are longer by one."""
+    size, extra = divmod(length, count)
     start = number * size + min(number, extra)
     return slice(start, start + size + (number < extra))
 

@@ -1,4 +1,4 @@
-"""A number that is still being reduced over the workers, and is waited for when somebody reads it."""
+"""A number that is still being reduced over the workers, and is waited for when it is read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class Pending:
-    """A number that all workers will read alike; reading it (`float(x)`, `x.item()`, arithmetic, formatting) waits.
+    """A number that is the same on all workers; reading it (`float(x)`, `x.item()`, arithmetic, formatting) waits.
 
-    Waiting is local: the reduction was started on every worker, so one worker may read what the others do not.
+    Waiting is local: the reduction was started on every worker, so one worker may read it without the others.
     """
 
     __slots__ = ("_read", "_value")

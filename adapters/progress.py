@@ -1,4 +1,4 @@
-"""Where a training run stands, in terms that know no world size."""
+"""The position of a training run, independent of the world size."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from .errors import OptionError
 class Progress:
     """How much has been consumed: `epoch` whole epochs, and `step` global batches of the next one.
 
-    It counts what the training program consumed, never what a data loader fetched ahead, and the end of an epoch is
-    always (epoch + 1, 0). Passed to `Training.batches(start=...)`, it names the first step still to be done.
+    It counts what the training program consumed, never what a data loader prefetched. The end of an epoch is always
+    (epoch + 1, 0). Passed to `Training.batches(start=...)`, it names the next step.
 
-    loop: how many calls of `Training.batches` came before the one that this is a position of; 0 in most programs. The
-        position of a later call is the further one.
-    global_batch_size: how many samples a step of it has; 0 where that is not known. It is no part of where it is, but
-        `step` means nothing with another one.
+    loop: how many calls of `Training.batches` came before the current one; 0 in most programs. A position in a later
+        call is further.
+    global_batch_size: the samples of a step; 0 if unknown. It is not compared, but `step` has a meaning only with it.
     """
 
     loop: int = field(default=0, kw_only=True)
@@ -30,13 +29,13 @@ class Progress:
             raise OptionError(f"progress counts from 0, but {self} was given")
 
     def as_json(self) -> dict[str, int]:
-        """Return it as files have it, and `Progress(**...)` takes it, without what says nothing."""
-        told = asdict(self)
+        """Return it for JSON files and `Progress(**...)`, without defaults."""
+        fields = asdict(self)
         if not self.loop:
-            del told["loop"]
+            del fields["loop"]
         if not (self.step and self.global_batch_size):
-            del told["global_batch_size"]
-        return told
+            del fields["global_batch_size"]
+        return fields
 
     def __repr__(self) -> str:
         loop = f", loop={self.loop}" if self.loop else ""

@@ -1,4 +1,4 @@
-"""Seeds for random streams, from where a training stands."""
+"""Seeds for random streams, from a training's position."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import struct
 
 
 def mix(*numbers: int) -> int:
-    """Return 63 bits that any change of a number changes, for seeding a random stream."""
+    """Return a seed of 63 bits that depends on every number."""
     digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

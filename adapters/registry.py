@@ -27,7 +27,7 @@ ENTRY_POINT_GROUP = "farandole.strategies"
 
 @dataclass(frozen=True)
 class Requirement:
-    """A distribution that an engine needs, the module that proves it works, and the command that installs it."""
+    """A distribution that an engine needs, a module whose import proves that it works, and how to install it."""
 
     distribution: str
     module: str
@@ -43,9 +43,9 @@ _TENSORFLOW_HOROVOD = Requirement("horovod", "horovod.tensorflow", "farandole ho
 
 @dataclass(frozen=True)
 class StrategyRow:
-    """One strategy by name: `target` is `module:Class`, `launcher` the engine's own program to start workers with.
+    """One strategy by name: `target` is `module:Class`, `launcher` the engine's own program that starts workers.
 
-    `framework` is whose models it trains, as far as is known without an import: an entry point does not say.
+    `framework` is whose models it trains; for an entry point it is a guess, as nothing is imported.
     """
 
     name: str
@@ -95,7 +95,7 @@ BUILT_IN = (
     StrategyRow(
         "fsdp",
         ".torch.engines.fsdp.strategy:FSDPStrategy",
-        "PyTorch FSDP2: workers share out all of the training state",
+        "PyTorch FSDP2: all of the training state is sharded",
     ),
     StrategyRow(
         "horovod",
@@ -104,7 +104,7 @@ BUILT_IN = (
         launcher="horovodrun",
         requirements=(_TORCH, _HOROVOD),
     ),
-    _deepspeed_row("deepspeed_zero_1", "DeepSpeed ZeRO: workers share out optimizer states", stage=1),
+    _deepspeed_row("deepspeed_zero_1", "DeepSpeed ZeRO: optimizer states are sharded", stage=1),
     _deepspeed_row("deepspeed_zero_2", "DeepSpeed ZeRO: optimizer states and gradients", stage=2),
     _deepspeed_row("deepspeed_zero_3", "DeepSpeed ZeRO: optimizer states, gradients and parameters", stage=3),
     _deepspeed_row("deepspeed_zero_2_offload", "as deepspeed_zero_2, optimizer on the CPU", stage=2, offload=True),
@@ -146,7 +146,7 @@ def strategy_rows() -> Mapping[str, StrategyRow]:
         if entry_point.name in rows:
             owner = entry_point.dist.name if entry_point.dist is not None else entry_point.value
             raise OptionError(
-                f"{owner} registers a strategy named {entry_point.name!r}, a name that is taken: uninstall or rename it"
+                f"{owner} registers a strategy named {entry_point.name!r}, a name in use: uninstall or rename it"
             )
         summary = entry_point.dist.metadata["Summary"] if entry_point.dist is not None else None
         rows[entry_point.name] = StrategyRow(
@@ -172,11 +172,11 @@ def strategy_row(name: str) -> StrategyRow:
 def create_strategy(name: str | None = None, **options: Any) -> Strategy:
     """Create a strategy by its registered name, with the engine's options as keywords.
 
-    Without a name it is the one that `farandole run --strategy` started this process for.
+    Without a name it creates the one that `farandole run --strategy` started this process for.
 
     Raises:
         UnknownStrategyError: no such name, or none was given here or to `farandole run`.
-        OptionError: an option that the engine does not have, or a value that it does not take.
+        OptionError: an option that the engine does not have, or a value that it does not accept.
         EngineUnavailableError: the engine is not installed or was built without what the strategy needs.
         LauncherError: the environment contradicts itself.
     """
@@ -184,7 +184,7 @@ def create_strategy(name: str | None = None, **options: Any) -> Strategy:
     if name and asked and name != asked:
         warnings.warn(
             f"this program creates strategy {name!r}, but was started for {asked!r} "
-            f"({STRATEGY_VARIABLE}, as `farandole run` sets it): create_strategy() without a name takes that one",
+            f"({STRATEGY_VARIABLE}, as `farandole run` sets it): create_strategy() without a name uses that one",
             stacklevel=2,
         )
     name = name or asked

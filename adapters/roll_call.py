@@ -1,7 +1,7 @@
 """Let the workers of a job find each other before their engine does, and say who is missing.
 
-Engines wait for ever for a worker that never comes, or speak of sockets. Here rank 0 listens at its own address of the
-cluster, everyone tells it who they are, and all hear what all said.
+Engines wait for ever for a worker that never comes, or report only sockets. Here rank 0 listens at its own address of
+the cluster, every worker sends it a message, and rank 0 sends all messages to all workers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Lines = dict[int, TextIO]
 
 
 def ended(lines: Lines) -> list[int]:
-    """Return the ranks whose processes have ended: nothing is said on these connections, so that they only close.
+    """Return the ranks whose processes have ended: these connections carry no data, so a readable one is closed.
 
-    A process that was forked from one and lives longer keeps its connection open.
+    A longer-lived process that was forked from a worker keeps its connection open.
     """
     by_file = {line.fileno(): rank for rank, line in lines.items()}
     poll = select.poll()
@@ -40,15 +40,15 @@ def ended(lines: Lines) -> list[int]:
 def roll_call(
     addresses: Sequence[Address], rank: int, said: Any, deadline: float, lines: Lines | None = None
 ) -> list[Any]:
-    """Return what each worker said (any JSON), in rank order, on every worker.
+    """Return each worker's `said` (any JSON), in rank order, on every worker.
 
     Args:
-        addresses: where each worker is; only rank 0's is used, and is free again afterwards.
-        deadline: seconds that all have to come.
-        lines: is filled with the connections, which stay open then; see `ended`.
+        addresses: the workers' addresses; only rank 0's is used, and is free again afterwards.
+        deadline: seconds in which all must connect.
+        lines: gets the connections, which then stay open; see `ended`.
 
     Raises:
-        LauncherError: a worker did not come, came twice, or has been told of another cluster; on every worker.
+        LauncherError: a worker is missing, came twice, or has another cluster; raised on every worker.
     """
     cluster = [f"{host}:{port}" for host, port in addresses]
     if len(addresses) == 1:
@@ -73,7 +73,7 @@ def _take(address: Address, cluster: list[str], said: Any, deadline: float, line
                     call.name_the_missing(deadline)
                 continue
             call.hear(_line(connection, min(ends, time.monotonic() + _GRACE)))
-    # Only now: who hears of it may come to the next roll call, and would be heard by this one's server.
+    # After the server is closed: a worker with a reply may start the next roll call, which this server must not answer.
     call.reply()
     if call.problem:
         raise LauncherError(call.problem)
@@ -82,11 +82,10 @@ def _take(address: Address, cluster: list[str], said: Any, deadline: float, line
 
 
 class _Call:
-    """What worker 0 hears.
+    """What worker 0 receives.
 
-    heard: what was said, by rank.
-    lines: who said it.
-    aside: by when they are heard, workers that may be another job's; one of this job's comes before them.
+    heard, lines: each worker's `said`, and its connection, by rank.
+    aside: workers that may belong to another job, by the time until which one of this job's takes precedence.
     """
 
     def __init__(self, cluster: list[str], said: Any) -> None:
@@ -95,10 +94,10 @@ class _Call:
         self.problem = ""
         self._cluster = cluster
         self.lines: dict[int, _Line] = {}
-        self._others: list[_Line] = []  # of whoever is told what is wrong, too
+        self._others: list[_Line] = []  # connections that also get the problem
 
     def hear(self, line: _Line) -> None:
-        """Note what one worker says."""
+        """Read one worker's message."""
         try:
             message = json.loads(line.reader.readline())
             rank, theirs, said, origin = (message[name] for name in ("rank", "cluster", "said", "origin"))
@@ -111,14 +110,14 @@ class _Call:
             self._others.append(line)
         if theirs != self._cluster:
             told, own = ", ".join(theirs), ", ".join(self._cluster)
-            self.problem = f"worker {rank} was told of the cluster {told}, worker 0 of {own}: they differ"
+            self.problem = f"worker {rank} has the cluster {told}, worker 0 has {own}: give all workers the same one"
         elif rank in self.heard:
             self.problem = f"{_two_are(rank)}: each needs an index of its own in TF_CONFIG's task"
         else:
             self.heard[rank], self.lines[rank] = said, line
 
     def take_from_aside(self) -> None:
-        """Hear those for whom nobody of this job has come."""
+        """Accept those whose rank no worker of this job has taken in time."""
         for until in [until for until in self.aside if until <= time.monotonic()]:
             line, rank, said = self.aside.pop(until)
             if rank in self.heard:
@@ -127,13 +126,13 @@ class _Call:
                 self.heard[rank], self.lines[rank] = said, line
 
     def name_the_missing(self, deadline: float) -> None:
-        """Fail, as the deadline has passed."""
+        """Set the problem after the deadline has passed."""
         ranks = [rank for rank in range(len(self._cluster)) if rank not in self.heard]
         missing = " and ".join(f"worker {rank} ({self._cluster[rank]})" for rank in ranks)
         self.problem = f"{missing} did not join within {deadline:g} s, while others waited"
 
     def reply(self) -> None:
-        """Tell all what all have said, or what is wrong."""
+        """Send all messages, or the problem, to all workers."""
         said = None if self.problem else [self.heard[rank] for rank in range(len(self._cluster))]
         for line in (*self.lines.values(), *self._others):
             _say(line, {"problem": self.problem, "said": said})
@@ -142,7 +141,7 @@ class _Call:
 
     def _refuse(self, line: _Line, rank: int) -> None:
         own = ", ".join(self._cluster)
-        problem = f"{_two_are(rank)} of the cluster {own}: two jobs were told the same TF_CONFIG; choose other ports"
+        problem = f"{_two_are(rank)} of the cluster {own}: two jobs use the same TF_CONFIG; choose other ports"
         _say(line, {"problem": self.problem or problem})
 
 
@@ -170,7 +169,7 @@ def _answer(address: Address, cluster: list[str], rank: int, said: Any, deadline
         reply = json.loads(line.reader.readline())
     except (OSError, ValueError):
         raise LauncherError(
-            f"worker 0 ({cluster[0]}) ended, or is something else, before all workers had joined: see its own output"
+            f"worker 0 ({cluster[0]}) ended before all had joined, or another program listens there: see its output"
         ) from None
     if reply["problem"]:
         raise LauncherError(reply["problem"])
@@ -190,7 +189,7 @@ def _listen(address: Address, cluster: list[str]) -> socket.socket:
 
 
 class _Line(NamedTuple):
-    """Both directions of a connection, which stays open as long as one of them is there."""
+    """Both directions of a connection, which stays open as long as one of them exists."""
 
     reader: TextIO
     writer: TextIO
@@ -207,4 +206,4 @@ def _say(line: _Line, message: Any) -> None:
         line.writer.write(json.dumps(message) + "\n")
         line.writer.flush()
     except OSError:
-        pass  # who died meanwhile is missed by the engine
+        pass  # the engine will notice a worker that died meanwhile

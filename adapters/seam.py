@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 from .callback import PHASES, Callback, Phase, Run, StepRecord
 from .errors import CallbackError, OptionError, did_you_mean
-from .leaving import leaves_in_order
+from .leaving import has_succeeded
 from .progress import Progress
 from .worker import Worker
 
@@ -26,10 +26,10 @@ _log = logging.getLogger("farandole")
 
 
 class Seam:
-    """The callbacks of one training.
+    """Calls the callbacks of one training, and times the phases that they watch.
 
     Raises:
-        OptionError: one is no `Callback`, or watches what is no phase.
+        OptionError: one is not a `Callback`, or watches an unknown phase.
     """
 
     def __init__(self, callbacks: Sequence[Callback], worker: Worker) -> None:
@@ -39,7 +39,7 @@ class Seam:
         self._worker = worker
         self._watched: frozenset[str] = frozenset().union(*(callback.watches for callback in callbacks))
         self._phases: list[Phase] = []
-        self._open: list[tuple[str, int | None]] = []  # phases that are being timed, each inside of the one before it
+        self._open: list[tuple[str, int | None]] = []  # phases that are being timed, outermost first
         self._since = 0.0
         self._logged: dict[str, SupportsFloat] = {}
         self._begun = self._in_step = False
@@ -48,10 +48,10 @@ class Seam:
         return bool(self._callbacks)
 
     def refuse_others(self, strategy: Strategy) -> None:
-        """Compare the callbacks of all workers, which all call this: some would wait for others in what one calls.
+        """Compare the callbacks of all workers, which all call this: a collective in a missing one would hang.
 
         Raises:
-            OptionError: a worker has others, or they watch something else.
+            OptionError: a worker has other callbacks, or they watch other phases.
         """
         known = [f"{type(callback).__name__}{sorted(callback.watches)}" for callback in self._callbacks]
         everyone = strategy.gather(known)
@@ -60,15 +60,15 @@ class Seam:
                 own, first = ", ".join(other), ", ".join(everyone[0])
                 raise OptionError(
                     f"worker {rank} has the callbacks [{own}], worker 0 has [{first}]: give all workers the same, and "
-                    "have them ask run.strategy.worker.is_main for what one is to do"
+                    "test run.strategy.worker.is_main in them for work of one worker"
                 )
 
     def watches(self, name: str) -> bool:
-        """Whether anybody watches this phase."""
+        """Whether any callback watches this phase."""
         return name in self._watched
 
     def phase(self, name: str, micro: int | None = None) -> contextlib.AbstractContextManager[None]:
-        """Time a block, if anybody watches it; the phase that it is inside of, if any, is not timed meanwhile."""
+        """Time a block, if a callback watches it; an enclosing phase, if any, excludes this time."""
         return self._timed(name, micro) if name in self._watched or self._open else _UNTIMED
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
@@ -83,9 +83,9 @@ class Seam:
             yield item
 
     def note(self, name: str, start: float, end: float) -> None:
-        """Take up a phase of a step that was timed elsewhere, if anybody watches it; the one around it has a gap there.
+        """Add a phase of a step that was timed elsewhere, if a callback watches it; an enclosing phase excludes it.
 
-        What is told between two steps, in an evaluation, is of none.
+        Between two steps, for example in an evaluation, it is ignored.
         """
         if name in self._watched and self._in_step:
             self._close_span(start, end)
@@ -96,7 +96,7 @@ class Seam:
         self._call("on_prepare", model, run)
 
     def begin_step(self, progress: Progress, run: Run) -> None:
-        """Call before a step that leads to `progress`."""
+        """Call before the step that ends at `progress`."""
         if not self._begun:
             self._begun = True
             self._call("on_begin", run)
@@ -111,19 +111,19 @@ class Seam:
         self._call("on_step_end", record)
 
     def drop_step(self) -> None:
-        """Forget what was timed of a step that has ended, or will not."""
+        """Drop the phases of a step that has ended, or will not end."""
         self._phases, self._in_step = [], False
 
     def end(self, error: BaseException | None) -> None:
-        """Call where the training is left. Beside a failure, what a callback raises is logged: its user must see that.
+        """Call where the training is left. After a failure, exceptions in callbacks are only logged.
 
         Args:
-            error: what it is left by; `sys.exit(0)` leaves it in order.
+            error: what ended the training; `sys.exit(0)` counts as success.
         """
         if not self._begun:
             return
         self._begun = False
-        if leaves_in_order(error):
+        if has_succeeded(error):
             self._call("on_end", None)
             return
         for callback in self._callbacks:
@@ -141,7 +141,7 @@ class Seam:
         """Return the callbacks' states, by their names.
 
         Raises:
-            CallbackError: one is no dict, or JSON cannot hold it.
+            CallbackError: one is not a dict, or not JSON.
         """
         states = {}
         for name, callback in self._named():
@@ -157,7 +157,7 @@ class Seam:
         return states
 
     def load_state(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Have each callback take up the state of its name."""
+        """Restore each callback's state by its name."""
         for name, callback in self._named():
             if name in states:
                 self._returns_nothing(callback, "load_state_dict", states[name])
@@ -175,13 +175,13 @@ class Seam:
             self._open.pop()
 
     def _close_span(self, end: float, again: float) -> None:
-        """Note what went by up to `end` for the innermost phase that is open, which goes on from `again`."""
+        """Add the time up to `end` to the innermost open phase, which continues from `again`."""
         if self._open and self._open[-1][0] in self._watched:
             self._phases.append(Phase(*self._open[-1], self._since, end))
         self._since = again
 
     def _named(self) -> Iterator[tuple[str, Callback]]:
-        """Yield callbacks by the names of their classes; a second one of a kind has a number."""
+        """Yield callbacks by the names of their classes; a second one of a class gets a number."""
         seen = Counter[str]()
         for callback in self._callbacks:
             kind = type(callback).__name__
@@ -195,7 +195,7 @@ class Seam:
     def _returns_nothing(self, callback: Callback, method: str, *arguments: Any) -> None:
         returned = self._guarded(callback, method, *arguments)
         if returned is not None:
-            raise self._error(callback, method, f"returned {returned!r}: it is to return nothing")
+            raise self._error(callback, method, f"returned {returned!r}: it must return nothing")
 
     def _guarded(self, callback: Callback, method: str, *arguments: Any) -> Any:
         try:
@@ -208,17 +208,17 @@ class Seam:
 
 
 def changes_the_model(callback: Callback) -> bool:
-    """Whether it has an `on_prepare` of its own."""
+    """Whether it overrides `on_prepare`."""
     return getattr(callback.on_prepare, "__func__", None) is not Callback.on_prepare
 
 
 def check_callback(callback: Any) -> None:
-    """Raise `OptionError` where it is no `Callback`, or watches what is no phase."""
+    """Raise `OptionError` if it is not a `Callback`, or watches an unknown phase."""
     if not isinstance(callback, Callback):
         kind = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
         raise OptionError(f"callbacks take instances of farandole.adapters.Callback, but {kind} was given")
     for phase in frozenset(callback.watches) - frozenset(PHASES):
         raise OptionError(
-            f"{type(callback).__name__} watches {phase!r}, which is no phase of a step: use {', '.join(PHASES)}."
+            f"{type(callback).__name__} watches {phase!r}, which is not a phase of a step: use {', '.join(PHASES)}."
             f"{did_you_mean(str(phase), PHASES)}"
         )

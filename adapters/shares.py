@@ -1,4 +1,4 @@
-"""What part of a global batch a micro-batch is: weighted by it, workers' losses add up to the mean over the samples."""
+"""Weigh micro-batches so that the workers' losses add up to the mean over the global batch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .errors import DataError
 
 
 def weight_of(micro_batch: Any, weight: Callable[[Any], SupportsFloat]) -> float:
-    """Return how much a micro-batch counts, by its user's function.
+    """Return the weight of a micro-batch, from the user's function.
 
     Raises:
         DataError: the function returned a negative number, infinity or NaN.
     """
     value = float(weight(micro_batch))
     if not 0 <= value < math.inf:
-        raise DataError(f"weight(micro_batch) returned {value}: a micro-batch counts 0 or more")
+        raise DataError(f"weight(micro_batch) returned {value}: it must be 0 or more")
     return value
 
 
 def total_of(batch: Batch) -> float:
-    """Return the weight of the whole global batch, waiting for it where it is still being reduced.
+    """Return the weight of the whole global batch, waiting for its reduction if necessary.
 
     Raises:
         DataError: it is not positive.
@@ -35,7 +35,7 @@ def total_of(batch: Batch) -> float:
 
 
 def mean_factor(weight: float, total: float, world_size: int) -> float:
-    """Return what to multiply the mean loss of `weight` of `total` samples by.
+    """Return the factor for the mean loss of `weight` of `total` samples.
 
     The mean over the workers is then the mean over the global batch, however uneven their shares are.
     """

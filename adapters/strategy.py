@@ -1,6 +1,6 @@
 """The one interface over all engines: a strategy, and the training that it prepares.
 
-A public method guards (the strategy was entered, the arguments make sense), then a private hook does the engine's part.
+A public method checks state and arguments; then a private hook does the engine's part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .errors import CheckpointError, OptionError, StrategyStateError, WorkerLost
 from .failure_report import report_failure, withdraw_report
 from .launch.detect import detect_launch
 from .launch.variables import Launch
-from .leaving import leaves_in_order
+from .leaving import has_succeeded
 from .lost_worker import NoticesLostWorkers, shorten_traceback
 from .seam import Seam
 from .training import StepOptions, Training
@@ -34,7 +34,7 @@ _log = logging.getLogger("farandole")
 
 
 class Strategy(NoticesLostWorkers):
-    """One engine under the launcher that started this process. Used once, as a context manager.
+    """One engine under the launcher that started this process. It is used once, as a context manager.
 
     One strategy is open at a time in a process; another may follow it.
     """
@@ -49,12 +49,12 @@ class Strategy(NoticesLostWorkers):
 
     @property
     def launch(self) -> Launch:
-        """What the launcher said of this process."""
+        """The launcher's description of this process."""
         return self._launch
 
     @property
     def worker(self) -> Worker:
-        """Who this process is among the workers of the job."""
+        """This process's rank and place in the job."""
         return self._launch.worker
 
     @property
@@ -95,7 +95,7 @@ class Strategy(NoticesLostWorkers):
     ) -> None:
         lost = self._as_lost_worker(error)
         failure = lost or error
-        if not leaves_in_order(failure):
+        if not has_succeeded(failure):
             assert failure is not None
             if isinstance(failure, WorkerLostError):
                 shorten_traceback(failure)
@@ -111,7 +111,7 @@ class Strategy(NoticesLostWorkers):
             report_failure(raised, self.worker)
             self._leave_after_failure()
             raise
-        self._leave_in_order()
+        self._leave_after_success()
 
     def _end_callbacks(self, error: BaseException | None) -> None:
         seams, self._seams = self._seams, []
@@ -120,16 +120,16 @@ class Strategy(NoticesLostWorkers):
 
     def _leave_after_failure(self) -> None:
         try:
-            under_way.finish(in_order=False)
+            under_way.finish(succeeded=False)
         finally:
             self._abandon()
 
-    def _leave_in_order(self) -> None:
+    def _leave_after_success(self) -> None:
         try:
             try:
-                under_way.finish(in_order=True)
+                under_way.finish(succeeded=True)
             except CheckpointError as lost:
-                # The others, whose saves may be whole, wait for this worker.
+                # The other workers' saves may be whole, and they wait for this one.
                 self._leave_with_others(lost)
                 raise
             except BaseException:  # Ctrl-C
@@ -145,7 +145,7 @@ class Strategy(NoticesLostWorkers):
             with self.noticing_lost_workers():
                 self._leave(failed=False)
         except BaseException:
-            if lost is not None:  # what is raised here hides it
+            if lost is not None:  # this exception hides it
                 under_way.say_lost([lost])
             self._abandon()
             raise
@@ -153,7 +153,7 @@ class Strategy(NoticesLostWorkers):
         entry.end(self)
 
     def _abandon(self) -> None:
-        """Leave after a failure, which may have been in joining or leaving."""
+        """Leave after a failure, perhaps while joining or leaving."""
         try:
             self._leave(failed=True)
         finally:
@@ -161,17 +161,17 @@ class Strategy(NoticesLostWorkers):
             entry.end(self)
 
     def end_callbacks_with(self, seam: Seam) -> None:
-        """Have a training's callbacks told where this strategy is left."""
+        """Call a training's `on_end` callbacks when this strategy is left."""
         if seam:
             self._seams.append(seam)
 
     def stand_by(self) -> None:
-        """Have the collectives work in a job that a frontend has joined, and will leave, by means of its own."""
+        """Make the collectives work in a job that a frontend itself joins and leaves."""
         self._state = "joined"
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Build the model and its optimizer inside: where variables are born matters to some engines."""
+        """Build the model and its optimizer inside: some engines need to create the variables."""
         self._require_joined("scope")
         with self._scope():
             yield
@@ -187,19 +187,19 @@ class Strategy(NoticesLostWorkers):
         grad_norm: bool = False,
         callbacks: Sequence[Callback] = (),
     ) -> Training:
-        """Hand a model and its optimizer to the engine; every worker goes on with rank 0's weights.
+        """Hand a model and its optimizer to the engine; every worker starts from rank 0's weights.
 
         Args:
             loss_fn: `loss_fn(model, micro_batch)` returns the mean loss of a micro-batch, a scalar.
-            scheduler: a learning-rate scheduler of `optimizer`, advanced once a step. The rate is never scaled.
-            accumulate: micro-batches that a worker cuts its share of a global batch into; the curve does not change.
+            scheduler: a learning-rate scheduler of `optimizer`, advanced once per step. The rate is never scaled.
+            accumulate: micro-batches that a worker splits its share of a global batch into; the curve does not change.
             clip_norm: largest L2 norm of the whole reduced gradient; `None` does not clip.
-            grad_norm: whether `Training.grad_norm` is wanted where nothing is clipped; it costs a reduction on engines
-                that shard gradients.
+            grad_norm: whether to measure `Training.grad_norm` without clipping; it costs a reduction on engines that
+                shard gradients.
             callbacks: what plugs into this training, called in this order; the same on every worker.
 
         Raises:
-            OptionError: an argument that no engine, or not this engine, can honour.
+            OptionError: an argument is invalid, or this engine does not support it.
         """
         self._require_joined("prepare")
         if accumulate < 1:
@@ -212,7 +212,7 @@ class Strategy(NoticesLostWorkers):
             return self._prepare(model, optimizer, loss_fn, options)
 
     def reduce(self, value: Any, op: ReduceOp = "mean") -> Any:
-        """Combine `value` over all workers; each leaf of a nested structure of tensors, arrays and numbers by itself.
+        """Combine `value`, a tensor, array, number or nested structure of these, over all workers, leaf by leaf.
 
         Integers stay exact under sum, max and min; their mean is a float. All workers call it with the same structure.
         """
@@ -252,7 +252,7 @@ class Strategy(NoticesLostWorkers):
 
     @abstractmethod
     def _leave(self, failed: bool) -> None:
-        """Leave the job; after a failure, without waiting for other workers, and from wherever joining came to."""
+        """Leave the job; after a failure, do not wait for other workers, and expect that joining was incomplete."""
 
     @abstractmethod
     def _scope(self) -> contextlib.AbstractContextManager[None]: ...
@@ -280,14 +280,15 @@ class Strategy(NoticesLostWorkers):
 
 
 def _refuse_in_a_script_imported_again() -> None:
-    """A process that multiprocessing spawns imports the script first: it would join the job as a worker that is there.
+    """Refuse to join in a process that multiprocessing spawned: it imports the script first, and would join as a
+    worker.
 
     Raises:
-        StrategyStateError: this is such a process, importing the script.
+        StrategyStateError: this process is importing the script.
     """
     if imports_script_again():
         raise StrategyStateError(
-            "this script enters a strategy as soon as it is imported, and a process that multiprocessing started, "
-            "to load data for one, imports it: put what the script does into a function, called under "
+            "this script enters a strategy as soon as it is imported, and a process that multiprocessing started (to "
+            "load data, for example) imports it: put the script's work into a function, called under "
             "`if __name__ == '__main__':`"
         )

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How steps are made: what `Strategy.prepare` was given beside model, optimizer and loss; see there.
+    """The arguments of `Strategy.prepare` beside model, optimizer and loss; see there.
 
-    grad_norm: whether the norm of the gradient is to be measured; true where it is clipped.
+    grad_norm: whether to measure the norm of the gradient; always true with clipping.
     """
 
     scheduler: Any = None
@@ -38,7 +38,7 @@ class Training(ABC):
 
     model: the model as the user made it, on the strategy's device; its parameters are the trained ones.
     optimizer: an optimizer of the framework whose hyperparameters reach the engine.
-    extras: what `save(extras=...)` was given, as the last `load` found it.
+    extras: the extras of the last loaded checkpoint.
     attempt: how often its run has begun again from a checkpoint.
     """
 
@@ -58,29 +58,29 @@ class Training(ABC):
 
     @property
     def progress(self) -> Progress:
-        """The position after the last step, or where `load` found the training: what to save with."""
+        """The position after the last step or the last `load`; pass it to `save`."""
         return self._position.progress
 
     @property
     def grad_norm(self) -> SupportsFloat:
-        """The L2 norm of the last step's whole gradient, before it was clipped; the same number on every worker.
+        """The L2 norm of the last step's whole gradient before clipping; the same number on every worker.
 
-        It is waited for when it is read, as the loss is.
+        Reading the number waits for it, as with the loss.
 
         Raises:
             OptionError: `prepare` was given neither `clip_norm` nor `grad_norm=True`.
             StrategyStateError: there was no step yet.
         """
         if not self._options.grad_norm:
-            raise OptionError("training.grad_norm is measured where prepare() is given clip_norm or grad_norm=True")
+            raise OptionError("training.grad_norm is measured only if prepare() is given clip_norm or grad_norm=True")
         if self._grad_norm is None:
-            raise StrategyStateError("training.grad_norm is that of the last step, and there was none yet")
+            raise StrategyStateError("training.grad_norm belongs to the last step, and there was none yet")
         return self._grad_norm
 
     def step(self, batch: Batch) -> SupportsFloat:
         """Train on one global batch and return its mean loss, the same number on every worker.
 
-        The number is waited for when it is read, not before, so that an unread loss costs no time.
+        Only reading the number waits for it, so an unread loss costs no time.
         """
         if self._seam:
             self._seam.begin_step(batch.progress, self._run())
@@ -92,15 +92,15 @@ class Training(ABC):
         return loss
 
     def log(self, name: str, value: SupportsFloat) -> None:
-        """Tell the callbacks a number, with the record of the next step."""
+        """Add a number to the record of the next step, for callbacks."""
         self._seam.log(name, value)
 
     def callbacks_state(self) -> dict[str, dict[str, Any]]:
-        """Return what callbacks keep in a checkpoint, by their names."""
+        """Return the callbacks' states for a checkpoint, by their names."""
         return self._seam.state()
 
-    def take_up(self, manifest: Manifest) -> Progress:
-        """Go on from a checkpoint whose model and optimizer were loaded: hand each callback its state, and so on."""
+    def restore(self, manifest: Manifest) -> Progress:
+        """Restore extras and callbacks' states from a checkpoint whose model and optimizer were loaded."""
         self.extras = manifest.extras
         self.attempt = manifest.attempt + 1
         self._seam.load_state(manifest.callbacks)
@@ -125,16 +125,16 @@ class Training(ABC):
         weight: Callable[[Any], SupportsFloat] | None = None,
         **loader_options: Any,
     ) -> Batches:
-        """Return an iterator over this worker's part of every global batch up to the end of epoch `epochs` - 1.
+        """Return an iterator over this worker's shares of the global batches up to the end of epoch `epochs` - 1.
 
-        Each sample of an epoch comes once, on one worker; `order.GlobalOrder` defines which step it belongs to, at any
-        world size alike.
+        Each sample of an epoch comes once, on one worker. `order.GlobalOrder` defines its step, the same at any world
+        size.
 
         Args:
-            start: the first step. By default the first of all, and after `load` the one behind the checkpoint: a
-                program that makes several calls makes the same ones when it is started again, and those that were
-                completed yield nothing.
-            weight: `weight(micro_batch)` replaces the number of samples as its weight (for example its tokens).
+            start: the first step. By default the first of all, and after `load` the next one after the checkpoint. A
+                program that makes several calls makes the same ones when it is started again, and completed calls yield
+                nothing.
+            weight: `weight(micro_batch)` is its weight instead of its samples (for example its tokens).
 
         Returns:
             An iterator whose `len` is the number of batches that remain.
@@ -145,12 +145,12 @@ class Training(ABC):
         """Return the mean over all samples of what `fn(model, micro_batch)` returns, the same on every worker.
 
         The model is in evaluation mode, without gradients. All workers call it with the same dataset, and make the same
-        number of forward passes, which engines that gather parameters need; each sample counts once, on one worker.
+        number of forward passes, because engines that shard parameters need that. Each sample counts once.
 
         Args:
             dataset: as `batches` takes it.
             fn: returns means over the samples of a micro-batch: a scalar, or a nested structure of scalars.
-            batch_size: samples in each global batch.
+            batch_size: samples of a global batch.
 
         Returns:
             A float, or the structure with a float for each scalar.
@@ -164,7 +164,7 @@ class Training(ABC):
     def weights(self) -> Iterator[tuple[str, Any]]:
         """Yield the name and the value of each of the model's parameters and persistent buffers, whole, on the CPU.
 
-        All workers iterate together, to the end: an engine that shards a parameter gathers it, one at a time.
+        All workers iterate together, to the end: an engine that shards gathers one parameter at a time.
         """
 
     @abstractmethod
@@ -177,31 +177,31 @@ class Training(ABC):
         wait: bool = True,
         keep: int | None = None,
     ) -> None:
-        """Write everything that `load` needs to go on, as one commit: a crash leaves the previous checkpoint.
+        """Write everything that `load` needs, as one commit: a crash leaves the previous checkpoint.
 
-        All workers call it, and each writes its share.
+        All workers call it, and each writes a part.
 
         Args:
-            path: a folder, or any folder that fsspec reaches ("s3://bucket/run/7"); all workers see the same one.
+            path: a folder, local or of fsspec ("s3://bucket/run/7"); all workers see the same one.
             extras: any JSON object of the user's own.
-            wait: whether it is committed on return. Otherwise each worker copies its share, and writes while training
-                goes on; a failure is raised at the next save or load. A worker that leaves waits for it, up to 15 s and
-                without the others; a failure is then raised where it leaves in order, and otherwise a line on stderr.
-            keep: how many whole checkpoints to leave in the folder that `path` is in, this one included; older ones are
-                removed. `None` leaves all.
+            wait: whether it is committed on return. Otherwise each worker copies what it writes, and writes while
+                training continues; the next save or load raises a failure. A worker that leaves waits for it, up to 15
+                s and without the others. A failure is then raised if the worker succeeded, else printed to stderr.
+            keep: how many whole checkpoints to keep beside `path`, this one included; older ones are removed. `None`
+                keeps all.
 
         Raises:
-            CheckpointError: it, or the one before that did not wait, could not be written; raised on every worker, with
-                the reason.
+            CheckpointError: this save, or an earlier one with `wait=False`, failed; raised on every worker, with the
+                reason.
         """
 
     @abstractmethod
     def load(self, path: str | PathLike[str]) -> Progress:
-        """Take up model, optimizer, scheduler and extras from `path`, and return where its training stood.
+        """Load model, optimizer, scheduler and extras from `path`, and return its position.
 
-        All workers call it. Nothing is changed before every file was found whole, and fitting; `latest` finds a path.
+        All workers call it. Nothing changes before all files are checked. `latest` finds a path.
 
         Raises:
-            CheckpointError: it is missing, unfinished, damaged, or does not fit this model and optimizer; on every
-                worker.
+            CheckpointError: it is missing, unfinished, damaged, or does not fit this model and optimizer; raised on
+                every worker.
         """

@@ -1,4 +1,4 @@
-"""Who a process is among the workers of its job."""
+"""A process's rank and place in its job."""
 
 from __future__ import annotations
 

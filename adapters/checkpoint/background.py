@@ -1,4 +1,4 @@
-"""A save in a thread of its own, while training goes on."""
+"""A save in a background thread, while training continues."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Steps(Protocol):
 
 
 class Background:
-    """A save in a thread, which takes no part in collectives: worker 0's looks for the others' parts in storage.
+    """A save in a thread. It calls no collective: worker 0 looks for the others' parts in storage.
 
-    The thread ends with the process: what is not committed then is torn, and never loaded.
+    The thread ends with the process: a save that is not committed by then is torn, and never loaded.
     """
 
     def __init__(self, save: Steps, path: str, data: str) -> None:
@@ -56,7 +56,7 @@ class Background:
         self._thread.start()
 
     def wait(self, phase: Phase) -> None:
-        """Return once this worker has come so far, or raise what prevented it."""
+        """Return once this worker has finished `phase`, or raise its error."""
         self._done[phase].wait()
         if phase in self._errors:
             raise self._errors[phase]
@@ -67,7 +67,7 @@ class Background:
         in_time = self._done["cleaned" if is_main else "written"].wait(max(0.0, deadline - time.monotonic()))
         if not in_time:
             self._abandoned.set()
-            self._thread.join(_LAST_WAIT)  # where it waits for parts it ends, and will not commit any more
+            self._thread.join(_LAST_WAIT)  # if it waits for parts, it ends without a commit
         for phase in _PHASES if is_main else _PHASES[:1]:
             if phase in self._errors:
                 if phase == "written" and is_main and not self._others_may_write():
@@ -87,7 +87,7 @@ class Background:
     def _others_may_write(self) -> bool:
         try:
             return self._save.others_write()
-        except Exception:  # the storage that this worker could not write to: why is to be told
+        except Exception:  # this worker could not write to this storage: report that error instead
             return True
 
     @property

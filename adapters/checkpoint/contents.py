@@ -1,4 +1,4 @@
-"""A whole checkpoint as one process reads it: what is in it, where, and whether it is as it was written."""
+"""A whole checkpoint as one process reads it: its content, where that is stored, and whether it is undamaged."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _FRAMEWORKS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 
 
 class Contents:
-    """Base of a framework's reader; manifest and parts are read at once, tensors when asked for.
+    """Base of a framework's reader; manifest and parts are read at once, tensors on request.
 
-    manifest: what it is.
-    storage, folder: where it lies, and its data folder.
-    ranges: where each tensor's ranges lie in the files of `folder`.
+    manifest: the checkpoint's manifest.
+    storage, folder: its folder, and its data folder.
+    ranges: where each tensor's ranges are in the files of `folder`.
 
     Raises:
         CheckpointError: it is missing, torn, damaged, of another format, or of another framework.
@@ -39,17 +39,18 @@ class Contents:
         """Shape and type of each tensor: `model/<name>`, `optimizer/<parameter>/<slot>`."""
         return self.manifest.tensors
 
-    def verify(self, share: int = 0, shares: int = 1) -> None:
-        """Compare files with their sizes and checksums: all of them, or one of `shares` about equal shares.
+    def verify(self, number: int = 0, count: int = 1) -> None:
+        """Compare files with their sizes and checksums: all of them, or the `number`-th of `count` groups of equal
+        size.
 
         Raises:
             CheckpointError: one is missing or damaged; the message names it.
         """
-        sizes = [0] * shares
+        sizes = [0] * count
         for name, expected in sorted(self.manifest.files.items(), key=lambda item: (-item[1].bytes, item[0])):
             taker = sizes.index(min(sizes))
             sizes[taker] += expected.bytes
-            if taker == share:
+            if taker == number:
                 check_file(self.folder, name, expected, self.folder.info(name))
 
     def _read_parts(self) -> Ranges:
@@ -61,5 +62,5 @@ class Contents:
         parts = [read_part(self.storage, self.manifest.data, rank, files[part_name(rank)])[0] for rank in ranks]
         tensors, ranges = join_parts(parts)
         if tensors != self.tensors:
-            raise CheckpointError(f"the manifest of {self.storage.location} is damaged: its parts' tensors are others")
+            raise CheckpointError(f"the manifest of {self.storage.location} is damaged: its parts have other tensors")
         return ranges

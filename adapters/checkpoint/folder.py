@@ -1,9 +1,9 @@
 """Checkpoints side by side in a folder: commit one, find the furthest whole one, remove old ones.
 
-Which of two is older follows from how often the run had begun again from a checkpoint, then from their positions in it,
-and from clocks only where those are the same: a clock that is set back, or another machine's, must not hide a
-checkpoint, nor may one that is further in a run that was given up. A folder is one run's: of two that begin again from
-the same checkpoint the further one wins, and `latest` says so.
+Which of two is older follows from the run's number of restarts from a checkpoint, then from their positions in the run,
+and from clocks only if those are equal: neither a clock that was set back, or another machine's, nor a further
+checkpoint of an abandoned attempt must hide a newer one. A folder belongs to one run: of two that begin again from the
+same checkpoint the further one wins, and `latest` says so.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _log = logging.getLogger("farandole")
 
 @dataclass(frozen=True)
 class Saved:
-    """A folder with a checkpoint of ours. `manifest` is `None` where it is torn; `begun` sorts by age.
+    """A folder with a checkpoint of ours. `manifest` is `None` if it is torn; `begun` sorts by time.
 
-    torn: the name of the newest data folder, where its save was never finished; "" where it was.
+    torn: the name of the newest data folder if its save was never finished, else "".
     """
 
     storage: Storage
@@ -49,15 +49,15 @@ class Saved:
 
     @property
     def age(self) -> tuple[tuple[int, Progress], str]:
-        """What sorts whole ones by how far they are in their run."""
+        """Key that sorts whole checkpoints by their position in the run."""
         assert self.manifest is not None
         return (self.manifest.attempt, self.manifest.progress), self.begun
 
 
 def commit(storage: Storage, manifest: Manifest) -> None:
-    """Make a save the checkpoint of its folder, once all of its `world_size` parts are there.
+    """Make a save the checkpoint of its folder, once all `world_size` parts are written.
 
-    `manifest` lacks the time, files and tensors, which follow from the parts.
+    `manifest` lacks the time, files and tensors; they are read from the parts.
 
     Raises:
         CheckpointError: the parts do not make up whole tensors.
@@ -71,7 +71,7 @@ def commit(storage: Storage, manifest: Manifest) -> None:
 
 
 def discard(storage: Storage, data: str) -> None:
-    """Remove the data of a save that failed, unless it was committed all the same."""
+    """Remove the data of a save that failed, unless it was committed after all."""
     try:
         committed = read_manifest(storage).data
     except CheckpointError:
@@ -81,7 +81,7 @@ def discard(storage: Storage, data: str) -> None:
 
 
 def clean(storage: Storage, data: str, keep: int | None) -> None:
-    """Remove what earlier saves left in a folder whose data are now `data`, and, as `keep` says, folders beside it."""
+    """Remove earlier saves: other data folders than `data`, and whole checkpoints beside this one beyond `keep`."""
     for name in storage.folders():
         if DATA.fullmatch(name) and name != data:
             storage.remove_folder(name)
@@ -92,14 +92,14 @@ def clean(storage: Storage, data: str, keep: int | None) -> None:
 def latest(folder: str | PathLike[str]) -> str | None:
     """Return the whole checkpoint in a folder that is furthest in its run; `None` where there is none.
 
-    It may be the folder itself. Of those that are equally far, the newest is taken.
+    It may be the folder itself. Of several at the same position, the newest is returned.
 
-    Torn ones are passed over: those without a manifest, or with files that are missing or of other sizes. (`load` also
+    Torn ones are skipped: those without a manifest, or with files that are missing or of other sizes. (`load` also
     compares checksums.) A warning names those that are newer than the one returned. The folder may be any that fsspec
     reaches.
 
     Raises:
-        CheckpointError: one of them has a newer or an older format than this version's.
+        CheckpointError: one of them has a format newer or older than this version's.
     """
     storage = Storage(folder)
     inspected = (_inspect(place) for place in (storage, *map(storage.folder, storage.folders())))
@@ -109,8 +109,8 @@ def latest(folder: str | PathLike[str]) -> str | None:
     last = max(whole, key=lambda saved: saved.begun, default=None)
     if newest is not None and last is not None and _is_further(newest, last):
         _log.warning(
-            "%s is taken, %s; %s was saved after it, %s. If the run has begun again from an earlier one, remove what "
-            "is taken, or name the other one yourself",
+            "%s is loaded, %s; %s was saved after it, %s. If the run began again from an earlier one, remove the "
+            "further ones, or pass the path yourself",
             newest.storage.location,
             newest.age[0][1],
             last.storage.location,
@@ -123,14 +123,14 @@ def latest(folder: str | PathLike[str]) -> str | None:
 
 
 def _is_further(one: Saved, other: Saved) -> bool:
-    """Whether it is further than another one that began again as often: the two may be of different runs."""
+    """Whether one is further than the other of the same attempt: the two may belong to different runs."""
     (attempt, progress), _ = one.age
     (other_attempt, other_progress), _ = other.age
     return attempt == other_attempt and progress > other_progress
 
 
 def manifest_to_load(storage: Storage) -> Manifest:
-    """Return the manifest in a folder; a warning says where a later save to it was never finished.
+    """Return the manifest in a folder; warn if a later save to it was never finished.
 
     Its `attempt` is the largest of the checkpoints beside it: what is saved from now on comes after all of them.
 
@@ -159,14 +159,14 @@ def _say_torn(saved: Saved, taken: Saved | None) -> None:
     place = saved.storage.place(saved.torn) if saved is taken else saved.storage.location
     what = "there is no whole checkpoint before it"
     if taken is not None and taken.manifest is not None:
-        what = f"the one before it is taken: {taken.storage.location}, {taken.manifest.progress}"
+        what = f"the one before it is loaded: {taken.storage.location}, {taken.manifest.progress}"
     _log.warning("%s is torn, its save was not finished; %s", place, what)
 
 
 def prune(storage: Storage, keep: int) -> None:
-    """Remove older checkpoints beside a newly saved one, so that `keep` whole ones are left, and torn ones with them.
+    """Remove older checkpoints beside a newly saved one, so that `keep` whole ones are left; remove torn ones too.
 
-    One that is further in its run, and files that are not ours, are left alone.
+    Checkpoints further in the run, and files that are not ours, are left alone.
     """
     parent = storage.parent()
     own = _inspect(storage)
@@ -188,7 +188,7 @@ def _beside(parent: Storage, name: str) -> Iterator[Saved]:
 
 
 def _inspect(storage: Storage) -> Saved | None:
-    """Return what is in a folder; `None` where nothing in it is ours."""
+    """Return what is in a folder; `None` if none of it is ours."""
     newest = _newest_data(storage)
     try:
         manifest = read_manifest(storage)
@@ -207,7 +207,7 @@ def _newest_data(storage: Storage) -> str | None:
 
 
 def _remove(parent: Storage, storage: Storage) -> None:
-    storage.remove(MANIFEST)  # first: from here on it is torn, and never loaded
+    storage.remove(MANIFEST)  # first: from now on it is torn, and never loaded
     for name in storage.folders():
         if DATA.fullmatch(name):
             storage.remove_folder(name)

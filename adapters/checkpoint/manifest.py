@@ -1,13 +1,13 @@
-"""What is in a checkpoint: its manifest, which is the commit, and the parts, in which each worker lists what it wrote.
+"""The checkpoint format: a manifest, which is the commit, and a part per worker, which lists what it wrote.
 
     PATH/manifest.json                      written last; names the data folder and all files in it
     PATH/data-<16 hex>/part-<rank>.json     ranges of tensors that a worker wrote, and the files they are in
-    PATH/data-<16 hex>/objects.pt           what is no range of a tensor, written by worker 0
+    PATH/data-<16 hex>/objects.pt           everything but tensors, written by worker 0
     PATH/data-<16 hex>/__<number>_0.distcp  the ranges themselves
     PATH/data-<16 hex>/failed-<rank>.txt    why a worker could not write its part; never in a whole checkpoint
 
-A tensor is a line of elements, whatever its shape: `model/<name>`, or `optimizer/<parameter>/<slot>`. Its ranges may
-lie in any files. Everything here is JSON: reading it runs no code.
+A tensor is stored flattened: `model/<name>`, or `optimizer/<parameter>/<slot>`. Its ranges may be in any files.
+Everything here is JSON: reading it runs no code.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Range:
-    """`length` elements of a flattened tensor from `start` on, and where they lie: a file, and the bytes in it."""
+    """`length` elements of a flattened tensor from `start` on, and where they are stored: the bytes of a file."""
 
     start: int
     length: int
@@ -58,7 +58,7 @@ class Range:
 
 
 Ranges = dict[str, list[Range]]
-"""Ranges of tensors by the tensors' names, in rising order."""
+"""Ranges of tensors by the tensors' names, sorted by start."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checkpoint at a glance.
+    """What `manifest.json` holds.
 
     framework: "torch" or "tensorflow"; only its own checkpoints load.
     strategy, world_size: what saved it.
@@ -80,9 +80,9 @@ class Manifest:
     data: name of the folder with the files.
     files: all files in it.
     tensors: all tensors in it.
-    callbacks: what callbacks keep, by their names.
-    attempt: how often the run had begun again from a checkpoint before this one was saved.
-    aliases: names of tensors that are stored under another name, their first.
+    callbacks: the callbacks' states, by their names.
+    attempt: how often the run had begun again from a checkpoint before this save.
+    aliases: tensors with several names: the other names, each with the name that the tensor is stored under.
     optimizer, scheduler: their classes' names; "none" where there is none.
     """
 
@@ -103,7 +103,7 @@ class Manifest:
 
 
 def slots_by_parameter(tensors: Iterable[str]) -> dict[str, list[str]]:
-    """Return what the optimizer keeps in tensors, by parameters' names, from the names of all tensors."""
+    """Return the optimizer's slots by parameter, from the names of all tensors."""
     slots: dict[str, list[str]] = defaultdict(list)
     for tensor in tensors:
         kind, _, rest = tensor.partition("/")
@@ -124,12 +124,12 @@ def new_data() -> str:
 
 
 def part_name(rank: int) -> str:
-    """Return the name of a worker's part."""
+    """Return the file name of a worker's part."""
     return f"part-{rank}.json"
 
 
 def failure_name(rank: int) -> str:
-    """Return the name of the note of a worker that could not write its part."""
+    """Return the file name of a worker's note that it could not write its part."""
     return f"failed-{rank}.txt"
 
 
@@ -184,9 +184,9 @@ def join_parts(parts: Iterable[Part]) -> tuple[dict[str, TensorInfo], Ranges]:
         for name, own in part.ranges.items():
             ranges[name] += own
     for name, info in tensors.items():
-        ranges[name].sort(key=lambda piece: piece.start)
-        ends = [0, *(piece.start + piece.length for piece in ranges[name])]
-        starts = [*(piece.start for piece in ranges[name]), info.numel]
+        ranges[name].sort(key=lambda stored: stored.start)
+        ends = [0, *(stored.start + stored.length for stored in ranges[name])]
+        starts = [*(stored.start for stored in ranges[name]), info.numel]
         for start, end in zip(starts, ends, strict=True):
             if start != end:
                 raise CheckpointError(f"the ranges of {name!r} do not make up its {info.numel} elements, from {end} on")
@@ -233,7 +233,7 @@ def parse_manifest(storage: Storage, text: bytes) -> Manifest:
 
 
 class OtherFormat(CheckpointError):
-    """A whole checkpoint, perhaps, but of a newer or an older format."""
+    """The checkpoint has a newer or an older format; it may be whole."""
 
 
 def check_file(folder: Storage, name: str, expected: FileInfo, found: FileInfo) -> None:
@@ -245,7 +245,7 @@ def check_file(folder: Storage, name: str, expected: FileInfo, found: FileInfo) 
     if found.bytes != expected.bytes:
         raise CheckpointError(f"{folder.place(name)} is damaged: it has {found.bytes} bytes, not {expected.bytes}")
     if found.crc32 != expected.crc32:
-        raise CheckpointError(f"{folder.place(name)} is damaged: its bytes changed, for its checksum is another")
+        raise CheckpointError(f"{folder.place(name)} is damaged: its checksum is another, so its bytes changed")
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:

@@ -1,4 +1,4 @@
-"""Share out what all workers hold alike, so that each writes as much of it."""
+"""Split replicated tensors evenly, so that each worker writes as many bytes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 
-def cut(tensors: Sequence[tuple[int, int]], world_size: int, whole: int = 0) -> list[list[int]]:
-    """Lay tensors end to end, cut the line into as many equal parts as there are workers, and return where.
+def split_evenly(tensors: Sequence[tuple[int, int]], world_size: int, whole: int = 0) -> list[list[int]]:
+    """Lay tensors end to end, split the line into `world_size` slices of equal bytes, and return where.
 
     Args:
         tensors: number of elements, and bytes of an element, of each.

@@ -1,6 +1,6 @@
-"""Save a training, on all its workers, as one commit; or in the background, while it trains on.
+"""Save a training, on all its workers, as one commit; or in the background, while training continues.
 
-What a framework's state consists of, and how it is written, is a `Save` of its own.
+A subclass of `Save` for each framework knows its state, and how to write it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .together import together
 
 
 class Saver:
-    """Saves one training; of saves that do not wait, one is under way at a time."""
+    """Saves one training; only one background save runs at a time."""
 
     def __init__(self, strategy: Strategy, new_save: Callable[[Storage, int | None], Save]) -> None:
         self._strategy = strategy
@@ -68,10 +68,10 @@ class Saver:
                 under_way.add(self._background)
 
     def settle(self) -> None:
-        """Return once no save is under way; all workers call it.
+        """Wait for the background save, if there is one; all workers call it.
 
         Raises:
-            CheckpointError: the last save that did not wait has failed, on any worker; raised on all, once.
+            CheckpointError: the last background save failed on any worker; raised on all workers, once.
         """
         background, self._background = self._background, None
         if background is None:
@@ -93,7 +93,7 @@ class Saver:
 
 
 class Save(ABC):
-    """One save, step by step; each worker does its part of a step, and all go on to the next together."""
+    """One save, step by step; all workers finish a step before the next begins."""
 
     framework: str
     manifest: Manifest
@@ -106,11 +106,11 @@ class Save(ABC):
 
     @abstractmethod
     def begin(self, progress: Progress, extras: Mapping[str, Any] | None) -> tuple[Manifest | None, Any]:
-        """Find this worker's share; return the manifest, from worker 0, and what worker 0 is to know of the share."""
+        """Find what this worker writes; return the manifest, from worker 0, and what worker 0 must know about it."""
 
     @abstractmethod
     def stage(self, found: list[Any], copy: bool) -> None:
-        """Hold fast what is saved, with copies where training goes on meanwhile, and make the data folder.
+        """Keep what is saved, as copies if training continues meanwhile, and make the data folder.
 
         `found` is what each worker's `begin` returned for worker 0.
         """
@@ -129,7 +129,7 @@ class Save(ABC):
         callbacks: dict[str, dict[str, Any]],
         attempt: int,
     ) -> Manifest:
-        """Return the manifest of this save; what follows from the parts is still to come."""
+        """Return the manifest of this save; `commit` adds what it reads from the parts."""
         return Manifest(
             framework=self.framework,
             strategy=self._strategy.name,
@@ -149,11 +149,11 @@ class Save(ABC):
 
     @property
     def rank(self) -> int:
-        """Of this worker."""
+        """This worker's rank."""
         return self._worker.rank
 
     def tell_failure(self, reason: str) -> None:
-        """Leave a note in storage that this worker's part will not come."""
+        """Leave a note in storage that this worker cannot write its part."""
         self._storage.folder(self.manifest.data).put(failure_name(self.rank), reason.encode())
 
     def unwritten(self) -> list[int]:
@@ -183,19 +183,19 @@ class Save(ABC):
             commit(self._storage, self.manifest)
 
     def clean(self) -> None:
-        """Worker 0 removes what was there before."""
+        """Worker 0 removes the earlier saves."""
         if self._worker.is_main:
             clean(self._storage, self.manifest.data, self._keep)
 
     def discard(self) -> None:
-        """Worker 0 removes what was written, once nobody writes any more."""
+        """Worker 0 removes what was written, once no worker writes any more."""
         if self._worker.is_main:
-            with contextlib.suppress(Exception):  # the reason to be told is why it is discarded
+            with contextlib.suppress(Exception):  # report the error that made it discard, not this one
                 discard(self._storage, self.manifest.data)
 
 
 class _Foreground:
-    """A save that its caller waits for, as SIGTERM sees it. A context manager."""
+    """A save that its caller waits for, as the SIGTERM handler sees it. A context manager."""
 
     def __init__(self, path: str, data: str) -> None:
         self.path = path

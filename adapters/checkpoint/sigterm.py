@@ -1,8 +1,9 @@
-"""What SIGTERM does while a checkpoint is being written: it ends the process a little later.
+"""Delay the end of the process by SIGTERM while a checkpoint is being written.
 
-By default it ends a process at once, and the checkpoint is torn without a word. Python's own handlers run in the main
-thread, which may be waiting for another worker inside an engine; so a thread is told through the wakeup file descriptor
-(https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd). A handler of the user's is left alone.
+By default SIGTERM ends a process at once, and the checkpoint is torn without a message. Python's own handlers run in
+the main thread, which may be waiting for another worker inside an engine; so a thread learns of the signal through the
+wakeup file descriptor (https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd). A handler of the user's is
+left alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _installed: SigtermDelay | None = None
 
 
 def watch(end: Callable[[], None]) -> None:
-    """Have SIGTERM call `end()` in a thread and then end the process, where nobody else handles it."""
+    """Have SIGTERM call `end()` in a thread and then end the process, unless another handler is set."""
     global _installed
     if _installed is None and _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         with contextlib.suppress(_Taken):
@@ -28,7 +29,7 @@ def watch(end: Callable[[], None]) -> None:
 
 
 def unwatch() -> None:
-    """Have SIGTERM do again what it did before."""
+    """Restore the default action of SIGTERM."""
     global _installed
     if _installed is not None and _in_main_thread():
         _installed.stop()
@@ -36,7 +37,7 @@ def unwatch() -> None:
 
 
 class SigtermDelay:
-    """The handler, and the thread that it tells. Made and stopped in the main thread."""
+    """The handler, and the thread that it wakes. Made and stopped in the main thread."""
 
     def __init__(self, end: Callable[[], None]) -> None:
         self._end = end
@@ -52,26 +53,26 @@ class SigtermDelay:
         self._thread.start()
 
     def stop(self) -> None:
-        """Put the default back; where the signal has come, wait for the end of the process."""
+        """Restore the default; if the signal has already come, wait for the end of the process."""
         if signal.getsignal(signal.SIGTERM) is _note:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ours = signal.set_wakeup_fd(-1)
         if ours != self._writing:  # somebody else's, put there since
             signal.set_wakeup_fd(ours)
-        # A byte of our own, since a process forked from this one may hold the pipe open. It is the last one read.
+        # Stop the thread by a byte: closing would not, as a forked process may hold the pipe open.
         os.set_blocking(self._writing, True)
         os.write(self._writing, _STOP)
         self._thread.join()
         self._close()
 
     def forget(self) -> None:
-        """Drop what a forked process has of it."""
+        """Close the copies in a forked process."""
         self._close()
 
     def _run(self) -> None:
         while True:
             signals = os.read(self._reading, 4096)
-            # Of each signal that Python handles there is a byte: also where the user has set a handler meanwhile.
+            # Python writes a byte for each signal it handles, also if the user has set a handler meanwhile.
             if signal.SIGTERM in signals and signal.getsignal(signal.SIGTERM) is _note:
                 try:
                     self._end()
@@ -90,7 +91,7 @@ class _Taken(Exception):
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    """Do nothing here: the thread has been told."""
+    """Do nothing: the thread handles the signal."""
 
 
 def _in_main_thread() -> bool:
@@ -98,7 +99,7 @@ def _in_main_thread() -> bool:
 
 
 def _hold() -> None:
-    """Let no signal come between a fork and what the child does first."""
+    """Block the signal between a fork and the child's first steps."""
     if _installed is not None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
@@ -109,7 +110,7 @@ def _release() -> None:
 
 
 def _forget_in_child() -> None:
-    """A forked process has the handler and the pipe, but not the thread: it would end its parent instead of itself."""
+    """Remove the handler in a forked process: it has no thread, and would wake its parent's through the pipe."""
     global _installed
     if _installed is not None:
         signal.set_wakeup_fd(-1)

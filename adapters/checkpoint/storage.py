@@ -1,4 +1,4 @@
-"""Folders that checkpoints lie in: local ones, and those that fsspec reaches (https://filesystem-spec.readthedocs.io)."""
+"""Folders for checkpoints: local ones, and those that fsspec reaches (https://filesystem-spec.readthedocs.io)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 from ..errors import CheckpointError
 
-# They have no folders of their own, and makedirs would make a missing bucket, which is for its owner to do.
+# They have no real folders, and makedirs would create a missing bucket, which its owner should do.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
 _BLOCK = 4 << 20
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a file must be: its size in bytes, and the CRC-32 of them all (as zlib's)."""
+    """What a file must be: its size in bytes, and their CRC-32 (as zlib's)."""
 
     bytes: int
     crc32: int
@@ -53,14 +53,14 @@ class Storage:
         return Storage(self.place(name), (self._fs, f"{self._root}/{name}"))
 
     def parent(self) -> Storage | None:
-        """Return the folder that this one is in; `None` where it is the top of its storage."""
+        """Return the folder that this one is in; `None` at the top of the storage."""
         root = self._root.rpartition("/")[0]
         if not root:
             return None
         return Storage(root if self._local else self._fs.unstrip_protocol(root), (self._fs, root))
 
     def exists(self) -> bool:
-        """Whether the folder, or a file in its place, is there."""
+        """Whether the folder, or a file in its place, exists."""
         return bool(self._fs.exists(self._root))
 
     def make(self) -> None:
@@ -74,11 +74,11 @@ class Storage:
             self._fs.makedirs(self._root, exist_ok=True)
 
     def sizes(self) -> dict[str, int]:
-        """Return the files in the folder with their sizes in bytes; none where there is no folder."""
+        """Return the files in the folder with their sizes in bytes; empty if there is no folder."""
         return {name: entry["size"] for name, entry in self._entries().items() if entry["type"] == "file"}
 
     def folders(self) -> list[str]:
-        """Return the names of the folders in this one; none where there is no folder."""
+        """Return the names of the folders in this one; empty if there is no folder."""
         return sorted(name for name, entry in self._entries().items() if entry["type"] == "directory")
 
     def read(self, name: str) -> bytes:
@@ -108,14 +108,14 @@ class Storage:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[WriteStream]:
-        """Open a new file to write from its beginning on; when the block ends, it is on disk."""
+        """Open a new file for sequential writing; when the block ends, it is on disk."""
         path = f"{self._root}/{name}"
         with open(path, "wb") if self._local else self._fs.open(path, "wb") as file:
             stream = WriteStream(file)
             try:
                 yield stream
             except BaseException:
-                if stream.failure is not None:  # the cause: torch reports that its archive is unfinished instead
+                if stream.failure is not None:  # the cause; torch would report an unfinished archive
                     raise stream.failure from None
                 raise
             if self._local:
@@ -123,7 +123,7 @@ class Storage:
                 os.fsync(file.fileno())
 
     def put(self, name: str, content: bytes) -> None:
-        """Write a small file as a whole: others see all of it or, as after a crash, what was there before."""
+        """Write a small file atomically: others see all of it or, also after a crash, the earlier file."""
         path = f"{self._root}/{name}"
         if not self._local:
             self._fs.pipe_file(path, content)
@@ -181,7 +181,7 @@ class Storage:
 class WriteStream:
     """A file that is being written, with its size and checksum so far.
 
-    failure: the error that a write ended in, if one did.
+    failure: the error of a write that failed, if one did.
     """
 
     def __init__(self, file: Any) -> None:
@@ -191,7 +191,7 @@ class WriteStream:
 
     @property
     def info(self) -> FileInfo:
-        """Size and checksum of what was written."""
+        """Size and checksum of the bytes written."""
         return FileInfo(self._bytes, self._crc32)
 
     def write(self, data: Any) -> int:
@@ -211,14 +211,14 @@ class WriteStream:
         return self._bytes
 
     def flush(self) -> None:
-        """Do nothing: what writes calls it after each tensor; `Storage.create` flushes at the end."""
+        """Do nothing: torch calls it after each tensor, and `Storage.create` flushes at the end."""
 
     def close(self) -> None:
         """Do nothing: `Storage.create` closes."""
 
 
 def _open(location: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs  # here, for it takes as long to import as all the rest of this package
+    from fsspec.core import url_to_fs  # here: its import takes as long as the rest of this package
 
     try:
         fs, root = url_to_fs(location, use_listings_cache=False)

@@ -1,4 +1,4 @@
-"""What all workers do together: where one fails, all raise, so that none waits for it."""
+"""Run something on all workers: if one fails, all raise, so that none waits for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def together(strategy: Strategy, act: Callable[[], T], failure: str) -> list[T]:
     """Run `act` on every worker, and return what it returned on each, in rank order.
 
     Raises:
-        CheckpointError: it failed on a worker; on all of them, as `failure`, that worker's rank, and its reason.
+        CheckpointError: it failed on a worker; raised on all workers, as `failure`, that worker's rank, and its reason.
     """
     caught: Exception | None = None
     result: T | None = None
@@ -31,5 +31,5 @@ def together(strategy: Strategy, act: Callable[[], T], failure: str) -> list[T]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return an error in a few words."""
+    """Return an error's message, with its type if it is not a `CheckpointError`."""
     return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"

@@ -1,7 +1,7 @@
-"""The saves that are under way in this process, and what becomes of them when it ends.
+"""The saves that are running in this process, and what happens to them when it ends.
 
-However a program ends, each of its workers waits for its own writing, and worker 0 for the others' parts in storage:
-no collectives, which others may not take part in. What is not whole in time is said to be lost.
+However a program ends, each worker waits for its own writing, and worker 0 for the others' parts in storage. No
+collective is called: other workers may not call it. What is not whole in time is reported as lost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from . import sigterm
 class UnderWay(Protocol):
     """A save that has begun.
 
-    path: where to, as the user wrote it.
+    path: its path, as the user wrote it.
     data: the name of its data folder.
     """
 
@@ -33,7 +33,7 @@ class UnderWay(Protocol):
     def data(self) -> str: ...
 
     def finish(self, deadline: float) -> str | None:
-        """Wait for it, until a time of `time.monotonic()`, without the other workers; return what went wrong."""
+        """Wait until `deadline`, of `time.monotonic()`, without the other workers; return what failed, if anything."""
         ...
 
 
@@ -41,14 +41,14 @@ _saves: list[UnderWay] = []
 
 
 def add(save: UnderWay) -> None:
-    """Take note of a save that begins."""
+    """Note that a save begins."""
     _finish_at_exit()
     _saves.append(save)
     sigterm.watch(_end_by_sigterm)
 
 
 def remove(save: UnderWay) -> None:
-    """Take note that a save has ended, and all workers know how."""
+    """Note that a save has ended, and that all workers know how."""
     with contextlib.suppress(ValueError):
         _saves.remove(save)
     if not _saves:
@@ -60,29 +60,29 @@ def is_under_way(data: str) -> bool:
     return any(save.data == data for save in _saves)
 
 
-def finish(in_order: bool) -> bool:
-    """Finish what is under way, as this worker leaves its job; return whether all checkpoints are whole.
+def finish(succeeded: bool) -> bool:
+    """Finish running saves as this worker leaves its job; return whether all checkpoints are whole.
 
     Raises:
-        CheckpointError: in order only: a checkpoint is lost. Otherwise a line on stderr says so, beside the error that
-            the program ends with.
+        CheckpointError: a checkpoint is lost, although the program succeeded. Otherwise a line on stderr says so,
+            beside the error that the program ends with.
     """
-    told: list[str] = []
+    lost: list[str] = []
     try:
         for failure in _failures():
-            told.append(failure)
-    except BaseException:  # Ctrl-C: nobody waits any longer
-        told += [f"cannot save to {save.path}: this worker was interrupted" for save in _saves]
-        in_order = False
+            lost.append(failure)
+    except BaseException:  # Ctrl-C: stop waiting
+        lost += [f"cannot save to {save.path}: this worker was interrupted" for save in _saves]
+        succeeded = False
         raise
     finally:
         for save in list(_saves):
             remove(save)
-        if not in_order:
-            say_lost(told)
-    if told and in_order:
-        raise CheckpointError("; ".join(told)) from None  # not beside a SystemExit
-    return not told
+        if not succeeded:
+            say_lost(lost)
+    if lost and succeeded:
+        raise CheckpointError("; ".join(lost)) from None  # not beside a SystemExit
+    return not lost
 
 
 def _failures() -> Iterator[str]:
@@ -96,28 +96,28 @@ def _failures() -> Iterator[str]:
 
 def _end_by_sigterm() -> None:
     deadline = time.monotonic() + leave_timeout()
-    for save in list(_saves):  # they stay: the main thread may be waiting for them too
+    for save in list(_saves):  # they stay in the list: the main thread may wait for them too
         failure = save.finish(deadline)
         if failure is not None:
             say_lost([f"{failure} (ended by SIGTERM)"])
 
 
 def say_lost(failures: Iterable[object]) -> None:
-    """Say what no error of the program says."""
+    """Print the failures that the program's own error does not report."""
     for failure in failures:
         print(f"farandole: checkpoint lost: {failure}", file=sys.stderr, flush=True)
 
 
 @functools.cache
 def _finish_at_exit() -> None:
-    """For a strategy that is never left: in a generator, say, or entered without `with`."""
-    # An `atexit` function comes too late: no thread can be started then, nor work be given to a pool. Python's own
-    # pools end in the same way, and are to end after.
+    """Register for strategies that are never left: in a generator, say, or entered without `with`."""
+    # An `atexit` function comes too late: by then no thread can be started, and no pool accepts work. Python's own
+    # pools end by the same function, which runs the latest first.
     import concurrent.futures.thread  # noqa: F401
 
     before_threads_are_joined(_finish_what_was_not_left)
 
 
 def _finish_what_was_not_left() -> None:
-    if not finish(in_order=False):
+    if not finish(succeeded=False):
         end_with_failure()

@@ -1,8 +1,8 @@
-"""Let Horovod join a job, whoever started it, as often as strategies are entered.
+"""Let Horovod join a job under any launcher, as often as strategies are entered.
 
-Horovod's Gloo controller meets at a small HTTP server that horovodrun keeps. That server still holds the addresses of
-the first round when Horovod is initialized again, and other launchers keep none. So rank 0 keeps one for each entry, as
-Horovod's own integrations (Ray, Spark) do, and the workers tell each other where.
+Horovod's Gloo controller meets at a small HTTP server of horovodrun's. When Horovod is initialized again, that server
+still has the addresses of the first time, and other launchers have no such server. So rank 0 runs one for each entry,
+as Horovod's own integrations (Ray, Spark) do, and shares its address with the other workers.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from .mpi import keep_mpi
 
 MEETING = 1800.0  # seconds that workers wait for each other
 
-Share = Callable[[str | None], str]
-"""Given the address by rank 0 and `None` by the others, returns it on every worker, once all have called."""
+BroadcastAddress = Callable[[str | None], str]
+"""All workers call it, rank 0 with the address and the others with `None`; returns the address on every worker."""
 
 
 @contextlib.contextmanager
-def described_job(launch: Launch, share: Share, gloo: bool) -> Iterator[None]:
-    """Have `hvd.init()` find the job: inside, its variables are set and its rendezvous server runs.
+def described_job(launch: Launch, broadcast: BroadcastAddress, gloo: bool) -> Iterator[None]:
+    """Have `hvd.init()` find the job: inside this context its variables are set and its rendezvous server runs.
 
-    All workers must be initialized before any of them leaves.
+    All workers must be initialized before any of them leaves the context.
 
     Args:
-        share: how to tell the others an address, where neither horovodrun nor MPI started the job.
+        broadcast: gives all workers rank 0's address, if neither horovodrun nor MPI started the job.
         gloo: whether this Horovod was built with Gloo.
     """
     worker = launch.worker
     if launch.launcher == "openmpi":
-        keep_mpi()  # it knows the job by itself
+        keep_mpi()  # MPI describes the job itself
         yield
         return
-    # Elastic horovodrun gives each round a new description.
+    # Elastic horovodrun describes each round itself.
     if os.environ.get("HOROVOD_ELASTIC") == "1" or not gloo:
         yield
         return
-    # Said to a single worker too: a Horovod that was built with MPI would take that.
+    # Set for a single worker too: a Horovod built with MPI would use MPI.
     chosen = {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
     described = {} if launch.launcher == "horovodrun" else chosen
     if worker.world_size == 1:
@@ -56,8 +56,8 @@ def described_job(launch: Launch, share: Share, gloo: bool) -> Iterator[None]:
     server = rendezvous_server() if worker.is_main else None
     try:
         own = f"{_own_address(launch, store)}:{server.start()}" if server is not None else None
-        told = share(own) if store is None else _share_by_horovodrun(store, worker, own)
-        host, _, port = told.rpartition(":")
+        address = broadcast(own) if store is None else _broadcast_by_horovodrun(store, worker, own)
+        host, _, port = address.rpartition(":")
         described |= {"HOROVOD_GLOO_RENDEZVOUS_ADDR": host, "HOROVOD_GLOO_RENDEZVOUS_PORT": port}
         if launch.launcher != "horovodrun":
             described |= {
@@ -84,10 +84,10 @@ def _own_address(launch: Launch, store: HorovodrunStore | None) -> str:
     return "127.0.0.1" if launch.address is None else launch.address[0]
 
 
-def _share_by_horovodrun(store: HorovodrunStore, worker: Worker, address: str | None) -> str:
-    """Tell all workers rank 0's address once all are here: Horovod waits for 30 s only."""
+def _broadcast_by_horovodrun(store: HorovodrunStore, worker: Worker, address: str | None) -> str:
+    """Give all workers rank 0's address once all are here: Horovod itself waits only 30 s."""
     store.put(f"horovod_{worker.rank}", address or "here")
-    said = [store.wait(f"horovod_{rank}", MEETING) for rank in range(worker.world_size)]
-    if None in said:
-        raise LauncherError(f"worker {said.index(None)} did not enter the strategy within {MEETING:.0f} s")
-    return str(said[0])
+    found = [store.wait(f"horovod_{rank}", MEETING) for rank in range(worker.world_size)]
+    if None in found:
+        raise LauncherError(f"worker {found.index(None)} did not enter the strategy within {MEETING:.0f} s")
+    return str(found[0])

@@ -1,1 +1,1 @@
-"""Who a worker is, where workers meet, and the command that starts them: one file a launcher, and no framework."""
+"""A worker's rank, where workers meet, and the command that starts them: one file per launcher, and no framework."""

@@ -1,4 +1,4 @@
-"""Under which address the other workers of a job reach this machine."""
+"""The address at which the other workers of a job reach this machine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ..errors import LauncherError
 
 
 def host_towards(host: str, port: int) -> str:
-    """Return this machine's address on the way to `host`; `host` itself where that is this machine.
+    """Return this machine's address on the route to `host`; `host` itself if that is this machine.
 
     IPv4 only, as TensorFlow's servers and Horovod's are.
 
     Raises:
-        LauncherError: `host` is not known, or no network leads there.
+        LauncherError: `host` is unknown, or there is no route to it.
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
-            route.connect((host, port))  # of datagrams: chooses the route and sends nothing
+            route.connect((host, port))  # for datagrams this chooses the route and sends nothing
             own = str(route.getsockname()[0])
     except OSError as error:
-        raise LauncherError(f"no way from here to {host}:{port}, where the workers are to meet: {error}") from None
-    # A machine's own name often resolves to a loopback address, which is of no use to other machines; the name is.
+        raise LauncherError(f"no route from here to {host}:{port}, where the workers meet: {error}") from None
+    # A machine's name often resolves to a loopback address, which other machines cannot use; they can use the name.
     return host if ipaddress.ip_address(own).is_loopback else own

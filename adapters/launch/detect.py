@@ -1,8 +1,8 @@
-"""Read who this process is from the environment that its launcher left.
+"""Read this process's rank from the environment that its launcher set.
 
-Launchers agree on nothing but the idea, so each is a row of variable names. Those that number the processes themselves
-must agree where several speak; a scheduler around them (Slurm) is heard only where no other does, because `srun` often
-starts one torchrun or horovodrun per machine.
+Each launcher is a row of variable names. Launchers that number the processes themselves must agree. A scheduler around
+them (Slurm) counts only where there is no other launcher, because `srun` often starts one torchrun or horovodrun per
+machine.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from .slurm import read_slurm
 from .tf_config import read_tf_config
 from .variables import Launch, Variables, quote, read
 
-_told: ContextVar[Launch | None] = ContextVar("_told", default=None)
+_given: ContextVar[Launch | None] = ContextVar("_given", default=None)
 
 
 @contextlib.contextmanager
 def launched_as(launch: Launch) -> Iterator[None]:
-    """Have strategies that are created inside take `launch` for what their launcher says.
+    """Have strategies that are created inside take `launch` as their launcher's description.
 
-    For a framework that starts workers itself, and knows who they are without these variables.
+    For a framework that starts workers itself, and knows their ranks without these variables.
     """
-    token = _told.set(launch)
+    token = _given.set(launch)
     try:
         yield
     finally:
-        _told.reset(token)
+        _given.reset(token)
 
 
 def detect_launch(environ: Mapping[str, str] | None = None) -> Launch:
-    """Return what the launcher says of this process; without any launcher, the one worker of a job of its own.
+    """Return the launcher's description of this process; without a launcher, the only worker of a job.
 
-    Inside `launched_as` it is what was told there, unless `environ` is given.
+    Inside `launched_as` it is the one given there, unless `environ` is given.
 
     Raises:
         LauncherError: variables are missing, are not numbers, or contradict each other; the message names them.
     """
-    told = _told.get()
-    if environ is None and told is not None:
-        return told
+    given = _given.get()
+    if environ is None and given is not None:
+        return given
     environ = os.environ if environ is None else environ
     found: list[tuple[Launch, str]] = []
     for variables in (horovodrun.VARIABLES, openmpi.VARIABLES, _torch_style(environ)):
@@ -70,7 +70,7 @@ def detect_launch(environ: Mapping[str, str] | None = None) -> Launch:
 
 
 def _torch_style(environ: Mapping[str, str]) -> Variables:
-    """RANK and WORLD_SIZE are shared by three launchers; what they set beside them tells which it was."""
+    """Three launchers set RANK and WORLD_SIZE; other variables tell which it was."""
     if torchrun.MARK in environ:
         return torchrun.VARIABLES
     return deepspeed.VARIABLES if deepspeed.MARK in environ else environment.VARIABLES

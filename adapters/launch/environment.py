@@ -14,7 +14,7 @@ def start(job: Job) -> tuple[list[str], dict[str, str]]:
     name = job.strategy
     several = "tf_multiworker" if job.on_tensorflow else "ddp"
     if job.workers > 1:
-        raise OptionError(f"strategy {name!r} is one process: leave out -n {job.workers}, or take --strategy {several}")
+        raise OptionError(f"strategy {name!r} is one process: leave out -n {job.workers}, or use --strategy {several}")
     if job.hosts or job.port is not None:
         given = "--hosts" if job.hosts else "--port"
         raise OptionError(f"strategy {name!r} is one process on this machine: leave out {given}")

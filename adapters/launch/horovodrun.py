@@ -1,7 +1,7 @@
-"""horovodrun: its variables, the key-value server that it keeps for its workers, and how it is started.
+"""horovodrun: its variables, its key-value server for workers, and how it is started.
 
 The server is used without Horovod. Source: KVStoreHandler in horovod/runner/http/http_server.py. A path is /scope/key,
-neither with a slash in it; 404 says that nobody has put the key yet.
+both without a slash; 404 means that nobody has put the key yet.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _POLL = 0.05  # seconds
 
 
 class HorovodrunStore:
-    """Texts by key, alike for all workers, of the strategy that is open; keys have no slash.
+    """Texts by key, shared by all workers of the open strategy; keys have no slash.
 
     Raises:
         LauncherError: on any call, the server does not answer.
@@ -45,18 +45,18 @@ class HorovodrunStore:
         self._request("PUT", key, text.encode())
 
     def get(self, key: str) -> str | None:
-        """Return what was put under this key; `None` where nothing was, so far."""
+        """Return what was put under this key; `None` if nothing was yet."""
         return self._request("GET", key, None)
 
     def wait(self, key: str, timeout: float) -> str | None:
-        """Return what was put under this key, or `None` where nothing was within `timeout` seconds."""
+        """Return what was put under this key, or `None` after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while (text := self.get(key)) is None and time.monotonic() < deadline:
             time.sleep(_POLL)
         return text
 
     def _request(self, method: str, key: str, body: bytes | None) -> str | None:
-        from http.client import HTTPConnection, HTTPException  # takes a while, for those who use it
+        from http.client import HTTPConnection, HTTPException  # a slow import, only for those who need it
 
         # Not urllib: it would send this to a proxy that the environment names.
         connection = HTTPConnection(self.host, self.port, timeout=_ANSWER)
@@ -79,7 +79,7 @@ class HorovodrunStore:
 
 
 def find_horovodrun_store(environ: Mapping[str, str] | None = None) -> HorovodrunStore | None:
-    """Return the store that this worker's environment tells of; `None` where it tells of none.
+    """Return the store that this worker's environment names; `None` if it names none.
 
     Raises:
         LauncherError: the port is not a number.
@@ -99,7 +99,7 @@ def start(job: Job) -> tuple[list[str], dict[str, str]]:
         raise OptionError("horovodrun finds free ports by itself: leave out --port")
     argv = [program_of("horovodrun", job), "-np", str(job.workers)]
     if shutil.which("mpirun") is None:
-        # Else it would import every framework that Horovod was built for, to ask whether it was built with MPI.
+        # Otherwise it imports every framework that Horovod was built for, to find out whether it has MPI.
         argv.append("--gloo")
     if job.hosts:
         argv += ["-H", ",".join(f"{host.name}:{host.slots}" for host in job.hosts)]

@@ -33,7 +33,7 @@ def parse_hosts(text: str) -> tuple[Host, ...]:
 
 
 def place(hosts: tuple[Host, ...], workers: int) -> tuple[Host, ...]:
-    """Return the hosts that `workers` workers fill in this order, each with the number that it gets.
+    """Return the hosts that `workers` workers fill in this order, each with its number of workers.
 
     Raises:
         OptionError: they have fewer slots.

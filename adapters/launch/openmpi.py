@@ -1,4 +1,4 @@
-"""Open MPI's mpirun, which starts Horovod's workers where Horovod was built with MPI."""
+"""Open MPI's mpirun, which starts the workers of a Horovod built with MPI."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Slurm: who a task of a step is, and where the step's tasks meet and listen, computed from its host list.
+"""Slurm: a task's rank, and where the step's tasks meet and listen, computed from its host list.
 
-For where they listen, TensorFlow's own SlurmClusterResolver is of no use: it sorts machines by name, which puts n10
-before n9 against the order of ranks, and refuses machines without GPUs and host lists such as `rack[1-2]n[3-4]`.
+TensorFlow's own SlurmClusterResolver does not give these addresses: it sorts machines by name (n10 before n9, against
+the order of ranks), and refuses machines without GPUs and host lists such as `rack[1-2]n[3-4]`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .variables import Launch, Variables, checked_worker, master, number, quote
 
 VARIABLES = Variables("slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None, "SLURM_NODEID")
 
-# Below where Linux looks for free ports (32768), and apart from where rank 0 is met (`_slurm_master`).
+# Below the free ports that Linux gives out (from 32768), and apart from rank 0's port (`_slurm_master`).
 _FIRST_PORT, _PORTS = 10000, 10000
 
 
 def read_slurm(environ: Mapping[str, str]) -> Launch | None:
-    """Return what Slurm says of this process; `None` where it is none of a step's tasks.
+    """Return Slurm's description of this process; `None` if it is not a task of a step.
 
     Raises:
         LauncherError: variables are not numbers or contradict each other, or srun is missing before a script.
@@ -46,7 +46,7 @@ def read_slurm(environ: Mapping[str, str]) -> Launch | None:
 
 
 def _slurm_master(environ: Mapping[str, str]) -> tuple[str, int] | None:
-    """The first node of the step, and a port that all its tasks derive from the job and step alike."""
+    """The first node of the step, and a port that all its tasks derive from job and step."""
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
     if not nodes:
         return None
@@ -73,10 +73,10 @@ def slurm_tasks_per_node(text: str) -> list[int]:
 def slurm_addresses(launch: Launch, environ: Mapping[str, str] | None = None) -> tuple[tuple[str, int], ...]:
     """Return host and port of every task of this step in rank order; tasks fill one machine after the other.
 
-    Ports derive from job and step, so that jobs which share a machine do not collide.
+    Ports derive from job and step, so that jobs on one machine do not collide.
 
     Raises:
-        LauncherError: the variables of the step do not say who is where, or this task's port is taken.
+        LauncherError: the step's variables do not give each task's machine, or this task's port is in use.
     """
     environ = os.environ if environ is None else environ
     worker = launch.worker
@@ -91,7 +91,7 @@ def slurm_addresses(launch: Launch, environ: Mapping[str, str] | None = None) ->
     if places[worker.rank] != (worker.node_rank, worker.local_rank) or _is_spread(environ, per_node):
         raise LauncherError(
             f"Slurm put task {worker.rank} on node {worker.node_rank} as its task {worker.local_rank}, not in blocks; "
-            "who is where cannot be told from one task: use `srun --distribution=block`, or set TF_CONFIG"
+            "the other tasks' machines are unknown: use `srun --distribution=block`, or set TF_CONFIG"
         )
     first = _first_port(environ, max(per_node))
     addresses = tuple((hosts[node], first + local) for node, local in places)
@@ -127,18 +127,18 @@ def _numbers(ranges: str) -> list[str]:
 def _step(environ: Mapping[str, str], name: str) -> str:
     text = environ.get(name, "").strip()
     if not text:
-        raise LauncherError(f"{name} is not set, which says where Slurm's tasks are: start with srun, or set TF_CONFIG")
+        raise LauncherError(f"{name} is not set, so Slurm's tasks cannot be found: start with srun, or set TF_CONFIG")
     return text
 
 
 def _is_spread(environ: Mapping[str, str], per_node: list[int]) -> bool:
-    """Whether tasks alternate between machines: true on every task alike, also on those whose own place fits."""
+    """Whether tasks alternate between machines; the same on every task."""
     asked = environ.get("SLURM_DISTRIBUTION", "").lower()
     return len(per_node) > 1 and max(per_node) > 1 and asked.startswith(("cyclic", "plane", "arbitrary"))
 
 
 def _first_port(environ: Mapping[str, str], tasks: int) -> int:
-    """Give each step as many ports as its tasks need on one machine; neighbours in job or step never share any."""
+    """Give each step as many ports as its tasks need on one machine; consecutive jobs and steps never overlap."""
     numbers = []
     for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"):
         text = environ.get(name, "0").strip()
@@ -157,5 +157,5 @@ def _check_free(port: int) -> None:
         except OSError as error:
             raise LauncherError(
                 f"TensorFlow's port {port}, which follows from SLURM_JOB_ID and SLURM_STEP_ID, cannot be used on "
-                f"{socket.gethostname()}: {error.strerror}. Set TF_CONFIG to choose others."
+                f"{socket.gethostname()}: {error.strerror}. Set TF_CONFIG to choose other ports."
             ) from None

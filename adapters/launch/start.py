@@ -1,4 +1,4 @@
-"""What is to be started, and the command line that starts it."""
+"""A job to start, and the command line that starts it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import EngineUnavailableError
 from .hosts import LOOPBACK, Host
 
-STRATEGY_VARIABLE = "FARANDOLE_STRATEGY"  # the one that workers were started for
+STRATEGY_VARIABLE = "FARANDOLE_STRATEGY"  # the strategy that workers were started for
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Command:
     """What to execute: the arguments, and the variables to add to the environment.
 
     is_worker: whether it is the one worker itself, without a launcher.
-    held: what keeps the port that was found for the job from others: open for as long as this object.
+    held: sockets that keep the job's port from other programs; open for as long as this object.
     """
 
     argv: tuple[str, ...]
@@ -42,8 +42,8 @@ class Command:
 class Job:
     """The workers of a strategy, for its launcher to start.
 
-    fix: the command that installs what comes with the launcher.
-    local_workers: the module that starts workers of this machine with a TF_CONFIG each.
+    fix: the command that installs the launcher.
+    local_workers: the module that starts local workers with a TF_CONFIG each.
     """
 
     strategy: str
@@ -67,12 +67,12 @@ class Job:
 
 
 def find_launcher(name: str, python: str = sys.executable) -> str | None:
-    """Return the path of a launcher: the one of the interpreter's environment, else the first on `PATH`."""
+    """Return the path of a launcher: in the interpreter's environment, else the first on `PATH`."""
     return shutil.which(name, path=os.pathsep.join(map(str, script_folders(python)))) or shutil.which(name)
 
 
 def script_folders(python: str = sys.executable) -> tuple[Path, ...]:
-    """Return the folders that the programs of an interpreter's environment are installed into."""
+    """Return the folders of the programs in an interpreter's environment."""
     folders = [Path(python).parent]
     if python == sys.executable:
         folders.append(Path(sysconfig.get_path("scripts")))
@@ -91,6 +91,6 @@ def program_of(name: str, job: Job) -> str:
     if path is None:
         raise EngineUnavailableError(
             f"strategy {job.strategy!r} is started by {name}, which is neither beside {job.python} nor on PATH. "
-            f"Mend it with: {job.fix}"
+            f"Fix it with: {job.fix}"
         )
     return path

@@ -25,18 +25,18 @@ _LAST_PORT = 65535
 
 @dataclass(frozen=True)
 class Cluster:
-    """The workers' addresses in rank order (a chief first), and which of them this process is."""
+    """The workers' addresses in rank order (a chief first), and this process's worker."""
 
     worker: Worker
     addresses: tuple[tuple[str, int], ...]
 
 
 def read_tf_config(environ: Mapping[str, str]) -> Cluster | None:
-    """Return the cluster that TF_CONFIG describes; `None` where it is unset, empty or describes none.
+    """Return the cluster that TF_CONFIG describes; `None` if it is unset, empty or describes none.
 
     Raises:
-        LauncherError: it is not JSON, lacks a part, has an address that is none or stands twice, or names a task that
-            its cluster does not have.
+        LauncherError: it is not JSON, is incomplete, has an invalid or a duplicate address, or names a task that its
+            cluster does not have.
     """
     text = environ.get("TF_CONFIG", "").strip()
     if not text:
@@ -56,9 +56,7 @@ def read_tf_config(environ: Mapping[str, str]) -> Cluster | None:
         )
     foreign = sorted(set(cluster) - {"chief", "worker"})
     if foreign:
-        raise LauncherError(
-            f"TF_CONFIG has tasks of type {', '.join(foreign)}; synchronous training takes workers only"
-        )
+        raise LauncherError(f"TF_CONFIG has tasks of type {', '.join(foreign)}; synchronous training has only workers")
     tasks = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, [])))]
     if not tasks:
         raise LauncherError(f"TF_CONFIG's cluster has no worker. Expected {TF_CONFIG_EXAMPLE}")
@@ -88,7 +86,7 @@ def _rank(task: Any, tasks: list[tuple[str, int]]) -> int:
     if not isinstance(task, dict) or "type" not in task or "index" not in task:
         raise LauncherError(f"TF_CONFIG names no task with a type and an index. Expected {TF_CONFIG_EXAMPLE}")
     kind, index = task["type"], task["index"]
-    # Some tools write the index as a text; a bool or a fraction would pass for a number that nobody meant.
+    # Some tools write the index as text. A bool or a fraction is an error, although Python takes it for a number.
     if type(index) is int or (isinstance(index, str) and index.isascii() and index.isdecimal()):
         with contextlib.suppress(ValueError):
             return tasks.index((kind, int(index)))
@@ -98,7 +96,7 @@ def _rank(task: Any, tasks: list[tuple[str, int]]) -> int:
 
 def _address(text: Any) -> tuple[str, int]:
     host, _, port = str(text).rpartition(":")
-    # An IPv6 address stands in brackets, as in URLs; a scheme (grpc://) is TensorFlow's to add.
+    # An IPv6 address stands in brackets, as in URLs; TensorFlow itself adds a scheme (grpc://).
     if not re.fullmatch(r"\[[^\s/\]]+\]|[^\s/:\[\]]+", host) or not re.fullmatch(r"[0-9]{1,5}", port):
         raise LauncherError(f"TF_CONFIG has the address {text!r}, which is not host:port")
     if not 1 <= int(port) <= 65535:
@@ -118,7 +116,7 @@ def start(job: Job) -> tuple[list[str], dict[str, str]]:
             "TensorFlow has no launcher for several machines. Run each of these lines on the host named before it:\n"
             + "\n".join(f"  {line}" for line in _lines(job))
         )
-    # -P: a folder named like a package, where the command is typed, is not that package.
+    # -P: do not import from the current folder, which may hold a folder named like a package.
     argv = [job.python, "-P", "-m", job.local_workers, "-n", str(job.workers)]
     if job.port is not None:
         argv += ["--port", str(job.port)]
@@ -128,26 +126,26 @@ def start(job: Job) -> tuple[list[str], dict[str, str]]:
 
 
 def _lines(job: Job) -> list[str]:
-    """One for each worker: TF_CONFIG tells it which one it is."""
+    """One line for each worker, with its index in TF_CONFIG."""
     first = job.port or _FIRST_PORT
     names, addresses = [], []
     for host in job.hosts:
         names += [host.name] * host.slots
         addresses += [f"{host.name}:{port}" for port in consecutive_ports(host.slots, first)]
-    told = {STRATEGY_VARIABLE: job.strategy}
+    variables = {STRATEGY_VARIABLE: job.strategy}
     if job.start_deadline is not None:
-        told[START_DEADLINE_VARIABLE] = f"{job.start_deadline:g}"
+        variables[START_DEADLINE_VARIABLE] = f"{job.start_deadline:g}"
     commands = [
-        Command(("python", *job.program), {**told, "TF_CONFIG": write_tf_config(addresses, index)})
+        Command(("python", *job.program), {**variables, "TF_CONFIG": write_tf_config(addresses, index)})
         for index in range(len(names))
     ]
     return [f"{name}: {command}" for name, command in zip(names, commands, strict=True)]
 
 
 def consecutive_ports(number: int, first: int) -> list[int]:
-    """Return as many ports from `first` upward, or raise `OptionError` where they would pass the last."""
+    """Return `number` ports from `first` upward, or raise `OptionError` if they pass the last one."""
     if first + number - 1 > _LAST_PORT:
         raise OptionError(
-            f"--port {first}: {number} ports from it on would pass {_LAST_PORT}, the last one; choose a lower one"
+            f"--port {first}: {number} ports from there would pass the last one, {_LAST_PORT}: choose a lower one"
         )
     return list(range(first, first + number))

@@ -23,18 +23,18 @@ def start(job: Job) -> tuple[list[str], dict[str, str]]:
         )
     # --nnodes is written out because torchrun reads PET_NNODES before its default.
     if job.port is None:
-        # Without --local-addr workers look for their own machine under its host name, which need not resolve.
+        # Without --local-addr workers look for their own machine under its host name, which may not resolve.
         where = ["--standalone", "--local-addr", "127.0.0.1"]
     else:
         where = ["--master-addr", "127.0.0.1", "--master-port", str(job.port)]
     launcher = [job.python, "-m", "torch.distributed.run", "--nnodes", "1", *where]
-    # torchrun waits 30 s for workers that are told to end but sit in a collective, where Python handles no signal.
+    # torchrun waits 30 s after SIGTERM for workers that are in a collective, where Python handles no signal.
     env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
     return [*launcher, "--nproc-per-node", str(job.workers), *_escaped(job.program)], env
 
 
 def _escaped(program: tuple[str, ...]) -> list[str]:
-    """torchrun takes arguments for `string.Template`s, and would make `$` of `$$` and a rank of `${local_rank}`."""
+    """Escape `$`: torchrun reads arguments as `string.Template`s, and would replace `$$` and `${local_rank}`."""
     return [word.replace("$", "$$") for word in program]
 
 

@@ -1,4 +1,4 @@
-"""What a launcher says of a process: its name, the worker, and under which variables it tells."""
+"""A launcher's description of a process, and the variables that hold it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..worker import Worker
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher said: its name, this worker, and where rank 0 may be met, if it said so."""
+    """A launcher's description of this process: its name, this worker, and rank 0's address, if given."""
 
     launcher: str
     worker: Worker
@@ -20,7 +20,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Variables:
-    """The names under which one launcher tells a process who it is; `None` where it does not tell."""
+    """The variables in which one launcher describes a process; `None` where it has none."""
 
     launcher: str
     rank: str
@@ -31,7 +31,7 @@ class Variables:
 
 
 def read(variables: Variables, environ: Mapping[str, str]) -> Launch | None:
-    """Return what these variables say; `None` where none of them is set.
+    """Return the launch that these variables describe; `None` if none of them is set.
 
     Raises:
         LauncherError: some are missing, are not numbers, or contradict each other; the message names them.
@@ -52,7 +52,7 @@ def read(variables: Variables, environ: Mapping[str, str]) -> Launch | None:
     local_world_size = number(environ, variables.local_world_size)
     node_rank = number(environ, variables.node_rank)
     if local_rank is None:
-        # Schedulers that start one process in each container (Kubernetes) number the processes only.
+        # Schedulers that start one process in each container (Kubernetes) number processes only, not machines.
         local_rank, local_world_size = 0, 1
     if local_world_size is None:
         local_world_size = world_size
@@ -63,7 +63,7 @@ def read(variables: Variables, environ: Mapping[str, str]) -> Launch | None:
 
 
 def checked_worker(variables: Variables, environ: Mapping[str, str], *numbers: int) -> Worker:
-    """Return the worker of these numbers, or raise `LauncherError` with the variables that they come from."""
+    """Return the worker of these numbers, or raise `LauncherError` that quotes their variables."""
     try:
         return Worker(*numbers)
     except LauncherError as error:
@@ -73,7 +73,7 @@ def checked_worker(variables: Variables, environ: Mapping[str, str], *numbers: i
 
 
 def number(environ: Mapping[str, str], name: str | None) -> int | None:
-    """Return a variable's number; `None` where it is not set."""
+    """Return a variable's number; `None` if it is not set."""
     text = "" if name is None else environ.get(name, "").strip()
     if not text:
         return None
@@ -84,7 +84,7 @@ def number(environ: Mapping[str, str], name: str | None) -> int | None:
 
 
 def master(environ: Mapping[str, str]) -> tuple[str, int] | None:
-    """Return the host and port of MASTER_ADDR and MASTER_PORT; `None` where they are not both set."""
+    """Return the host and port of MASTER_ADDR and MASTER_PORT; `None` unless both are set."""
     port = number(environ, "MASTER_PORT")
     host = environ.get("MASTER_ADDR")
     return (host, port) if host and port is not None else None

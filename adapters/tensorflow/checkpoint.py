@@ -1,7 +1,7 @@
 """Checkpoints of Keras models: weights and optimizer variables as ranges of raw bytes, and a few numbers beside them.
 
-What a variable is called in a checkpoint is its position and its own name ("3.kernel"): Keras numbers layers anew in
-every process ("dense_7"), so that the same model's paths differ from run to run.
+A variable's name in a checkpoint is its position and its own name ("3.kernel"): Keras numbers layers anew in every
+process ("dense_7"), so the same model's paths differ from run to run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from ..checkpoint.contents import Contents
 from ..checkpoint.folder import manifest_to_load
 from ..checkpoint.manifest import Manifest, Part, Range, Ranges, TensorInfo, write_part
-from ..checkpoint.ranges import cut
+from ..checkpoint.ranges import split_evenly
 from ..checkpoint.save import Save
 from ..checkpoint.storage import FileInfo, Storage
 from ..checkpoint.together import together
@@ -37,7 +37,7 @@ Array = np.ndarray[Any, Any]
 def named_weights(model: Any) -> dict[str, Any]:
     """Return a model's variables by their names in a checkpoint.
 
-    The seeds of random layers are left out: each step starts them anew, on every worker differently.
+    The seeds of random layers are left out: each step sets them, differently on every worker.
     """
     seeds = {id(generator.state) for generator in random_seed_generators(model)}
     weights = [variable for variable in model.variables if id(variable) not in seeds]
@@ -64,7 +64,7 @@ def state_of(model: Any, optimizer: Any) -> State:
     numbers: dict[str, Any] = {}
     for number, variable in enumerate(optimizer.variables):
         fitting = [prefix for prefix in prefixes if variable.name.startswith(prefix)]
-        if fitting:  # Keras calls a slot <path of the weight>_<slot>; of two paths that fit, the longer is meant
+        if fitting:  # Keras calls a slot <path of the weight>_<slot>; if two paths match, take the longer
             prefix = max(fitting, key=len)
             tensors[f"optimizer/{prefixes[prefix]}/{variable.name.removeprefix(prefix)}"] = variable
         else:
@@ -73,7 +73,7 @@ def state_of(model: Any, optimizer: Any) -> State:
 
 
 class TensorFlowSave(Save):
-    """One save of a `TensorFlowTraining`. All workers hold the same, and each writes as much of it."""
+    """One save of a `TensorFlowTraining`. All workers hold replicas, and each writes a part of equal size."""
 
     framework = "tensorflow"
 
@@ -81,7 +81,7 @@ class TensorFlowSave(Save):
         super().__init__(storage, strategy, keep)
         self._training = training
         self._state = state_of(training.model, training.optimizer)
-        self._pieces: list[tuple[str, tuple[int, ...], int, Array]] = []
+        self._slices: list[tuple[str, tuple[int, ...], int, Array]] = []
         self._objects = b""
 
     def begin(self, progress: Progress, extras: Mapping[str, Any] | None) -> tuple[Manifest | None, Any]:
@@ -94,12 +94,12 @@ class TensorFlowSave(Save):
     def stage(self, found: list[Any], copy: bool) -> None:
         worker, tensors = self._worker, self._state.tensors
         sizes = [(int(np.prod(variable.shape)), _dtype(variable.dtype).itemsize) for variable in tensors.values()]
-        for (name, variable), ends in zip(tensors.items(), cut(sizes, worker.world_size), strict=True):
+        for (name, variable), ends in zip(tensors.items(), split_evenly(sizes, worker.world_size), strict=True):
             start, end = ends[worker.rank], ends[worker.rank + 1]
             if end > start or (worker.is_main and 0 in variable.shape):
-                # A step in place may change the memory that `numpy` shows: what is written is a copy.
+                # Copy: a step in place may change the memory behind `numpy()`.
                 values = np.array(variable.numpy()).reshape(-1)[start:end]
-                self._pieces.append((name, tuple(variable.shape), start, values))
+                self._slices.append((name, tuple(variable.shape), start, values))
         if worker.is_main:
             numbers = {name: variable.numpy().item() for name, variable in self._state.numbers.items()}
             self._objects = json.dumps({"numbers": numbers}).encode()
@@ -116,12 +116,12 @@ class TensorFlowSave(Save):
             files[OBJECTS] = stream.info
         file = f"tensors-{rank}.bin"
         with folder.create(file) as stream:
-            for name, shape, start, values in self._pieces:
+            for name, shape, start, values in self._slices:
                 tensors[name] = TensorInfo(shape, values.dtype.name)
                 ranges[name] = [Range(start, values.size, file, stream.tell(), values.nbytes)]
                 stream.write(values.view(np.uint8))
         files[file] = stream.info
-        self._pieces = []
+        self._slices = []
         write_part(self._storage, self.manifest.data, rank, Part(tensors, ranges, files))
 
 
@@ -131,7 +131,7 @@ class TensorFlowContents(Contents):
     framework = "tensorflow"
 
     def numbers(self) -> dict[str, Any]:
-        """Return the optimizer's variables that belong to no weight, by position and name."""
+        """Return the optimizer's variables that belong to no single weight, by position and name."""
         try:
             numbers: dict[str, Any] = json.loads(self.folder.read(OBJECTS))["numbers"]
         except (KeyError, TypeError, ValueError) as error:
@@ -143,11 +143,11 @@ class TensorFlowContents(Contents):
         for name in names:
             info = self.tensors[name]
             values = np.empty(info.numel, _dtype(info.dtype))
-            for piece in self.ranges.get(name, []):
-                with self.folder.open(piece.file) as file:
-                    file.seek(piece.offset)
-                    content = file.read(piece.bytes)
-                values[piece.start : piece.start + piece.length] = np.frombuffer(content, values.dtype)
+            for stored in self.ranges.get(name, []):
+                with self.folder.open(stored.file) as file:
+                    file.seek(stored.offset)
+                    content = file.read(stored.bytes)
+                values[stored.start : stored.start + stored.length] = np.frombuffer(content, values.dtype)
             yield name, values.reshape(info.shape)
 
 
@@ -164,7 +164,7 @@ def load(strategy: Strategy, path: str | PathLike[str], training: TensorFlowTrai
         _check_fits(state, contents, type(training.optimizer).__name__)
         found.append(contents)
 
-    def take_up() -> None:
+    def restore() -> None:
         contents = found[0]
         for name, values in contents.arrays(state.tensors):
             state.tensors[name].assign(values)
@@ -172,8 +172,8 @@ def load(strategy: Strategy, path: str | PathLike[str], training: TensorFlowTrai
             state.numbers[name].assign(value)
 
     together(strategy, read_and_check, failure)
-    together(strategy, take_up, failure)
-    return training.take_up(found[0].manifest)
+    together(strategy, restore, failure)
+    return training.restore(found[0].manifest)
 
 
 def _check_fits(state: State, contents: TensorFlowContents, optimizer: str) -> None:

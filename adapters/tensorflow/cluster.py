@@ -1,10 +1,10 @@
-"""TensorFlow's cluster, derived from whatever launcher started the workers.
+"""TensorFlow's cluster, derived from any launcher.
 
-TensorFlow takes its cluster from TF_CONFIG alone: the addresses at which all workers listen. Where nobody set it, each
-worker finds a free port, and they tell each other through the key-value store that their launcher offers. Slurm offers
-none, but lists the machines, so that addresses can be computed.
+TensorFlow takes its cluster only from TF_CONFIG: the addresses at which all workers listen. If it is not set, each
+worker finds a free port, and the workers exchange addresses through their launcher's key-value store. Slurm has no
+store, but lists the machines, so that addresses can be computed.
 
-Neither TensorFlow nor torch is imported here; torch is by those launchers that come with it.
+Neither TensorFlow nor torch is imported here, except torch for the launchers that come with it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..launch.variables import Launch
 from ..worker import Worker
 
 _OF_TORCH = ("torchrun", "deepspeed", "environment")
-_GRACE = 3.0  # seconds that rank 0, which may keep the store, goes on for those who have still to read
+_GRACE = 3.0  # seconds that rank 0, which may host the store, waits for the others to read
 _SET_TF_CONFIG = f"set TF_CONFIG for each worker, for example {TF_CONFIG_EXAMPLE}"
 
 
 class _Store(Protocol):
-    """Texts by key, alike for all workers; `wait` takes seconds and returns `None` where they passed."""
+    """Texts by key, shared by all workers; `wait` returns `None` after `timeout` seconds."""
 
     def put(self, key: str, text: str) -> None: ...
 
@@ -37,15 +37,15 @@ class _Store(Protocol):
 
 
 def cluster_addresses(launch: Launch, timeout: float) -> tuple[tuple[str, int], ...]:
-    """Return host and port of every worker in rank order, alike on all of them; each listens at its own.
+    """Return host and port of every worker in rank order, the same on all of them; each listens at its own.
 
-    TF_CONFIG's are taken where it is set, whichever launcher set the rest. Empty for a single worker without TF_CONFIG,
-    which needs no cluster. All workers call it, and none returns before all have, except under TF_CONFIG and Slurm,
-    where nobody needs to wait.
+    If TF_CONFIG is set, its addresses are used under any launcher. A single worker without TF_CONFIG needs no cluster
+    and gets none. All workers call it, and none returns before all have, except under TF_CONFIG and Slurm, where no
+    worker needs to wait.
 
     Raises:
-        LauncherError: a worker did not report within `timeout` seconds (the message names which), or the launcher
-            offers nothing by which addresses can be agreed on.
+        LauncherError: a worker did not report within `timeout` seconds (the message names it), or the launcher
+            has no store to exchange addresses through.
     """
     given = read_tf_config(os.environ)
     if given is not None:
@@ -56,7 +56,7 @@ def cluster_addresses(launch: Launch, timeout: float) -> tuple[tuple[str, int], 
     if launch.launcher == "slurm":
         return slurm_addresses(launch)
     with socket.socket() as own:
-        # Held until all have told theirs: no two workers of a machine find the same port.
+        # Held until all have exchanged theirs, so that no two workers of a machine find the same port.
         own.bind(("", 0))
         port = int(own.getsockname()[1])
         store, host = _meet(launch, timeout)
@@ -69,19 +69,19 @@ def tf_config(launch: Launch, addresses: tuple[tuple[str, int], ...]) -> str:
 
 
 def _meet(launch: Launch, timeout: float) -> tuple[_Store, str]:
-    """Return the launcher's store, and the host under which the others reach this worker."""
+    """Return the launcher's store, and the host at which the others reach this worker."""
     worker = launch.worker
     if launch.launcher == "horovodrun":
         store = find_horovodrun_store()
         if store is None:
             raise LauncherError(
-                "HOROVOD_RANK is set, but not HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT, where workers agree on "
+                "HOROVOD_RANK is set, but not HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT, where workers exchange "
                 f"TensorFlow's addresses: start the script with horovodrun, or {_SET_TF_CONFIG}"
             )
         return store, _own_host(launch, store.host, store.port)
     if launch.launcher not in _OF_TORCH:
         raise LauncherError(
-            f"{launch.launcher} started {worker.world_size} workers, but offers nothing by which they could agree on "
+            f"{launch.launcher} started {worker.world_size} workers, but has no store in which they could exchange "
             f"TensorFlow's addresses: start them with `farandole run` or horovodrun, or {_SET_TF_CONFIG}"
         )
     try:
@@ -90,26 +90,26 @@ def _meet(launch: Launch, timeout: float) -> tuple[_Store, str]:
         if error.name is None or error.name.split(".")[0] != "torch":
             raise
         raise LauncherError(
-            f"{worker.world_size} workers can agree on TensorFlow's addresses at MASTER_ADDR only with torch, which is "
+            f"{worker.world_size} workers can exchange TensorFlow's addresses at MASTER_ADDR only with torch, which is "
             f"not installed: install it, or {_SET_TF_CONFIG}"
         ) from None
     if launch.address is None:
         raise LauncherError(
-            f"{launch.launcher} started {worker.world_size} workers but tells them no address to meet at: set "
+            f"{launch.launcher} started {worker.world_size} workers but gives them no address to meet at: set "
             f"MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them, or {_SET_TF_CONFIG}"
         )
     return TorchStore(launch, timeout), _own_host(launch, *launch.address)
 
 
 def _own_host(launch: Launch, host: str, port: int) -> str:
-    # Who sets RANK by hand need not say how many workers share the machine, and then one number passes for the other.
+    # RANK set by hand may come without LOCAL_WORLD_SIZE, which then defaults to the world size.
     if launch.launcher != "environment" and launch.worker.local_world_size == launch.worker.world_size:
         return "127.0.0.1"
     return host_towards(host, port)
 
 
 def _exchange(store: _Store, worker: Worker, own: str, timeout: float) -> tuple[tuple[str, int], ...]:
-    """Let rank 0 gather everyone's address and pass all on, so that few requests are made and all hear the same."""
+    """Let rank 0 gather all addresses and pass them on: few requests, and the same result on all workers."""
     deadline = time.monotonic() + timeout
 
     def wait(key: str, grace: float = 0.0) -> str | None:
@@ -123,20 +123,20 @@ def _exchange(store: _Store, worker: Worker, own: str, timeout: float) -> tuple[
         store.put("tf_cluster_all", json.dumps(known))
         unread = [rank for rank in everyone[1:] if known[rank] is not None and wait(f"read_{rank}", _GRACE) is None]
     else:
-        told = wait("all", _GRACE / 2)
+        text = wait("all", _GRACE / 2)
         store.put(f"tf_cluster_read_{worker.rank}", "")
-        known = [wait(f"address_{rank}") for rank in everyone] if told is None else json.loads(told)
-        unread = [0] if told is None else []
+        known = [wait(f"address_{rank}") for rank in everyone] if text is None else json.loads(text)
+        unread = [0] if text is None else []
     missing = [rank for rank in everyone if known[rank] is None]
     if missing:
         raise LauncherError(
-            f"{_ranks(missing)} of {worker.world_size} did not say within {timeout:.0f} s where to listen for "
-            "TensorFlow: look there for an error, or for a strategy that was never entered"
+            f"{_ranks(missing)} of {worker.world_size} did not send TensorFlow's address within {timeout:.0f} s: look "
+            "into their output for an error, or for a strategy that was never entered"
         )
     if unread:
         raise LauncherError(
             f"{_ranks(unread)} of {worker.world_size} ended while TensorFlow's addresses were passed on: "
-            "look there for an error"
+            "look into their output for an error"
         )
     hosts_and_ports = [text.rpartition(":") for text in known if text is not None]
     return tuple((host, int(port)) for host, _, port in hosts_and_ports)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from ..batches import Batch
 from ..errors import DataError, OptionError, did_you_mean
-from ..order import GlobalOrder, part
+from ..order import GlobalOrder, slice_of
 from ..progress import Progress
 from ..random_seed import mix
 from ..structure import map_structure
@@ -20,11 +20,11 @@ from ..worker import Worker
 from .pipeline import batch_size_of, check_order, reshuffles
 from .step import Spec, spec_of
 
-_PLACEHOLDER = (0, 0)  # rows of a global batch that stand in for an empty share: two, as for `order.MicroBatch`
+_PLACEHOLDER = (0, 0)  # rows of a global batch for an empty share: two, as in `order.MicroBatch`
 
 
 class StepData(ABC):
-    """A dataset in global batches; `spec` is what a micro-batch of it looks like."""
+    """A dataset in global batches; `spec` describes its micro-batches."""
 
     spec: Spec
 
@@ -34,13 +34,13 @@ class StepData(ABC):
         self._accumulate = accumulate
 
     def __str__(self) -> str:
-        """What all workers must have alike for their steps to meet."""
+        """What must be the same on all workers, or their steps do not match."""
         order = self._order
         return f"{order.length} samples ({order.steps_per_epoch} steps an epoch), each of {self.spec}"
 
     @abstractmethod
     def steps(self, start: Progress, epochs: int) -> Iterator[Batch]:
-        """Yield this worker's part of each step, weighted by samples."""
+        """Yield this worker's share of each step, weighted by samples."""
 
     def remaining(self, start: Progress, epochs: int) -> int:
         """Return the number of steps that `steps` yields; see `GlobalOrder.remaining`."""
@@ -66,7 +66,7 @@ def step_data(
     """Return the steps of a dataset.
 
     Raises:
-        DataError: it has no known length, no order that all workers share, or is of another kind.
+        DataError: it has no known length, no common order on all workers, or is of another kind.
         OptionError: an unknown option, or a dataset batched by another number than `global_batch_size`.
     """
     for option in options:
@@ -76,7 +76,7 @@ def step_data(
     columns = _columns(dataset)
     if columns is None:
         raise DataError(
-            f"a {type(dataset).__name__} has no length and order that all workers could share: pass arrays, tensors "
+            f"a {type(dataset).__name__} has no length, or no common order on all workers: pass arrays, tensors "
             "(alone, or in a tuple or dict), or a tf.data.Dataset of known cardinality"
         )
     lengths: list[int] = []
@@ -92,21 +92,21 @@ class _Arrays(StepData):
     def __init__(self, columns: Any, order: GlobalOrder, worker: Worker, accumulate: int) -> None:
         super().__init__(order, worker, accumulate)
         self._columns = columns
-        self.spec = spec_of(self._cut(np.arange(1)))
+        self.spec = spec_of(self._take(np.arange(1)))
 
     def steps(self, start: Progress, epochs: int) -> Iterator[Batch]:
         for epoch, step in self._order.positions(start, epochs):
             plan = self._order.micro_batches(epoch, step, self._worker, self._accumulate)
-            micro = (self._cut(np.array(micro_batch.indices)) for micro_batch in plan)
+            micro = (self._take(np.array(micro_batch.indices)) for micro_batch in plan)
             weights = (micro_batch.weight for micro_batch in plan)
             yield self._batch((epoch, step, start.loop), micro, weights, float(self._order.size(step)))
 
-    def _cut(self, indices: np.ndarray[Any, Any]) -> Any:
+    def _take(self, indices: np.ndarray[Any, Any]) -> Any:
         return map_structure(lambda column: tf.convert_to_tensor(column[indices]), self._columns)
 
 
 class _Pipeline(StepData):
-    """A `tf.data.Dataset`, in its own order; every worker reads it whole and trains on its rows of each batch."""
+    """A `tf.data.Dataset`, in its own order; every worker reads all of it and trains on its share of each batch."""
 
     def __init__(
         self, dataset: tf.data.Dataset, global_batch_size: int, seed: int, worker: Worker, accumulate: int
@@ -116,7 +116,7 @@ class _Pipeline(StepData):
             kind = "infinite" if cardinality == tf.data.INFINITE_CARDINALITY else "unknown"
             raise DataError(
                 f"the tf.data.Dataset has {kind} cardinality, so its epochs have no end that all workers agree on: "
-                "take(n) elements of it, or tell how many it has with "
+                "take(n) elements of it, or give their number with "
                 ".apply(tf.data.experimental.assert_cardinality(n))"
             )
         check_order(dataset)
@@ -124,9 +124,9 @@ class _Pipeline(StepData):
         if found not in (None, global_batch_size):
             raise OptionError(
                 f"the tf.data.Dataset is batched by {found}, but global_batch_size={global_batch_size}: batch it by "
-                "the global batch, all workers together, or leave it unbatched"
+                "the global batch of all workers, or leave it unbatched"
             )
-        # What batches it already hides its number of samples; only that of its steps matters.
+        # A batched dataset does not say how many samples it has; only its number of steps matters.
         length = cardinality if found is None else cardinality * global_batch_size
         super().__init__(GlobalOrder(length, global_batch_size, seed, shuffle=False), worker, accumulate)
         options = tf.data.Options()
@@ -145,15 +145,15 @@ class _Pipeline(StepData):
                 iterator = self._iterations.start(epoch, self._dataset, batches)
             batch = next(iterator)
             rows = int(tf.shape(tf.nest.flatten(batch)[0])[0])
-            own = part(rows, self._worker.rank, self._worker.world_size)
-            cuts = [part(own.stop - own.start, number, self._accumulate) for number in range(self._accumulate)]
-            bounds = [(own.start + cut.start, own.start + cut.stop) for cut in cuts]
+            own = slice_of(rows, self._worker.rank, self._worker.world_size)
+            slices = [slice_of(own.stop - own.start, number, self._accumulate) for number in range(self._accumulate)]
+            bounds = [(own.start + micro.start, own.start + micro.stop) for micro in slices]
             micro = [tf.nest.map_structure(lambda leaf, s=s, e=e: _rows(leaf, s, e), batch) for s, e in bounds]
             yield self._batch((epoch, step, start.loop), micro, (end - begin for begin, end in bounds), float(rows))
 
 
 class _Iterations:
-    """How often a dataset that shuffles anew each time was iterated: its e-th iteration is epoch e."""
+    """Counts iterations of a dataset that reshuffles: its e-th iteration is epoch e."""
 
     _known: ClassVar[weakref.WeakKeyDictionary[tf.data.Dataset, _Iterations]] = weakref.WeakKeyDictionary()
 
@@ -171,8 +171,8 @@ class _Iterations:
             return iter(batches)
         if epoch < self._begun:
             raise DataError(
-                f"the tf.data.Dataset shuffles anew each time and was iterated {self._begun} times, so epoch {epoch} "
-                "cannot be had again: build it anew, or pass reshuffle_each_iteration=False to shuffle()"
+                f"the tf.data.Dataset reshuffles and was iterated {self._begun} times, so epoch {epoch} cannot be "
+                "repeated: build it anew, or pass reshuffle_each_iteration=False to shuffle()"
             )
         while self._begun < epoch:
             next(iter(dataset), None)
@@ -187,15 +187,15 @@ def _spec(spec: Any) -> Any:
 
 def _rows(leaf: Any, start: int, stop: int) -> Any:
     if isinstance(leaf, tf.SparseTensor):
-        raise DataError("a sparse tensor of a tf.data.Dataset cannot be shared out by rows: map it to a dense one")
+        raise DataError("a sparse tensor of a tf.data.Dataset cannot be split by rows: map it to a dense one")
     return leaf[start:stop] if stop > start else tf.gather(leaf, _PLACEHOLDER)
 
 
 def _columns(dataset: Any) -> Any:
-    """Return `dataset` as a structure of NumPy arrays where it is made of arrays and tensors, else `None`.
+    """Return `dataset` as a structure of NumPy arrays if it is made of arrays and tensors, else `None`.
 
     Raises:
-        DataError: it mixes them with something else, or one cannot be cut into samples.
+        DataError: an array has no dimension of samples.
     """
     if isinstance(dataset, (np.ndarray, tf.Tensor)):
         return _column(dataset)

@@ -14,7 +14,7 @@ from .strategy import TensorFlowStrategy
 def compiled_evaluation(
     strategy: TensorFlowStrategy, model: Any, fn: Callable[[Any, Any], Any], spec: Spec
 ) -> Callable[[Any], Any]:
-    """Return `fn(model, ...)` as a function of a micro-batch that looks like `spec`."""
+    """Return `fn(model, ...)` as a compiled function of a micro-batch of this `spec`."""
     converted = convert(fn)
 
     def evaluate(micro_batch: Any) -> Any:

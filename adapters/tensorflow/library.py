@@ -1,4 +1,4 @@
-"""What is asked of TensorFlow and Keras themselves: the right backend, and nothing done too early."""
+"""Checks of TensorFlow and Keras: the backend, the version, and whether an operation ran before."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from .compat import ModelView, eager_context
 
 
 def check_keras() -> None:
-    """Raise `EngineUnavailableError` where Keras runs on another framework than TensorFlow."""
+    """Raise `EngineUnavailableError` if Keras runs on another framework than TensorFlow."""
     backend = keras.backend.backend()
     if backend != "tensorflow":
         raise EngineUnavailableError(
-            f"Keras runs on {backend} here, and this strategy is TensorFlow's: start the program with "
-            "KERAS_BACKEND=tensorflow, or set it before Keras is imported first"
+            f"Keras runs on {backend}, but this strategy needs TensorFlow: start the program with "
+            "KERAS_BACKEND=tensorflow, or set it before the first import of Keras"
         )
 
 
 def check_model(model: Any) -> None:
-    """Raise `OptionError` where a model is not one of Keras 3."""
+    """Raise `OptionError` if a model is not one of Keras 3."""
     _check("model", model, keras.Model)
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raise `OptionError` where an optimizer is not one of Keras 3."""
+    """Raise `OptionError` if an optimizer is not one of Keras 3."""
     _check("optimizer", optimizer, keras.optimizers.Optimizer)
 
 
@@ -53,7 +53,7 @@ def _legacy_switch() -> str:
 
 
 def context_is_initialized() -> bool:
-    """Whether TensorFlow has made its devices, as the first operation does; they cannot be chosen any more."""
+    """Whether TensorFlow has created its devices, as the first operation does; after that they are fixed."""
     return bool(eager_context().is_initialized)
 
 

@@ -1,4 +1,4 @@
-"""What a `tf.data.Dataset` was built from: whether it is batched, and in an order that all workers share."""
+"""Inspect how a `tf.data.Dataset` was built: whether it is batched, and has the same order on all workers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from . import compat
 
 
 def stages(dataset: tf.data.Dataset) -> Iterator[tf.data.Dataset]:
-    """Yield a dataset, and all datasets that it is made from."""
+    """Yield a dataset and all datasets that it was built from."""
     yield dataset
     for source in compat.Stage(dataset).inputs():
         yield from stages(source)
 
 
 def batch_size_of(dataset: tf.data.Dataset) -> int | None:
-    """Return the number of samples in an element; `None` where an element is a sample."""
+    """Return the number of samples in an element; `None` if an element is a sample."""
     for stage in stages(dataset):
         if "Unbatch" in type(stage).__name__:
             return None
@@ -29,7 +29,7 @@ def batch_size_of(dataset: tf.data.Dataset) -> int | None:
 
 
 def check_order(dataset: tf.data.Dataset) -> None:
-    """Raise `DataError` where every worker would see the samples in an order of its own."""
+    """Raise `DataError` if the order of samples would differ between workers."""
     for stage in stages(dataset):
         if compat.shuffles_without_seed(stage):
             raise DataError(
@@ -39,7 +39,7 @@ def check_order(dataset: tf.data.Dataset) -> None:
 
 
 def reshuffles(dataset: tf.data.Dataset) -> bool:
-    """Whether each iteration has another order, which it has not where a cache follows the shuffle."""
+    """Whether each iteration has another order; a cache after the shuffle prevents that."""
     if "Cache" in type(dataset).__name__:
         return False
     return compat.reshuffles(dataset) or any(map(reshuffles, compat.Stage(dataset).inputs()))

@@ -1,4 +1,4 @@
-"""Times inside of a compiled step: the graph reads the clock, and we translate what it read."""
+"""Times inside a compiled step: the graph reads its clock, and we convert the readings."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import tensorflow as tf
 
 
 def stamp_after(values: Sequence[Any]) -> tf.Tensor:
-    """Return the time when all of these are computed: (), float64, seconds of the graph's clock."""
+    """Return the time at which all `values` are computed: (), float64, seconds of the graph's clock."""
     with tf.control_dependencies(tf.nest.flatten(values, expand_composites=True)):
         return tf.timestamp()
 
 
 class Clock:
-    """Translates stamps of a step that runs from now on to seconds of `time.perf_counter`."""
+    """Converts the stamps of a step that starts now to seconds of `time.perf_counter`."""
 
     def __init__(self) -> None:
         self._wall, self.start = time.time(), time.perf_counter()
 
     def spans(self, stamps: tf.Tensor) -> list[tuple[float, float]]:
-        """Return spans from (n, 2) stamps, within what has passed since; they wait for the step."""
+        """Return spans from (n, 2) stamps, clamped to the time since the start; this waits for the step."""
         read = stamps.numpy()
         now = time.perf_counter()
         found = []

@@ -26,8 +26,8 @@ SPARSE, DENSE = 1, 2
 class CompiledStep:
     """Trains on this worker's micro-batches of one global batch; all workers call it together.
 
-    It is compiled once for each kind of micro-batch, on all workers at the same time: the workers compare what they are
-    about to compile, because collectives of steps that differ would never meet.
+    It is compiled once for each kind of micro-batch, on all workers at the same time. The workers compare what they
+    will compile, because the collectives of different steps would never match.
     """
 
     def __init__(
@@ -52,37 +52,38 @@ class CompiledStep:
         self._functions: dict[Any, Any] = {}
 
     def __call__(
-        self, micro: tuple[Any, ...], spec: Spec, shares: Sequence[float], random_seed: int | None
+        self, micro: tuple[Any, ...], spec: Spec, fractions: Sequence[float], random_seed: int | None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Return the mean loss of the global batch, and the norm of its gradient where it is measured: (1,) or (2,).
+        """Return the mean loss of the global batch, and the norm of its gradient if it is measured: (1,) or (2,).
 
-        Where the step is stamped, also when this worker had its own gradients, and when the workers' sum: (1, 2).
+        If the step is stamped, also return when this worker had its gradients, and when their sum was ready: (1, 2).
 
         Args:
             micro: this worker's micro-batches.
-            spec: what each of them looks like, on every worker.
-            shares: how much of the global batch each of them is; 0 where it stands in for an empty share.
-            random_seed: what Keras's random layers start from in this step; `None` lets them go on.
+            spec: their structure and types, the same on every worker.
+            fractions: each micro-batch's weight over that of the global batch; 0 for a placeholder of an empty share.
+            random_seed: seed of Keras's random layers in this step; `None` leaves them alone.
         """
         seeded = random_seed is not None and bool(self._generators)
         key = (str(tf.nest.map_structure(str, spec)), len(micro), seeded)
         if key not in self._functions:
             self._functions[key] = self._compile(spec, len(micro), seeded)
         seed = tf.constant(random_seed if seeded else 0, tf.int64)
-        found: tuple[tf.Tensor, tf.Tensor | None] = self._functions[key](micro, tf.constant(shares, tf.float64), seed)
+        weights = tf.constant(fractions, tf.float64)
+        found: tuple[tf.Tensor, tf.Tensor | None] = self._functions[key](micro, weights, seed)
         return found
 
     def _compile(self, spec: Spec, count: int, seeded: bool) -> Any:
-        def step(micro: tuple[Any, ...], shares: tf.Tensor, seed: tf.Tensor) -> Any:
-            def replica(micro: tuple[Any, ...], shares: tf.Tensor, seed: tf.Tensor) -> Any:
+        def step(micro: tuple[Any, ...], fractions: tf.Tensor, seed: tf.Tensor) -> Any:
+            def replica(micro: tuple[Any, ...], fractions: tf.Tensor, seed: tf.Tensor) -> Any:
                 if seeded:
                     self._seed(seed)
-                return self._train(micro, shares, str(spec))
+                return self._train(micro, fractions, str(spec))
 
-            return self._strategy.run(replica, (micro, shares, seed))
+            return self._strategy.run(replica, (micro, fractions, seed))
 
         signature = ((spec,) * count, tf.TensorSpec((count,), tf.float64), tf.TensorSpec((), tf.int64))
-        # The graph itself: a `tf.function` looks for it at each call, which takes as long as a small step itself.
+        # The graph itself: a `tf.function` looks it up at each call, which takes as long as a small step.
         return tf.function(step, input_signature=signature, autograph=False).get_concrete_function()
 
     def _seed(self, seed: tf.Tensor) -> None:
@@ -90,11 +91,11 @@ class CompiledStep:
             start = tf.random.experimental.stateless_fold_in(tf.stack([seed, 0]), number)
             generator.state.assign(tf.cast(start, generator.state.dtype))
 
-    def _train(self, micro: tuple[Any, ...], shares: tf.Tensor, spec: str) -> tuple[tf.Tensor, tf.Tensor | None]:
+    def _train(self, micro: tuple[Any, ...], fractions: tf.Tensor, spec: str) -> tuple[tf.Tensor, tf.Tensor | None]:
         total = tf.zeros((), tf.float64)
         gradients: list[Any] = [None] * len(self._variables)
         for number, micro_batch in enumerate(micro):
-            loss, own = self._backward(micro_batch, shares[number])
+            loss, own = self._backward(micro_batch, fractions[number])
             total += loss
             gradients = [_plus(before, more) for before, more in zip(gradients, own, strict=True)]
         used, variables = agreed_gradients(
@@ -102,7 +103,7 @@ class CompiledStep:
         )
         if not variables:
             raise OptionError("no trainable variable of the model has a gradient: loss_fn does not depend on them")
-        # With a type of its own the loss would take a reduction of its own, whose latency a step then waits for.
+        # In the gradients' type: another type would cost the loss a reduction of its own.
         wide = (gradient.dtype for gradient in used if gradient.dtype in (tf.float32, tf.float64))
         total = tf.cast(total, next(wide, tf.float64))
         begin = stamp_after(used) if self._stamped else None
@@ -118,44 +119,44 @@ class CompiledStep:
         self._optimizer.apply(reduced, variables)
         return tf.stack(found), stamps
 
-    def _backward(self, micro_batch: Any, share: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
-        counts = share > 0
+    def _backward(self, micro_batch: Any, fraction: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
+        counts = fraction > 0
         with keep_when_placeholder(self._model, counts), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in self._variables])
             loss = self._loss_fn(self._model, micro_batch)
             _check_loss(loss)
-            scaled = self._optimizer.scale_loss(weigh(loss, share))
+            scaled = self._optimizer.scale_loss(weigh(loss, fraction))
         gradients = tape.gradient(scaled, [variable.value for variable in self._variables])
-        # A mean over nothing is NaN, and so is 0 times that: what stands in for an empty share must not count.
+        # A placeholder must not count, and 0 times its loss may be NaN: zero its gradients.
         there = [gradient for gradient in gradients if gradient is not None]
         if there:
             there = tf.cond(counts, lambda: there, lambda: [_zeros(gradient) for gradient in there])
         counted = iter(there)
         gradients = [None if gradient is None else next(counted) for gradient in gradients]
-        return tf.where(counts, tf.cast(loss, tf.float64) * share, 0.0), gradients
+        return tf.where(counts, tf.cast(loss, tf.float64) * fraction, 0.0), gradients
 
 
 def convert(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a user's function for a graph that autograph leaves alone: it may branch on tensors all the same."""
+    """Return a user's function converted by autograph, for use in a graph without it: it may branch on tensors."""
     internal = autograph()
     converted: Callable[..., Any] = internal.convert(function, internal.status(), convert_by_default=True)
     return converted
 
 
-def weigh(value: Any, share: tf.Tensor) -> Any:
-    """Return a mean loss, or a gradient of one, as its `share` of the global batch: the workers' add up to the mean."""
+def weigh(value: Any, fraction: tf.Tensor) -> Any:
+    """Return a mean loss, or its gradient, times its fraction of the global batch: the workers' sum is the mean."""
     if isinstance(value, tf.IndexedSlices):
-        return tf.IndexedSlices(weigh(value.values, share), value.indices, value.dense_shape)
-    return value * tf.cast(share, value.dtype)
+        return tf.IndexedSlices(weigh(value.values, fraction), value.indices, value.dense_shape)
+    return value * tf.cast(fraction, value.dtype)
 
 
 def agree(strategy: TensorFlowStrategy, look: str, kinds: Sequence[int]) -> list[int]:
-    """Return of which kind each gradient is on all workers together: 0 where none has it.
+    """Return the kind of each gradient over all workers: 0 if no worker has it, `DENSE` if the kinds differ.
 
-    It is dense where some have another kind than others. This runs once, when a step is compiled.
+    This runs once, when a step is compiled.
 
     Raises:
-        DataError: on some worker, what it trains on has another look.
+        DataError: a worker's data has another structure or type.
     """
     with tf.init_scope():
         everyone = strategy.gather((look, list(kinds)))
@@ -171,9 +172,9 @@ def agree(strategy: TensorFlowStrategy, look: str, kinds: Sequence[int]) -> list
 def agreed_gradients(
     strategy: TensorFlowStrategy, look: str, variables: Sequence[Any], gradients: Sequence[Any], dense: bool
 ) -> tuple[list[Any], list[Any]]:
-    """Return the gradients that any worker has, in a form that all can add up, and their variables; see `agree`.
+    """Return the gradients that any worker has, as kinds that all can add up, and their variables; see `agree`.
 
-    `dense` makes sparse ones dense: the norm of sparse rows that repeat an index is not that of their sum.
+    `dense` makes sparse ones dense: if sparse rows repeat an index, their norm is not that of their sum.
     """
     kinds = agree(strategy, look, [_kind(gradient) for gradient in gradients])
     used: list[Any] = []
@@ -192,7 +193,7 @@ def _kind(gradient: Any) -> int:
 
 @contextlib.contextmanager
 def keep_when_placeholder(model: Any, counts: tf.Tensor) -> Iterator[None]:
-    """Undo what the block did to statistics (BatchNormalization's) where `counts` is false, in a compiled step."""
+    """In a compiled step, undo the block's changes of statistics (BatchNormalization's) if `counts` is false."""
     seeds = {id(generator.state) for generator in random_seed_generators(model)}
     kept = [variable for variable in model.non_trainable_variables if id(variable) not in seeds]
     before = [variable.value.read_value() for variable in kept]
@@ -207,12 +208,12 @@ def keep_when_placeholder(model: Any, counts: tf.Tensor) -> Iterator[None]:
 
 
 def spec_of(micro_batch: Any) -> Spec:
-    """Return what a micro-batch looks like, for any number of samples in it."""
+    """Return a micro-batch's spec, for any number of samples."""
     return tf.nest.map_structure(_spec, micro_batch)
 
 
 def fits(micro: Sequence[Any], spec: Spec) -> bool:
-    """Whether micro-batches look like `spec`."""
+    """Whether micro-batches match `spec`."""
     for micro_batch in micro:
         try:
             pairs = zip(tf.nest.flatten(micro_batch), tf.nest.flatten(spec), strict=True)

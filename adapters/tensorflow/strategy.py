@@ -1,4 +1,4 @@
-"""What all TensorFlow engines share: the device, nested reductions, and how a model is prepared."""
+"""Base of all TensorFlow engines: the device, nested reductions, and how a model is prepared."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .library import check_keras, context_is_initialized
 class TensorFlowStrategy(Strategy):
     """Base of the TensorFlow engines, which supply `sum_in_graph` and the collectives on objects.
 
-    A worker is a process with one device: where a machine has several GPUs, it starts a worker for each.
+    A worker is a process with one device: on a machine with several GPUs, start a worker for each.
 
     Args:
         device: "cpu" or "cuda"; by default CUDA where this machine has a GPU for each of its workers.
 
-    steps_in_control_flow: whether a step may stand inside of a loop or a branch of a compiled function.
+    steps_in_control_flow: whether a step may run inside a loop or a branch of a compiled function.
     """
 
     steps_in_control_flow = True
@@ -49,7 +49,7 @@ class TensorFlowStrategy(Strategy):
 
     @property
     def tf_strategy(self) -> tf.distribute.Strategy:
-        """TensorFlow's own strategy, in whose scope variables are born; its default one where the engine has none."""
+        """TensorFlow's own strategy, whose scope creates variables; the default one if the engine has none."""
         return tf.distribute.get_strategy()
 
     def run(self, replica_step: Callable[..., Any], args: Sequence[Any] = ()) -> Any:
@@ -60,7 +60,7 @@ class TensorFlowStrategy(Strategy):
     def sum_in_graph(self, tensors: Sequence[Any], name: str) -> list[Any]:
         """Add up tensors or `tf.IndexedSlices` over all workers, as part of a step that every worker runs.
 
-        `name` is the same on all workers, and no other sum of the step has it.
+        `name` is the same on all workers, and unique among the step's sums.
         """
 
     @abstractmethod
@@ -72,11 +72,11 @@ class TensorFlowStrategy(Strategy):
         return next(self._trainings)
 
     def owns(self, variable: Any) -> bool:
-        """Whether a variable was made where this engine needs it to be: inside `scope()`."""
+        """Whether a variable was created where this engine needs it: inside `scope()`."""
         return True
 
     def prepare_optimizer(self, optimizer: Any) -> None:
-        """Make a Keras optimizer apply gradients that are reduced already, as they are."""
+        """Make a Keras optimizer apply gradients as they are: they are reduced already."""
 
     def start_from_rank_0(self, variables: Sequence[tf.Variable]) -> None:
         """Give rank 0's values of the variables to all workers."""
@@ -102,7 +102,7 @@ class TensorFlowStrategy(Strategy):
 
     def _sum(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
         def replica(*own: tf.Tensor) -> list[tf.Tensor]:
-            # A function's arguments have no device, from which TensorFlow's strategy would know who takes part.
+            # A function's arguments have no device, but TensorFlow's strategy finds the replicas by devices.
             return self.sum_in_graph([tf.identity(tensor) for tensor in own], "eager")
 
         return list(self.run(replica, tensors))
@@ -120,7 +120,7 @@ class TensorFlowStrategy(Strategy):
             self._device = "/GPU:0"
 
     def _refuse_late(self) -> None:
-        """Raise `StrategyStateError` where the engine, or this worker's GPU, has to be chosen before any operation."""
+        """Raise `StrategyStateError` if the engine, or this worker's GPU, must be chosen before any operation."""
         if self.worker.local_world_size > 1 and len(tf.config.list_logical_devices("GPU")) > 1:
             raise self._too_late()
 
@@ -171,7 +171,7 @@ class TensorFlowStrategy(Strategy):
 
 
 def _wide(leaf: Any) -> np.ndarray[Any, Any]:
-    """Return a leaf as an array to add up: half precision would round each partial sum."""
+    """Return a leaf as an array for summing: half precision would round each partial sum."""
     if not isinstance(leaf, (bool, int, float, np.ndarray, np.generic, tf.Tensor, tf.Variable)):
         raise OptionError(f"cannot reduce a {type(leaf).__name__}: only tensors, arrays and numbers, nested or not")
     # NumPy alone does not know TensorFlow's bfloat16.

@@ -1,4 +1,4 @@
-"""The key-value store of the launchers that come with torch, used for TensorFlow's cluster."""
+"""The key-value store of the launchers that use torch, for TensorFlow's cluster."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..torch.rendezvous import explained, open_store
 
 
 class TorchStore:
-    """Texts by key, alike for all workers; where rank 0 keeps them, they last as long as its object.
+    """Texts by key, shared by all workers; if rank 0 hosts the store, it lasts as long as its object.
 
     Raises:
-        LauncherError: on any call, whoever keeps the store cannot be reached.
+        LauncherError: on any call, the store's host cannot be reached.
     """
 
     def __init__(self, launch: Launch, timeout: float) -> None:
@@ -27,10 +27,10 @@ class TorchStore:
             self._store.set(key, text)
 
     def wait(self, key: str, timeout: float) -> str | None:
-        """Return what was put under this key, or `None` where nothing was within `timeout` seconds."""
+        """Return what was put under this key, or `None` after `timeout` seconds."""
         with explained(self._launch):
             try:
-                self._store.wait([key], timedelta(seconds=max(timeout, 0.001)))  # 0 would be without end
+                self._store.wait([key], timedelta(seconds=max(timeout, 0.001)))  # 0 would wait for ever
             except dist.DistStoreError:
                 return None
             return self._store.get(key).decode()

@@ -61,10 +61,10 @@ class TensorFlowTraining(Training):
             raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={accumulate}")
         total = total_of(batch)
         spec = next((spec for spec in self._specs if fits(batch.micro, spec)), None) or spec_of(batch.micro[0])
-        shares = [own / total for own in batch.weights]
+        fractions = [own / total for own in batch.weights]
         with self._seam.phase("update"):
             clock = Clock()
-            found, stamps = self._compiled(batch.micro, spec, shares, batch.random_seed)
+            found, stamps = self._compiled(batch.micro, spec, fractions, batch.random_seed)
             for span in clock.spans(stamps) if stamps is not None else ():
                 self._seam.note("wait", *span)
         if self._options.grad_norm:
@@ -127,7 +127,7 @@ class TensorFlowTraining(Training):
         for rank, other in enumerate(everyone):
             if other != everyone[0]:
                 raise DataError(
-                    f"worker {rank} has {other}, worker 0 has {everyone[0]}: every worker passes the same dataset"
+                    f"worker {rank} has {other}, worker 0 has {everyone[0]}: pass the same dataset on every worker"
                 )
         return data
 
@@ -137,8 +137,8 @@ class TensorFlowTraining(Training):
                 yield batch
                 continue
             weights = tuple(
-                weight_of(part, weight) if count else 0.0
-                for part, count in zip(batch.micro, batch.weights, strict=True)
+                weight_of(micro_batch, weight) if count else 0.0
+                for micro_batch, count in zip(batch.micro, batch.weights, strict=True)
             )
             total = self._strategy.reduce(float(sum(weights)), "sum")
             yield Batch(batch.micro, weights, total, batch.progress, batch.random_seed)
@@ -164,7 +164,7 @@ class TensorFlowTraining(Training):
         with self._strategy.noticing_lost_workers(), self._seam.phase("load"):
             self._saver.settle()
             progress = load(self._strategy, path, self)
-        self._position.take_up(progress)
+        self._position.load(progress)
         return progress
 
 
@@ -172,12 +172,12 @@ def prepare_variables(strategy: TensorFlowStrategy, model: Any, optimizer: Any) 
     """Build the optimizer, and have all workers start from rank 0's model and optimizer.
 
     Raises:
-        OptionError: the model has no variables yet, or they were made outside of the strategy's scope, or the optimizer
-            was built for another model's.
+        OptionError: the model has no variables yet, its variables were created outside of the strategy's scope, or the
+            optimizer was built for another model.
     """
     if not model.built or not model.trainable_variables:
         raise OptionError(
-            "the model has no trainable variables yet: give it a keras.Input, or call model.build(input_shape), before"
+            "the model has no trainable variables yet: give it a keras.Input, or call model.build(input_shape), first"
         )
     with strategy.scope():
         if not optimizer.built:
@@ -186,8 +186,8 @@ def prepare_variables(strategy: TensorFlowStrategy, model: Any, optimizer: Any) 
     for variable in model.trainable_variables:
         if id(variable) not in held:
             raise OptionError(
-                f"the optimizer holds variables of another model, not {variable.path!r}: make a new optimizer, as each "
-                "keeps to the variables that it was built for"
+                f"the optimizer holds variables of another model, not {variable.path!r}: make a new optimizer: "
+                "each one keeps the variables that it was built for"
             )
     variables = [*model.variables, *optimizer.variables]
     outside = [variable for variable in variables if not strategy.owns(variable.value)]
@@ -195,14 +195,14 @@ def prepare_variables(strategy: TensorFlowStrategy, model: Any, optimizer: Any) 
         whose = "model" if any(outside[0] is variable for variable in model.variables) else "optimizer"
         raise OptionError(
             f"the {whose}'s variable {outside[0].path!r} was made outside of strategy.scope(), where {strategy.name!r} "
-            "cannot keep it alike on all workers: build and compile the model inside `with strategy.scope():`"
+            "cannot keep it the same on all workers: build and compile the model inside `with strategy.scope():`"
         )
     strategy.prepare_optimizer(optimizer)
     strategy.start_from_rank_0([variable.value for variable in variables])
 
 
 def warn_of_batch_norm(model: Any, stacklevel: int) -> None:
-    """Warn once of BatchNormalization that each worker does by itself."""
+    """Warn once of BatchNormalization that is not synchronized between workers."""
     layers = [layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
     local = [layer.name for layer in layers if not layer.synchronized]
     if local:
@@ -225,5 +225,5 @@ def _check(model: Any, optimizer: Any, scheduler: Any) -> None:
     if optimizer.gradient_accumulation_steps:
         raise OptionError(
             "the optimizer accumulates gradients itself (gradient_accumulation_steps): leave that out, and pass "
-            "accumulate to prepare(), which cuts the global batch up instead"
+            "accumulate to prepare(), which splits the global batch instead"
         )

@@ -67,14 +67,14 @@ def take_rank(store: Store, launch: Launch, timeout: timedelta, origin: Origin |
         _wait_for(store, (rank, turned_away), PATIENCE)
     if size != worker.world_size or (is_stranger(origin, main) and store.check([turned_away])):
         raise LauncherError(
-            f"worker {who} met another job's rank 0 at {where(launch)}: two jobs were told the same port; "
+            f"worker {who} met another job's rank 0 at {where(launch)}: two jobs use the same port; "
             + free_port_advice(launch)
         )
     taken = json.loads(store.compare_set(rank, "", json.dumps(origin)))
     if taken != origin:
         raise LauncherError(
             f"two processes say that they are worker {who} at {where(launch)}, and process {taken[2]} on {taken[0]} "
-            f"was first: if two jobs were told the same port, {free_port_advice(launch)}"
+            f"was first: if two jobs use the same port, {free_port_advice(launch)}"
         )
 
 

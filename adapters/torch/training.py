@@ -208,7 +208,7 @@ class TorchTraining(Training):
             self._take_up_groups()
             self._saver.settle()
             progress = checkpoint.load(self._strategy, path, self)
-        self._position.take_up(progress)
+        self._position.load(progress)
         return progress
 
     def _take_up_groups(self) -> None:

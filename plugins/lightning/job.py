@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore
 
 from ...adapters import WorkerLostError, entry
-from ...adapters.leaving import end_timeout, end_with_failure, leave_timeout, leaves_in_order
+from ...adapters.leaving import end_timeout, end_with_failure, has_succeeded, leave_timeout
 from ...adapters.torch.meeting import Meeting
 from ...adapters.torch.rendezvous import init_companion_group, open_side_store
 from ...adapters.torch.strategy import TorchStrategy
@@ -106,7 +106,7 @@ def abandon(strategy: TorchStrategy, error: BaseException) -> None:
         if known.strategy is strategy:
             _joined.remove(known)
             entry.close_later(_close_beside)  # others may be in a collective of the group
-            if known.meeting is not None and not leaves_in_order(error):
+            if known.meeting is not None and not has_succeeded(error):
                 known.meeting.tell(error)
             try:
                 strategy.__exit__(type(error), error, error.__traceback__)

@@ -19,7 +19,7 @@ import numpy as np
 from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from ...adapters import DataError, OptionError, Worker
-from ...adapters.order import GlobalOrder, Indices, part
+from ...adapters.order import GlobalOrder, Indices, slice_of
 from ...adapters.torch.strategy import TorchStrategy
 from .compat import without_notes
 
@@ -101,7 +101,7 @@ class SamplePlan(Plan):
             starts[-1] = (starts[-2] + self._length) // 2
         for start, end in itertools.pairwise([*starts, self._length]):
             batch = order[start:end]
-            yield [batch[part(len(batch), rank, self._world_size)] for rank in range(self._world_size)]
+            yield [batch[slice_of(len(batch), rank, self._world_size)] for rank in range(self._world_size)]
 
 
 class BatchPlan(Plan):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...adapters import OptionError, WorkerLostError
-from ...adapters.leaving import leaves_in_order
+from ...adapters.leaving import has_succeeded
 from ...adapters.torch.batch_norm import warn_of_batch_norm
 from ...adapters.torch.engine import Engine
 from . import environment, job
@@ -254,7 +254,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
         super().on_exception(exception)
         if self._adapter is None:
             return
-        if isinstance(exception, SystemExit) and leaves_in_order(exception) and self.is_alone():
+        if isinstance(exception, SystemExit) and has_succeeded(exception) and self.is_alone():
             worker = self.adapter.worker
             way = "sys.exit(0)" if type(exception) is SystemExit else "SIGTERM"  # Lightning's is one too
             exception.code = (  # printed, with exit code 1

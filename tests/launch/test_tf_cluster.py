@@ -152,7 +152,9 @@ def test_workers_that_never_report_are_named_to_all_others(
     job = Job(launcher, 3, tmp_path, port, by_hand, silent)
     assert sorted(job.found) == [rank for rank in range(3) if rank not in silent], job.result.describe()
     for found in job.found.values():
-        assert found["error"].startswith(f"LauncherError: {named} did not say within {DEADLINE} s"), found
+        assert found["error"].startswith(
+            f"LauncherError: {named} did not send TensorFlow's address within {DEADLINE} s"
+        ), found
         assert DEADLINE - 0.5 < found["seconds"] < DEADLINE + 8
 
 

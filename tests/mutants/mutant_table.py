@@ -216,7 +216,7 @@ MUTANTS = (
     Mutant(
         "tf_losses_are_not_weighed",
         "adapters/tensorflow/step.py",
-        "scaled = self._optimizer.scale_loss(weigh(loss, share))",
+        "scaled = self._optimizer.scale_loss(weigh(loss, fraction))",
         "scaled = self._optimizer.scale_loss(loss)",
         _conformance("TestTensorFlowMultiWorker", "test_curve"),
     ),
@@ -231,7 +231,7 @@ MUTANTS = (
     Mutant(
         "checksums_are_not_compared",
         "adapters/checkpoint/contents.py",
-        "            if taker == share:\n",
+        "            if taker == number:\n",
         "            if taker < 0:\n",
         _conformance("TestLocal", "damaged"),
     ),
@@ -288,8 +288,8 @@ MUTANTS = (
     Mutant(
         "lightning_trains_on_rank_0s_share",
         "plugins/lightning/plans.py",
-        "yield [batch[part(len(batch), rank, self._world_size)] for rank",
-        "yield [batch[part(len(batch), 0, self._world_size)] for rank",
+        "yield [batch[slice_of(len(batch), rank, self._world_size)] for rank",
+        "yield [batch[slice_of(len(batch), 0, self._world_size)] for rank",
         ("tests/lightning/test_shares.py",),
     ),
     Mutant(

@@ -128,7 +128,7 @@ def test_who_was_told_leaves_at_once_and_says_what_to_type(meeting: Meeting, mon
     monkeypatch.undo()
     meeting.begin()
     said = meeting.come(STRANGER).result(1)
-    assert said.endswith("two jobs were told the same port; choose a free one with: deepspeed --master_port")
+    assert said.endswith("two jobs use the same port; choose a free one with: deepspeed --master_port")
 
 
 def test_who_does_not_come_is_named(meeting: Meeting) -> None:

@@ -15,7 +15,7 @@ from small_training import adamw, data_folder, failure, net, prepare, snapshot, 
 from farandole.adapters import CheckpointError, Progress, Strategy
 from farandole.adapters.checkpoint.folder import commit
 from farandole.adapters.checkpoint.manifest import Manifest, new_data
-from farandole.adapters.checkpoint.ranges import cut
+from farandole.adapters.checkpoint.ranges import split_evenly
 from farandole.adapters.checkpoint.storage import Storage
 from farandole.adapters.torch.checkpoint import CheckpointReader, write_checkpoint
 from farandole.adapters.torch.checkpoint import writer as writer_module
@@ -37,7 +37,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool,
 def test_a_line_is_cut_into_even_parts(tensors: list[tuple[int, int]], world_size: int, first: int) -> None:
     whole = sum(numel * itemsize for numel, itemsize in tensors[:first])
     total = sum(numel * itemsize for numel, itemsize in tensors)
-    cuts = cut(tensors, world_size, whole)
+    cuts = split_evenly(tensors, world_size, whole)
     held = [0] * world_size
     for (numel, itemsize), ends in zip(tensors, cuts, strict=True):
         assert ends[0] == 0 and ends[-1] == numel and ends == sorted(ends) and len(ends) == world_size + 1

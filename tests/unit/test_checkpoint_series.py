@@ -67,7 +67,7 @@ def test_a_run_that_begins_again_from_an_earlier_one_is_told_of_the_further_one(
     training.save(tmp_path / "step-2", Progress(0, 2), keep=1)
     assert latest(tmp_path) == str(tmp_path / "step-3")
     (told,) = [record.getMessage() for record in caplog.records]
-    assert f"step-3 is taken, Progress(epoch=0, step=3); {tmp_path}/step-2 was saved after it" in told
+    assert f"step-3 is loaded, Progress(epoch=0, step=3); {tmp_path}/step-2 was saved after it" in told
 
 
 def test_what_began_again_from_an_earlier_one_comes_after_what_was_given_up(

@@ -102,7 +102,7 @@ def test_a_process_that_could_not_speak_is_told_of_by_who_comes_next(
     caplog.set_level(logging.WARNING, "farandole")
     assert prepare_as_saved(strategy).load(path) == Progress(0, 1)
     assert latest(path) == str(path)
-    said = f"{path}/{torn} is torn, its save was not finished; the one before it is taken: {path}, {Progress(0, 1)}"
+    said = f"{path}/{torn} is torn, its save was not finished; the one before it is loaded: {path}, {Progress(0, 1)}"
     assert [record.message for record in caplog.records] == [said, said]
 
 

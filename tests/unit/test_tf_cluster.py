@@ -204,7 +204,7 @@ def test_who_ends_while_addresses_are_passed_on_is_named(rank: int, ended: int) 
 def test_own_host_is_the_one_by_which_the_others_come() -> None:
     assert host_towards("127.0.0.1", 1) == "127.0.0.1"
     assert host_towards("localhost", 1) == "localhost"  # the name, as others may know this machine by it
-    with pytest.raises(LauncherError, match=r"no way from here to no-such-host\.invalid:1"):
+    with pytest.raises(LauncherError, match=r"no route from here to no-such-host\.invalid:1"):
         host_towards("no-such-host.invalid", 1)
 
 

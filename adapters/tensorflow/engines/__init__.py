@@ -1,1 +1,1 @@
-"""One engine a module, on the shared base of TensorFlow's strategies."""
+"""One module per engine, on the shared base of TensorFlow's strategies."""

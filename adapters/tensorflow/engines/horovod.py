@@ -26,17 +26,17 @@ except ModuleNotFoundError:
 except ImportError as error:
     raise EngineUnavailableError(
         f"Horovod is installed, but not built for this TensorFlow {tf.__version__} ({str(error).splitlines()[0]}). "
-        "Build it anew with: farandole horovod install --force"
+        "Rebuild it with: farandole horovod install --force"
     ) from None
-if not hasattr(hvd, "init"):  # a Horovod without its part for TensorFlow imports as an empty module
+if not hasattr(hvd, "init"):  # without TensorFlow support, Horovod's module imports, but is empty
     raise EngineUnavailableError(
-        "Horovod is installed, but was built without TensorFlow. Build it anew with: farandole horovod install --force"
+        "Horovod is installed, but was built without TensorFlow. Rebuild it with: farandole horovod install --force"
     )
 
 check()
 
 _COMPRESSIONS = ("none", "fp16")
-_START_DEADLINE = 60.0  # seconds, where another launcher than horovodrun started the workers
+_START_DEADLINE = 60.0  # seconds, under launchers other than horovodrun
 
 
 class TensorFlowHorovodStrategy(TensorFlowStrategy):
@@ -63,13 +63,13 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
         self.capabilities = Capabilities(
             "tensorflow",
             accelerators=frozenset({"cpu", "cuda"} if hvd.nccl_built() else {"cpu"}),
-            # Elastic Horovod lets survivors go on in their processes (horovod/common/elastic.py).
+            # Elastic Horovod lets survivors continue in their processes (horovod/common/elastic.py).
             survives_failure=True,
             exact=compression == "none",
         )
 
     def sum_in_graph(self, tensors: Sequence[Any], name: str) -> list[Any]:
-        # By names of ours: Horovod's own follow the graph's, which a model that differs by rank would make differ.
+        # Our own names: Horovod's follow the graph's, which differ if the model differs by rank.
         return [
             hvd.allreduce(
                 self._computed(tensor),
@@ -86,36 +86,36 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
 
     def _join(self) -> None:
         super()._join()
-        with described_job(self.launch, self._share, hvd.gloo_built()):
+        with described_job(self.launch, self._broadcast_address, hvd.gloo_built()):
             hvd.init()
             self._joined = True
-            found, said = (hvd.rank(), hvd.size()), (self.worker.rank, self.worker.world_size)
-            if found != said:
+            found, expected = (hvd.rank(), hvd.size()), (self.worker.rank, self.worker.world_size)
+            if found != expected:
                 hvd.shutdown()
                 raise EngineUnavailableError(
-                    f"Horovod says worker {found[0]} of {found[1]}, but {self.launch.launcher} started worker "
-                    f"{said[0]} of {said[1]}: start the job with horovodrun, or `farandole run --strategy tf_horovod`"
+                    f"Horovod counts worker {found[0]} of {found[1]}, but {self.launch.launcher} started worker "
+                    f"{expected[0]} of {expected[1]}: start it with horovodrun or `farandole run --strategy tf_horovod`"
                 )
             self._barrier()
         self._zero = tf.Variable(0.0, trainable=False)
 
     def _lost_a_worker(self, error: BaseException) -> bool:
-        # Its operations fail with what is unknown to TensorFlow.
+        # TensorFlow reports the errors of Horovod's operations as unknown or aborted.
         kinds = (internal_error(), tf.errors.UnknownError, tf.errors.AbortedError)
         return isinstance(error, kinds) and horovod_lost_a_peer(str(error))
 
     def _computed(self, tensor: Any) -> Any:
         """Return the tensor as one that is computed in each step.
 
-        TensorFlow folds what depends on constants alone: it would run Horovod's operation once, when it optimizes the
-        graph, and then never again, while other workers, for whom it is no constant, wait for it in each step.
+        TensorFlow folds constants: it would run Horovod's operation on a constant once, while it optimizes the graph.
+        Other workers, on which it is not constant, would wait for it in each step.
         """
         if not isinstance(tensor, tf.Tensor) or not (tensor.dtype.is_floating or tensor.dtype.is_integer):
             return tensor
         return tensor if tf.get_static_value(tensor) is None else tensor + tf.cast(self._zero, tensor.dtype)
 
-    def _share(self, address: str | None) -> str:
-        """Tell all workers rank 0's address."""
+    def _broadcast_address(self, address: str | None) -> str:
+        """Give all workers rank 0's address."""
         cluster = cluster_store()
         if cluster is not None:  # TensorFlow's servers listen at the cluster's addresses
             return str(cluster.broadcast(address, 0))
@@ -125,7 +125,7 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)
         if self._joined and failed:
-            # Other workers may be inside a collective, which this would end for them.
+            # A shutdown would end the collectives that other workers are in.
             entry.close_later(hvd.shutdown)
             do_not_wait_at_exit()
         elif self._joined:

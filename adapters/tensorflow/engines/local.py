@@ -1,4 +1,4 @@
-"""Plain TensorFlow in one process: what the other TensorFlow engines are compared with."""
+"""Plain TensorFlow in one process: the reference for the other TensorFlow engines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TensorFlowLocalStrategy(TensorFlowStrategy):
     Take it to write and debug a program, and where one process is enough. Several workers are refused.
 
     Raises:
-        LauncherError: a launcher started several workers; each would train on all data by itself.
+        LauncherError: a launcher started several workers, and each would train on all data.
     """
 
     capabilities = Capabilities("tensorflow", accelerators=frozenset({"cpu", "cuda"}))
@@ -28,7 +28,7 @@ class TensorFlowLocalStrategy(TensorFlowStrategy):
         if self.worker.world_size > 1:
             raise LauncherError(
                 f"strategy 'tf_local' is one process, but {self.launch.launcher} started {self.worker.world_size} "
-                "workers: choose another strategy, 'tf_multiworker' for one, or start one worker"
+                "workers: choose another strategy, for example 'tf_multiworker', or start one worker"
             )
 
     def sum_in_graph(self, tensors: Sequence[Any], name: str) -> list[Any]:

@@ -23,12 +23,12 @@ from ..config_store import TASK_IS_GONE, ConfigStore
 from ..strategy import TensorFlowStrategy
 
 _START_DEADLINE = 60.0
-# ms without a sign of life after which TensorFlow gives a worker up. One that is only slow on a busy machine should not
-# be, and one that was killed before a collective must be found within 15 s.
+# ms without a heartbeat after which TensorFlow takes a worker for lost. A slow worker on a busy machine must not be lost,
+# and one that was killed before a collective must be found within 15 s.
 _HEARTBEAT = 12_000
 
-# Of collectives, of what tasks call on each other and on the coordination service, and of `ConfigStore`. Others fail by
-# the same types of error, and of sockets too: a file system in the cloud, for one.
+# Texts of errors of collectives, of calls between tasks and to the coordination service, and of `ConfigStore`. Other
+# errors have the same types, and some come from sockets too: a file system in the cloud, for example.
 _LOST = ("Collective ops is aborted", "GRPC error information from remote target /job:worker/", TASK_IS_GONE)
 
 _IMPLEMENTATIONS = {
@@ -40,7 +40,7 @@ _IMPLEMENTATIONS = {
 
 @dataclass(frozen=True)
 class _Cluster:
-    """The cluster that this process joined; without addresses where it is its only worker."""
+    """The cluster that this process joined; without addresses if it is the only worker."""
 
     addresses: tuple[Address, ...]
     strategy: tf.distribute.Strategy
@@ -48,7 +48,7 @@ class _Cluster:
 
 
 def cluster_store() -> ConfigStore | None:
-    """Return what the workers of TensorFlow's cluster tell each other things through; `None` where none was joined."""
+    """Return the store of the TensorFlow cluster that this process joined; `None` if it joined none."""
     cluster = MultiWorkerStrategy._cluster
     return cluster.store if cluster is not None and cluster.addresses else None
 
@@ -64,14 +64,14 @@ class MultiWorkerStrategy(TensorFlowStrategy):
         start_deadline: seconds that all workers have to join; by default 60, or FARANDOLE_START_DEADLINE.
 
     Raises:
-        StrategyStateError: on entering, where a TensorFlow operation ran before: the cluster must be known by then.
-        LauncherError: on entering, where a worker does not come, or has been told of another cluster.
+        StrategyStateError: on entering, if a TensorFlow operation ran before: the cluster must be known by then.
+        LauncherError: on entering, if a worker does not come, or has another cluster.
     """
 
     capabilities = Capabilities("tensorflow", accelerators=frozenset({"cpu", "cuda"}))
-    steps_in_control_flow = False  # its updates leave the replica (`merge_call`), which TensorFlow cannot inside of one
+    steps_in_control_flow = False  # its updates use `merge_call`, which TensorFlow refuses there
 
-    # TensorFlow joins one cluster in the life of a process; a second strategy in it goes on with the first one's.
+    # TensorFlow joins one cluster per process; later strategies use the first one's.
     _cluster: ClassVar[_Cluster | None] = None
 
     def __init__(
@@ -98,7 +98,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
         return self._tf_strategy
 
     def run(self, replica_step: Callable[..., Any], args: Sequence[Any] = ()) -> Any:
-        # Keras divides losses by the number of replicas inside of a strategy: here a mean is a mean.
+        # Inside a strategy Keras divides losses by the number of replicas; one replica keeps the mean.
         with self._tf_strategy.as_one_replica():
             return self._tf_strategy.run(replica_step, args=tuple(args))
 
@@ -121,7 +121,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
         return bool(self._tf_strategy.extended.variable_created_in_scope(variable))
 
     def prepare_optimizer(self, optimizer: Any) -> None:
-        # Keras would add gradients up once more; clipping, which comes before that in it, must see the sum.
+        # Our step has reduced the gradients before clipping; Keras would reduce them again.
         for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
             if part is None:
                 continue
@@ -148,8 +148,8 @@ class MultiWorkerStrategy(TensorFlowStrategy):
             self._refuse_other_cluster()
         super()._join()
         if self._addresses:
-            told = os.environ.get("TF_CONFIG") or tf_config(self.launch, self._addresses)
-            self._variables.enter_context(entry.environment(TF_CONFIG=told))
+            config = os.environ.get("TF_CONFIG") or tf_config(self.launch, self._addresses)
+            self._variables.enter_context(entry.environment(TF_CONFIG=config))
         if self._cluster is None:
             MultiWorkerStrategy._cluster = self._meet(self._addresses)
         assert self._cluster is not None
@@ -165,8 +165,8 @@ class MultiWorkerStrategy(TensorFlowStrategy):
         if not same or self.worker.world_size != max(1, len(self._addresses)):
             joined = ", ".join(f"{host}:{port}" for host, port in self._addresses) or "one worker"
             raise StrategyStateError(
-                f"this process joined TensorFlow's cluster of {joined}, and TensorFlow joins one in the life of a "
-                f"process: enter strategy {self.name!r} for another one in a new process"
+                f"this process joined TensorFlow's cluster of {joined}, and TensorFlow joins one per process: "
+                f"enter strategy {self.name!r} for another cluster in a new process"
             )
 
     def _meet(self, addresses: tuple[Address, ...]) -> _Cluster:
@@ -187,7 +187,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
         found = strategy.num_replicas_in_sync
         if found != worker.world_size:
             raise LauncherError(
-                f"TensorFlow counts {found} replicas, but {self.launch.launcher} says {worker.world_size} workers: "
+                f"TensorFlow counts {found} replicas, but {self.launch.launcher} started {worker.world_size} workers: "
                 "start a worker for each GPU"
             )
         return _Cluster(addresses, strategy, ConfigStore(worker, jobs, lines))
@@ -203,7 +203,7 @@ class MultiWorkerStrategy(TensorFlowStrategy):
 
 
 def _take_sigterm_back() -> None:
-    """Have SIGTERM do what it did before: TensorFlow's preemption notifier takes it, and the process goes on.
+    """Restore the handler of SIGTERM: TensorFlow's preemption notifier replaces it, and the process would not end.
 
     Source: tsl/distributed_runtime/preemption/preemption_notifier.cc.
     """
@@ -213,7 +213,7 @@ def _take_sigterm_back() -> None:
 
 
 class _Mirrored(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
-    """TensorFlow's strategy, which a step of ours may ask for its replicas without Keras dividing by them."""
+    """TensorFlow's strategy, whose number of replicas can be hidden from Keras in our step."""
 
     _alone = False
 
@@ -223,7 +223,7 @@ class _Mirrored(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc
 
     @contextlib.contextmanager
     def as_one_replica(self) -> Iterator[None]:
-        """Say that there is one replica, to what is traced inside."""
+        """Report one replica to the code that is traced inside."""
         before, self._alone = self._alone, True
         try:
             yield
@@ -232,9 +232,9 @@ class _Mirrored(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc
 
 
 def _configure_heartbeat() -> list[tuple[str, int]]:
-    """Bound how long a stopped worker goes unnoticed; return the cluster's jobs, and how many tasks each has.
+    """Limit how long a stopped worker goes unnoticed; return the cluster's jobs, each with its number of tasks.
 
-    It comes before the strategy, which would configure the same service and leaves it where that was done.
+    Call it before creating the strategy, which keeps an existing configuration of this service.
     """
     cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec()
     jobs = cluster_jobs(cluster)

@@ -50,7 +50,7 @@ def load(strategy: TorchStrategy, path: str | PathLike[str], training: TorchTrai
             f"{path} holds no optimizer state: the weights are loaded, optimizer and scheduler are as they were",
             stacklevel=3,
         )
-    return training.take_up(found[0][0].manifest)
+    return training.restore(found[0][0].manifest)
 
 
 def check_fits(training: TorchTraining, names: Names, manifest: Manifest, objects: Mapping[str, Any]) -> None:

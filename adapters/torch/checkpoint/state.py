@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from ...checkpoint.ranges import cut
+from ...checkpoint.ranges import split_evenly
 from ...errors import CheckpointError
 from ...structure import map_structure
 from ..engine import Engine, Slots
@@ -75,7 +75,7 @@ def state_of(training: TorchTraining, rank: int, world_size: int) -> State:
                 others[slot] = value
         if others and (rank == 0 if shard.replicated else shard.start == 0 and shard.weight.numel() > 0):
             slots[name] = plain(others)
-    cuts = cut([(p.values.numel(), p.values.element_size()) for p in replicated], world_size, buffer_bytes)
+    cuts = split_evenly([(p.values.numel(), p.values.element_size()) for p in replicated], world_size, buffer_bytes)
     for piece, ends in zip(replicated, cuts, strict=True):
         start, end = ends[rank], ends[rank + 1]
         own.append(Piece(piece.tensor, piece.shape, start, piece.values.detach().reshape(-1)[start:end]))
