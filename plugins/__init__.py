@@ -1,1 +1,1 @@
-"""What users plug into the frameworks they have; importing it imports none of them."""
+"""Plugins for the users' frameworks; importing this package imports none of them."""

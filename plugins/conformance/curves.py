@@ -1,4 +1,4 @@
-"""Train the variants on a strategy, as a user would, and compare and write down the curves."""
+"""Train the variants on a strategy, as a user would; compare, write and read their curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .variants import GLOBAL_BATCH, SEED, STEPS, VARIANTS, Variant
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of all steps, the weights after the last one by name, and gradients' norms where they are measured."""
+    """The losses of all steps, the weights after the last one by name, and the gradients' norms if measured."""
 
     losses: tuple[float, ...]
     weights: dict[str, np.ndarray]
@@ -42,7 +42,7 @@ class Curve:
 
 
 def prepare(strategy: Strategy, variant: Variant, dtype: str, callbacks: Sequence[Callback] = ()) -> Training:
-    """Hand a variant's model and optimizer to the strategy."""
+    """Prepare a variant's model and optimizer with the strategy."""
     program = program_of(strategy)
     with strategy.scope():
         model, optimizer, scheduler = program.build(variant, dtype)
@@ -66,7 +66,7 @@ def train(
     start: Progress = Progress(),
     steps: int = STEPS,
 ) -> tuple[Curve, Progress]:
-    """Train `steps` steps from `start`; return their losses, the weights after them, and where that is."""
+    """Train `steps` steps from `start`; return their losses, the final weights, and the position."""
     program = program_of(strategy)
     losses, norms = [], []
     progress = start
@@ -94,7 +94,7 @@ def run_variant(strategy: Strategy, variant_name: str, dtype: str) -> Curve:
 
 
 def write_curve(path: Path, curve: Curve) -> None:
-    """Write a curve where `read_curve` finds it whole or not at all."""
+    """Write a curve atomically."""
     partial = path.with_suffix(".partial.npz")
     arrays: dict[str, Any] = {f"weight:{name}": weight for name, weight in curve.weights.items()}
     np.savez(partial, losses=np.array(curve.losses), grad_norms=np.array(curve.grad_norms), **arrays)

@@ -1,4 +1,4 @@
-"""What of the suite belongs to a framework: its package is imported where it is needed first."""
+"""The suite's modules of each framework, imported when they are first needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def program_of(strategy: Strategy) -> Any:
-    """Return the module with the program of the strategy's framework; see `torch.program` for what each has."""
+    """Return the module with the program of the strategy's framework; see `torch.program` for its functions."""
     return _module(strategy.capabilities.framework, "program")
 
 
@@ -25,20 +25,20 @@ def checks_of(framework: str) -> Mapping[str, Check]:
     return checks
 
 
-def reference_curve(framework: str, variant: str, dtype: str, parts: int = 1) -> Curve:
+def reference_curve(framework: str, variant: str, dtype: str, pieces: int = 1) -> Curve:
     """Return the curve that the engines of a framework must follow; see `torch.reference`."""
-    curve: Curve = _module(framework, "reference").reference_curve(variant, dtype, parts)
+    curve: Curve = _module(framework, "reference").reference_curve(variant, dtype, pieces)
     return curve
 
 
 def reference_loss(framework: str, variant: Variant, data: Any) -> float:
-    """Return the mean loss of an untrained model over some data, in one process."""
+    """Return the mean loss of an untrained model over `data`, in one process."""
     loss: float = _module(framework, "reference").reference_loss(variant, data)
     return loss
 
 
 def faults_module(framework: str) -> str:
-    """Return the name of the module that workers which are to fail run."""
+    """Return the name of the module for workers that fail."""
     return f"{__package__}.{framework}.faults"
 
 

@@ -1,4 +1,4 @@
-"""Start conformance jobs and read what their workers wrote."""
+"""Start conformance jobs and read their workers' results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .framework import faults_module
 from .servers import WorkerServers
 
 WORKER = f"{__package__}.worker"
-"""The module that each worker of a job runs, with the paths of specifications; see there."""
+"""The module that each worker of a job runs, with the paths of specifications."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Outcome:
         """Return what rank 0's check returned.
 
         Raises:
-            AssertionError: the check failed on a worker, or was not finished; with that worker's traceback.
+            AssertionError: the check failed on a worker (with its traceback), or was not finished.
         """
         results: list[Any] = []
         for rank in range(self.workers):
@@ -46,7 +46,7 @@ class Outcome:
         """Return a result file.
 
         Raises:
-            AssertionError: the job did not get as far as writing it.
+            AssertionError: the job did not write it.
         """
         path = self.folder / name
         if not path.exists():
@@ -65,13 +65,13 @@ def write_specification(
     save: Path | None = None,
     program: Path | None = None,
 ) -> Path:
-    """Write what the workers of a job do, into a folder that they share, and return where it is.
+    """Write the work of a job's workers into a folder that they share, and return the file's path.
 
     Args:
         curves: (variant, dtype) pairs to train.
         checks: names of `framework.checks_of`.
-        resume: checkpoints to load and train on from.
-        save: where to leave a checkpoint for other jobs.
+        resume: checkpoints to load and resume from.
+        save: where to save a checkpoint for other jobs.
         program: a file whose `main(strategy, folder)` is called last.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,8 +103,8 @@ def run_conformance(
 
     Args:
         timeout: seconds; then the job is killed, and its workers' stacks are in the outcome.
-        servers: have the workers do it that are up there, instead of a job of its own.
-        launched_for: the strategy whose launcher starts the workers; by default the same one.
+        servers: use running workers of these, instead of a new job.
+        launched_for: the strategy whose launcher starts the workers; by default `strategy`.
         asked: see `write_specification`.
     """
     specification = write_specification(folder, strategy, **asked)
@@ -124,7 +124,7 @@ def run_fault(
     options: Mapping[str, Any] | None = None,
     framework: str | None = None,
 ) -> JobResult:
-    """Run a job that is to break, with a model of this framework, by default the strategy's; see `faults`."""
+    """Run a job that fails, with a model of this framework, by default the strategy's; see `faults`."""
     program = [
         "-m",
         faults_module(framework or strategy_row(strategy).framework),

@@ -1,4 +1,4 @@
-"""The order of samples, for the references: written out again from its definition (`farandole.adapters.order`)."""
+"""The order of samples for the references, implemented again from its definition (`farandole.adapters.order`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rows_of_epoch(length: int, epoch: int) -> np.ndarray[Any, Any]:
 
 
 def rows_of_steps(length: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the rows of a dataset that each of the steps of a curve trains on."""
+    """Yield the rows of the dataset for each step of a curve."""
     step = epoch = 0
     while step < STEPS:
         order = rows_of_epoch(length, epoch)

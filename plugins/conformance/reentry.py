@@ -1,9 +1,9 @@
 """Strategies one after the other in one process: `python -m farandole.plugins.conformance.reentry ROUNDS STRATEGY...`.
 
 Each worker enters the strategies in this order, trains a few steps in each, compares the losses with plain code, and
-leaves it; all of it ROUNDS times. A round must add nothing to what the first one left of this process: its environment,
-threads, file descriptors and process groups. Models are dropped before the comparison, since a user's model may hold
-the engine that trained it.
+leaves it; all of it ROUNDS times. A later round must add nothing to what the first one left in this process: in its
+environment, threads, file descriptors and process groups. Models are deleted before the comparison, since a model may
+hold the engine that trained it.
 
 A strategy's name may be followed by marks:
 
@@ -31,21 +31,21 @@ from .variants import LOSS_BOUND, VARIANTS
 
 LATE = 3.0
 DONE = "entered all of them"
-"""What each worker prints at the end of its last line."""
+"""The beginning of each worker's last line."""
 
 _MARKS = "!+"
 _VARIANT, _DTYPE, _STEPS = "clip", "float32", 3
 _SET_BY_TORCH = {"TORCHINDUCTOR_CACHE_DIR"}  # by torch._inductor, when an engine first uses it
 # TensorFlow's collectives run in a queue that starts a thread whenever all of its threads are busy, and keeps it for
-# the process (`UnboundedWorkQueue`). How many that are is chance; one more in every round would still be found.
+# the process (`UnboundedWorkQueue`). Their number is random; one more in every round would still be found.
 _CHANCE = {"threads": Counter(collective_ops=2)}
-_REST = 3.0  # seconds that threads, and the sockets they hold, have to end after a strategy was left
+_REST = 3.0  # seconds for threads, and the sockets they hold, to end after a strategy was left
 
 Trace = dict[str, Counter[str]]
 
 
 class PlannedError(Exception):
-    """What an entry marked with `!` is left by."""
+    """The exception of an entry marked with `!`."""
 
 
 def main(rounds: int, words: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ def main(rounds: int, words: Sequence[str]) -> None:
     watch_stacks()
     os.environ.pop(STRATEGY_VARIABLE, None)  # the job was started for one of several
     for word in words:
-        # Their imports set variables.
+        # Their imports set environment variables.
         program_of(create_strategy(_name_of(word)))
     check = Check()
     for _ in range(rounds):
@@ -64,7 +64,7 @@ def main(rounds: int, words: Sequence[str]) -> None:
 
 
 class Check:
-    """Holds what the first round left against what each later one leaves; to be made before the first."""
+    """Compares what each round leaves with the first one; create it before the first round."""
 
     def __init__(self) -> None:
         self._environment = dict(os.environ)
@@ -72,11 +72,11 @@ class Check:
         self._round = 0
 
     def end_round(self) -> None:
-        """Look at the process.
+        """Compare the process.
 
         Raises:
             AssertionError: the environment is not what it was before the first round, or there is more of something
-                than the first round left.
+                than after the first round.
         """
         self._round += 1
         changed = {name for name, _ in self._environment.items() ^ os.environ.items()} - _SET_BY_TORCH
@@ -84,7 +84,7 @@ class Check:
         deadline = time.monotonic() + _REST
         while more := self._more():
             if time.monotonic() > deadline:
-                raise AssertionError(f"round {self._round} added what the first round had not left: {more}")
+                raise AssertionError(f"round {self._round} left more than the first round: {more}")
             time.sleep(0.05)
 
     def _more(self) -> dict[str, dict[str, int]]:
@@ -97,13 +97,13 @@ class Check:
 
 
 def _trace() -> Trace:
-    """Count what this process has, by its kind."""
+    """Count what this process has, by kind."""
     gc.collect()
     files = Counter[str]()
     for entry in Path("/proc/self/fd").iterdir():
         try:
             files[os.readlink(entry).split(":[")[0]] += 1
-        except FileNotFoundError:  # the descriptor that the folder itself was read with
+        except FileNotFoundError:  # the descriptor for reading the folder
             continue
     return {
         "threads": Counter(_comm(thread) for thread in Path("/proc/self/task").iterdir()),
@@ -125,7 +125,7 @@ def _process_groups() -> int:
         return 0
     from ...adapters.torch.compat import count_process_groups
 
-    # There is no public list of them.
+    # There is no public list of process groups.
     return count_process_groups()
 
 

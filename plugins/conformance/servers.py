@@ -1,6 +1,6 @@
 """Workers that stay up, and run the specifications of many strategies one after the other.
 
-Starting a job and importing its framework takes longer than most of what is asked of it.
+Starting a job and importing its framework takes longer than most checks.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from ..launch.command import launch_command
 from ..launch.job import JobResult, Marked, run_marked
 
 _LOOK = 0.02  # seconds between looks at what the workers have finished
-_END = 60.0  # seconds that workers have to end when there is nothing more to do
-_LAST_WORDS = 5.0  # seconds that what they printed may take to arrive, at most
+_END = 60.0  # seconds for workers to end when there is nothing more to do
+_LAST_WORDS = 5.0  # seconds for their output to arrive, at most
 _LIMIT = 12  # jobs at a time: each of their workers holds a framework, some 300 MB
 
 FINISHED = "farandole: finished specification "
-"""What a worker prints after each, with its number and a full stop."""
+"""A worker prints this after each specification, with its number and a full stop."""
 
 Key = tuple[str | None, str, int]
 
 
 class WorkerServers:
-    """Jobs by launcher, framework and number of workers, started when they are first needed.
+    """Jobs by launcher, framework and number of workers, started on demand.
 
     A specification that a worker fails, or that takes too long, ends its job; the next one gets a new job.
     """
 
     def __init__(self) -> None:
-        self._jobs: dict[Key, _Server] = {}  # the one used last is last
+        self._jobs: dict[Key, _Server] = {}  # least recently used first
         self._faults: list[str] = []
 
     def run(self, strategy: str, workers: int, specification: Path, timeout: float) -> JobResult:
         """Run a specification; see `worker`.
 
         Returns:
-            How the job ended; where its workers finished the specification and wait for more, exit code 0.
+            How the job ended; exit code 0 if its workers finished the specification and wait for more.
         """
         row = strategy_row(strategy)
         key = (row.launcher, row.framework, workers)
@@ -62,10 +62,10 @@ class WorkerServers:
         return result
 
     def run_program(self, strategy: str, workers: int, program: Sequence[str], timeout: float) -> JobResult:
-        """Run a program, as in `launch_command`, in each worker, which does not end with it unless it fails.
+        """Run a program, as in `launch_command`, in each worker; the worker continues unless the program fails.
 
         It runs in the current folder, and `create_strategy()` creates the strategy in it. Environment, arguments and
-        `sys.path` are put back after it.
+        `sys.path` are restored after it.
         """
         with tempfile.TemporaryDirectory(prefix="farandole-") as folder:
             specification = Path(folder) / "spec.json"
@@ -88,11 +88,11 @@ class WorkerServers:
         job = self._jobs.pop(key).end()
         if job.returncode != 0 or job.survivors or job.timed_out:
             started = f"{launcher or 'a process'} with {workers} of {framework}"
-            self._faults.append(f"{started} did not end well when it was told to: {job.describe()}")
+            self._faults.append(f"{started} did not end cleanly: {job.describe()}")
 
 
 class _Server:
-    """One job, and the thread that talks with it."""
+    """One job, and the thread that controls it."""
 
     def __init__(self, strategy: str, workers: int) -> None:
         self._workers = workers
@@ -106,7 +106,7 @@ class _Server:
         threading.Thread(target=self._run, args=(command,), daemon=True).start()
 
     def run(self, specification: Path | None, timeout: float) -> JobResult:
-        """Have the workers run a specification, or end where it is `None`."""
+        """Make the workers run a specification, or end if it is `None`."""
         self._asked.put((specification, timeout))
         answer = self._answers.get()
         if isinstance(answer, BaseException):
@@ -114,7 +114,7 @@ class _Server:
         return answer
 
     def end(self) -> JobResult:
-        """Tell the workers to end, and return how the job did."""
+        """End the workers, and return how the job ended."""
         return self.run(None, _END)
 
     def _run(self, command: Command) -> None:
@@ -129,7 +129,7 @@ class _Server:
         self._answers.put(result)
 
     def _serve(self, job: Marked) -> None:
-        """Hand specifications on until the job ends."""
+        """Pass on specifications until the job ends."""
         for number in itertools.count():
             specification, timeout = self._asked.get()
             started, first_line = time.monotonic(), len(self._lines)
@@ -151,7 +151,7 @@ class _Server:
         partial.replace(folder / f"{number}.json")
 
     def _read_all(self, number: int, first_line: int) -> None:
-        """Wait for what the workers printed: it comes by way of their launcher, and later than their files."""
+        """Wait for the workers' output: it comes through their launcher, later than their files."""
         last, until = f"{FINISHED}{number}.", time.monotonic() + _LAST_WORDS
         while time.monotonic() < until:
             if sum(line.count(last) for line in self._lines[first_line:]) >= self._workers:

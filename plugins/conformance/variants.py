@@ -1,4 +1,4 @@
-"""The ways in which one small training program is run to compare curves. Framework-free: names and numbers only."""
+"""The variants of one small training program, to compare curves. Framework-free: names and numbers only."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ WEIGHT_BOUND = {"float32": 1e-5, "float64": 1e-12}
 class Variant:
     """One way to train.
 
-    length: samples in the dataset; 99 leaves three to the last batch, so that shares are uneven, and 97 leaves one, so
-        that all workers but the first get none.
-    grad_norm: whether the norm of each step's gradient is compared too, as it always is where it is clipped.
-    unused: whether the model has a parameter that the loss never reaches.
-    tokens: whether samples count by their tokens, of which each has another number.
+    length: samples in the dataset; 99 leaves three for the last batch, so that shares are uneven, and 97 leaves one, so
+        that all workers but the first have empty shares.
+    grad_norm: whether to compare the norms of the gradients too; with clipping they always are.
+    unused: whether the model has a parameter that the loss does not use.
+    tokens: whether samples are weighted by their numbers of tokens, which differ.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Variant:
 
     @property
     def measures_norm(self) -> bool:
-        """Whether a curve of it has the norms of its gradients."""
+        """Whether its curve has the norms of the gradients."""
         return self.grad_norm or self.clip_norm is not None
 
 

@@ -1,10 +1,10 @@
 """One worker of a conformance job: `python -m farandole.plugins.conformance.worker SPEC.json...`.
 
-A specification names the strategy and what to run; results go to files beside it, each written whole when it is known,
-so that what a job did before it broke is not lost.
+A specification names the strategy and its work. Results go to files beside it, each written atomically as soon as it is
+known, so that they survive a later failure of the job.
 
-With `--serve FOLDER PROCESS` it stays up, and runs the specifications that `servers` names in the folder one after the
-other, until it is told to end or that process is gone. There a specification may also name a whole program.
+With `--serve FOLDER PROCESS` it stays up, and runs the specifications in the folder one after the other, see `servers`,
+until it is asked to end or that process has ended. There a specification may also name a whole program.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..launch.job import watch_stacks
 from .servers import FINISHED
 
 _LOOK = 0.05  # seconds between looks for the next specification
-_LATE = 60.0  # seconds more than a specification may take, after which its job is killed
+_LATE = 60.0  # seconds beyond a specification's timeout until its job is killed
 
 
 def main(*specifications: str) -> None:
@@ -42,20 +42,20 @@ def main(*specifications: str) -> None:
 
 
 def serve(folder: Path, asker: int) -> None:
-    """Run specifications as they come."""
+    """Run specifications as they arrive."""
     watch_stacks()
-    os.environ.pop(STRATEGY_VARIABLE, None)  # the strategy that the job was started for is the first one of several
+    os.environ.pop(STRATEGY_VARIABLE, None)  # the job was started for the first of several strategies
     for number in itertools.count():
         request = folder / f"{number}.json"
         while not request.exists():
             if not psutil.pid_exists(asker):
                 return
             time.sleep(_LOOK)
-        told = json.loads(request.read_text())
-        if told is None:
+        asked = json.loads(request.read_text())
+        if asked is None:
             return
-        specification, timeout = told
-        # Should the asker be gone by then. It is no thread of Python's, beside which a DataLoader cannot fork.
+        specification, timeout = asked
+        # In case the server has ended by then. (It is no Python thread: a DataLoader may still fork.)
         faulthandler.dump_traceback_later(timeout + _LATE, exit=True)
         _run(Path(specification))
         gc.collect()
@@ -65,7 +65,7 @@ def serve(folder: Path, asker: int) -> None:
 
 
 def _run(specification: Path) -> None:
-    """Run what the specification lists."""
+    """Run a specification."""
     spec = json.loads(specification.read_text())
     if "run" in spec:
         _run_program(spec["strategy"], spec["run"], spec["folder"])
@@ -85,7 +85,7 @@ def _run(specification: Path) -> None:
 
 
 def _run_program(strategy: str, program: Sequence[str], folder: str) -> None:
-    """Run a program, as in `launch_command`, in this process as if it were one of its own."""
+    """Run a program, as in `launch_command`, in this process as if it were a new one."""
     with _restored():
         os.environ[STRATEGY_VARIABLE] = strategy
         os.chdir(folder)
@@ -100,12 +100,12 @@ def _run_program(strategy: str, program: Sequence[str], folder: str) -> None:
         except SystemExit as end:
             if end.code:
                 raise
-        entry.give_way()  # Lightning's Trainers stay joined, and Horovod's thread never sleeps for longer than 1 ms
+        entry.give_way()  # Lightning's Trainers stay joined, and Horovod's thread is always busy
 
 
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
-    """Give the next specification the environment and paths of before."""
+    """Restore environment and paths for the next specification."""
     environ, argv, path, folder = dict(os.environ), sys.argv, sys.path[:], Path.cwd()
     yield
     os.environ.clear()
@@ -133,7 +133,7 @@ def _run_checks(strategy: Strategy, folder: Path, names: list[str]) -> None:
         try:
             _write(path, {"passed": True, "value": checks[name](strategy, folder)})
         except Exception:
-            # The others may wait for this worker inside the check: the job cannot go on.
+            # The others may wait for this worker inside the check: the job cannot continue.
             _write(path, {"passed": False, "value": traceback.format_exc()})
             raise
 

@@ -1,4 +1,4 @@
-"""For people who call `model.fit`: a compiled Keras 3 model on any TensorFlow strategy.
+"""For users of `model.fit`: a compiled Keras 3 model on any TensorFlow strategy.
 
 from farandole.adapters import create_strategy
 from farandole.plugins.keras import distribute

@@ -1,4 +1,4 @@
-"""What keeps the workers of a `fit` together: the start, the end of each epoch, and who writes files."""
+"""Keep the workers of a `fit` together: at the start, at the end of each epoch, and for files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WRITERS = (
 
 
 def callbacks_of(callbacks: Any, strategy: TensorFlowStrategy) -> list[Any]:
-    """Return the callbacks that this worker calls: those that write files, on rank 0 only."""
+    """Return the callbacks that this worker calls: those that write files only on rank 0."""
     given: Sequence[Any] = keras.tree.flatten(callbacks) if callbacks else []
     if strategy.worker.is_main:
         return list(given)
@@ -27,7 +27,7 @@ def callbacks_of(callbacks: Any, strategy: TensorFlowStrategy) -> list[Any]:
 
 
 class Agreement(keras.callbacks.Callback):  # type: ignore[misc]
-    """Starts all workers from rank 0's state, by calling `start`, and stops them all where one of them is to stop."""
+    """Starts all workers from rank 0's state, by calling `start`, and stops them all if one of them stops."""
 
     def __init__(self, strategy: TensorFlowStrategy, start: Callable[[], None]) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class Agreement(keras.callbacks.Callback):  # type: ignore[misc]
         self._start()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        # What only some workers found (a clock, a file) must not leave the others waiting in the next step.
+        # A reason on some workers only (a clock, a file) must not leave the others waiting in the next step.
         self.model.stop_training = bool(self._strategy.reduce(int(self.model.stop_training), "max"))
 
 
 class Replica(keras.callbacks.Callback):  # type: ignore[misc]
-    """A `BackupAndRestore` on a worker other than rank 0: it restores what rank 0 wrote."""
+    """A `BackupAndRestore` on a worker other than rank 0: it restores rank 0's backup."""
 
     def __init__(self, backup: keras.callbacks.BackupAndRestore) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ ScalePolicy = Literal["none", "linear", "sqrt"]
 class BroadcastInitialState(keras.callbacks.Callback):  # type: ignore[misc]
     """Gives worker `root`'s weights and optimizer state to all workers when training begins.
 
-    `distribute` does so by itself from rank 0, at each `fit`; this is for loops and models without it, or another root.
+    `distribute` does so from rank 0 at each `fit`; this is for models without it, or another root.
     """
 
     def __init__(self, strategy: Strategy, root: int = 0) -> None:
@@ -34,7 +34,7 @@ class BroadcastInitialState(keras.callbacks.Callback):  # type: ignore[misc]
 class MetricAverage(keras.callbacks.Callback):  # type: ignore[misc]
     """Replaces the numbers in an epoch's logs by their mean over all workers, for the callbacks after it.
 
-    What `distribute` reports is global already; this is for numbers that a worker found by itself.
+    Metrics under `distribute` are global already; this is for a worker's own numbers.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -52,14 +52,14 @@ class LearningRateWarmup(keras.callbacks.Callback):  # type: ignore[misc]
 
     Args:
         learning_rate: the rate for one worker.
-        warmup_epochs: how long it rises; a fraction of an epoch will do.
-        policy: the target is the rate itself ("none"), times the number of workers ("linear"), or times its root
-            ("sqrt"). Nothing is scaled without being told to.
-        start_factor: the share of the target that the first step has; by default 1 / number of workers, as Horovod's.
+        warmup_epochs: how long it rises; it may be a fraction.
+        policy: the target is the rate itself ("none"), times the number of workers ("linear"), or times its square root
+            ("sqrt"). By default nothing is scaled.
+        start_factor: the first step's fraction of the target; by default 1 / number of workers, as in Horovod.
 
     Raises:
-        OptionError: an argument out of range; on beginning, where the optimizer follows a schedule, or the number of
-            steps of an epoch is not known.
+        OptionError: an argument is out of range; at the start, if the optimizer follows a schedule, or the number of
+            steps of an epoch is unknown.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LearningRateWarmup(keras.callbacks.Callback):  # type: ignore[misc]
         if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             raise OptionError("the optimizer follows a learning-rate schedule: put the warm-up into the schedule")
         if not self.params.get("steps"):
-            raise OptionError("LearningRateWarmup needs to know the steps of an epoch: pass steps_per_epoch to fit")
+            raise OptionError("LearningRateWarmup needs the number of steps of an epoch: pass steps_per_epoch to fit")
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
@@ -101,6 +101,6 @@ class LearningRateWarmup(keras.callbacks.Callback):  # type: ignore[misc]
         done = (self._epoch + batch / self.params["steps"]) / self._warmup_epochs
         if done < 1:
             self.model.optimizer.learning_rate = self.target * (self._start + (1 - self._start) * done)
-        elif not self._done:  # once: from here on the rate belongs to others
+        elif not self._done:  # once: from now on others may change the rate
             self.model.optimizer.learning_rate = self.target
             self._done = True

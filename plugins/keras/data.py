@@ -1,4 +1,4 @@
-"""A worker's rows of a global batch, inside of a compiled step, and whether all workers see the same batch."""
+"""A worker's share of a global batch inside a compiled step, and a check that all workers see the same batch."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from ...adapters.worker import Worker
 
 OTHER_ORDER = (
     "workers see different samples in the same global batch, so that some would come twice and others never: give "
-    "every worker the same data in the same order (shuffle with a seed; do not shard it, that is done here)"
+    "every worker the same data in the same order (shuffle with a seed; do not shard it: fit does that)"
 )
-_HASHES = 256  # squares of 256 workers add up exactly in float32; batches that hash alike once will not twice
+_HASHES = 256  # squares of 256 workers add up exactly in float32; a collision is unlikely to repeat in the next batch
 
 
 class Rows(NamedTuple):
-    """This worker's part of a global batch.
+    """This worker's share of a global batch.
 
-    data: its rows; one that stands in where it has none.
-    share: how much of the batch they are, from 0 to 1, float64.
+    data: its rows; a placeholder row if it has none.
+    fraction: its fraction of the batch, from 0 to 1, float64.
     """
 
     data: Any
-    share: tf.Tensor
+    fraction: tf.Tensor
 
 
 def own_rows(data: Any, worker: Worker) -> Rows:
-    """Cut this worker's rows out of a global batch, as `farandole.adapters.order.part` does."""
+    """Take this worker's rows of a global batch, as `farandole.adapters.order.slice_of` does."""
     total = tf.shape(_first(data), out_type=tf.int64)[0]
     size, extra = total // worker.world_size, total % worker.world_size
     start = worker.rank * size + tf.minimum(tf.constant(worker.rank, tf.int64), extra)
     count = size + tf.cast(worker.rank < extra, tf.int64)
     begin = tf.where(count > 0, start, 0)
     end = tf.where(count > 0, start + count, 1)
-    cut = keras.tree.map_structure(lambda leaf: None if leaf is None else _cut(leaf, begin, end), data)
-    return Rows(cut, tf.cast(count, tf.float64) / tf.cast(total, tf.float64))
+    rows = keras.tree.map_structure(lambda leaf: None if leaf is None else _rows(leaf, begin, end), data)
+    return Rows(rows, tf.cast(count, tf.float64) / tf.cast(total, tf.float64))
 
 
 def fingerprint(data: Any) -> tf.Tensor:
-    """Return a number from 0 to 255, float64, that the first and last sample of a batch determine."""
+    """Return a hash of the first and last sample of a batch: 0 to 255, float64."""
     texts = [
         tf.io.serialize_tensor(_dense(leaf[end]))
         for leaf in keras.tree.flatten(data)
@@ -53,7 +53,7 @@ def fingerprint(data: Any) -> tf.Tensor:
 
 
 def check_size(what: str, data: Any, steps: int | None, option: str) -> None:
-    """Raise `DataError` where nobody can say how many batches an epoch has."""
+    """Raise `DataError` if the number of batches of an epoch is unknown."""
     if steps is not None:
         return
     if isinstance(data, Generator):
@@ -65,7 +65,7 @@ def check_size(what: str, data: Any, steps: int | None, option: str) -> None:
         kind = "infinite" if int(data.cardinality()) == tf.data.INFINITE_CARDINALITY else "unknown"
         raise DataError(
             f"{what} is a tf.data.Dataset of {kind} size, so workers cannot agree where an epoch ends: pass {option}, "
-            "or tell its size with .apply(tf.data.experimental.assert_cardinality(n))"
+            "or give its size with .apply(tf.data.experimental.assert_cardinality(n))"
         )
 
 
@@ -73,13 +73,13 @@ def _first(data: Any) -> Any:
     return next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
 
 
-def _cut(leaf: Any, begin: tf.Tensor, end: tf.Tensor) -> Any:
+def _rows(leaf: Any, begin: tf.Tensor, end: tf.Tensor) -> Any:
     if isinstance(leaf, tf.SparseTensor):
-        raise DataError("a sparse tensor cannot be shared out by rows: make it dense, or pass it as a RaggedTensor")
-    cut = leaf[begin:end]
+        raise DataError("a sparse tensor cannot be split by rows: make it dense, or pass it as a RaggedTensor")
+    rows = leaf[begin:end]
     if isinstance(leaf, tf.Tensor):
-        cut.set_shape([None, *leaf.shape[1:]])
-    return cut
+        rows.set_shape([None, *leaf.shape[1:]])
+    return rows
 
 
 def _dense(sample: Any) -> tf.Tensor:

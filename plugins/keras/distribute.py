@@ -30,38 +30,38 @@ M = TypeVar("M", bound=keras.Model)
 
 
 def distribute(model: M, strategy: Strategy, callbacks: Sequence[Callback] = ()) -> M:
-    """Have a compiled Keras 3 model train on all workers, and return it; it alone is changed.
+    """Make a compiled Keras 3 model train on all workers, and return it; nothing else is changed.
 
-    From now on `batch_size` is the global batch, all workers together, and results are those of one process: every
-    sample comes once, losses and metrics are over all samples, on every worker alike. Every worker is given the same
-    data, and reads all of them; it trains on its rows of each batch. Files are written by rank 0 only.
+    From now on `batch_size` is the global batch, and results are those of one process: every sample comes once, and
+    losses and metrics are over all samples, the same on every worker. Give every worker the same data: each reads all
+    of them, and trains on its share of each batch. Only rank 0 writes files.
 
-    `fit(callbacks=[...])` takes farandole's callbacks among Keras's own, and calls them first. A record is of one step,
-    with its loss over the global batch (NaN where a `train_step` of your own updates no metric of that name), and the
-    phases "data" and "update". Keras's files have no place for the states of these callbacks: `state_dict` and
-    `load_state_dict` are yours to call.
+    `fit(callbacks=[...])` takes farandole's callbacks together with Keras's own, and calls them first. A record is of
+    one step, with its loss over the global batch (NaN if your own `train_step` updates no metric "loss"), and the
+    phases "data" and "update". Keras's files do not hold these callbacks' states: call `state_dict` and
+    `load_state_dict` yourself.
 
     Args:
-        model: built and compiled inside of `strategy.scope()`.
-        strategy: one of TensorFlow's, entered.
-        callbacks: those that change the model (`on_prepare`), which is done now; they see each `fit` too.
+        model: built and compiled inside `strategy.scope()`.
+        strategy: a TensorFlow strategy, entered.
+        callbacks: those that change the model (`on_prepare`), called now; they see each `fit` too.
 
     Raises:
-        OptionError: the model is not compiled, was made outside of the scope, is no Keras 3 model, or uses what these
-            strategies cannot honour; the message says what instead.
+        OptionError: the model is not compiled, was built outside of the scope, is no Keras 3 model, or uses a feature
+            that these strategies do not support; the message names an alternative.
         StrategyStateError: the strategy was not entered, or the model is distributed already.
     """
     if strategy.capabilities.framework != "tensorflow":
-        raise OptionError(f"strategy {strategy.name!r} is not one of TensorFlow's: fit needs tf_multiworker or another")
-    assert isinstance(strategy, TensorFlowStrategy)  # what those of that framework are
+        raise OptionError(f"strategy {strategy.name!r} is not TensorFlow's: fit needs tf_multiworker or tf_horovod")
+    assert isinstance(strategy, TensorFlowStrategy)  # as all strategies of that framework
     with strategy.scope():
-        pass  # raises where the strategy was not entered
+        pass  # raises if the strategy was not entered
     check_model(model)
     fitted = FitModel(model)
     if isinstance(fitted.distribution, Distribution):
         raise StrategyStateError(f"the model {model.name!r} is distributed already")
     if not getattr(model, "compiled", False):
-        raise OptionError(f"the model {model.name!r} is not compiled: compile it inside strategy.scope(), before")
+        raise OptionError(f"the model {model.name!r} is not compiled: compile it inside strategy.scope() first")
     lasting = Seam(callbacks, strategy.worker)
     lasting.refuse_others(strategy)
     with strategy.scope():
@@ -72,7 +72,7 @@ def distribute(model: M, strategy: Strategy, callbacks: Sequence[Callback] = ())
         warn_of_batch_norm(model, stacklevel=3)
     fitted.distribution = distribution
     for name in ("train_function", "test_function", "predict_function"):
-        setattr(model, name, None)  # what was compiled before knows of one process only
+        setattr(model, name, None)  # compiled before for one process
     fitted.build_if_needed = distribution.build
     make_functions_of(model, strategy.worker, distribution.run, distribution.records)
     model.fit = _fit(model, strategy, distribution, callbacks)
@@ -94,7 +94,7 @@ def _fit(
         check_size("x", bound.get("x"), bound.get("steps_per_epoch"), "steps_per_epoch")
         check_size("validation_data", bound.get("validation_data"), bound.get("validation_steps"), "validation_steps")
         if isinstance(bound.get("callbacks"), keras.callbacks.CallbackList):
-            raise OptionError("pass callbacks as a list: a CallbackList cannot be shared out among workers")
+            raise OptionError("pass callbacks as a list: a CallbackList cannot be divided among workers")
         own, plugged = parted(bound.get("callbacks"))
         refuse_changing(plugged)
         seam = Seam([*lasting, *plugged], strategy.worker)
@@ -110,7 +110,7 @@ def _fit(
             _explaining(),
         ):
             history = stock(**bound)
-        strategy.barrier()  # what rank 0 wrote is there for all
+        strategy.barrier()  # rank 0's files are now complete
         return history
 
     return fit
@@ -144,7 +144,7 @@ def _bind(stock: Callable[..., Any], args: Sequence[Any], options: dict[str, Any
 
 
 class _explaining:
-    """Raise TensorFlow's error of a check of ours as the error that it is."""
+    """Turn TensorFlow's error of our own check into a `DataError`."""
 
     def __enter__(self) -> None: ...
 

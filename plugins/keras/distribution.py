@@ -1,4 +1,4 @@
-"""What a distributed Keras model takes for its `tf.distribute` strategy: it gives Keras's own loops our steps."""
+"""The object in place of a Keras model's `tf.distribute` strategy: it runs our steps in Keras's own loops."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _REFUSED_REDUCTIONS = {
 
 
 class Distribution:
-    """Stands where `keras.Model` holds a `tf.distribute.Strategy`, and has the part of its interface that Keras calls.
+    """Takes the place of `keras.Model`'s `tf.distribute.Strategy`, with the part of its interface that Keras calls.
 
-    Keras hands it each step with a global batch. It runs the step on this worker's rows, as a replica of the strategy.
+    Keras gives it each step with a global batch. It runs the step on this worker's share, as a replica of the strategy.
 
-    records: what farandole's callbacks are told of each training step.
+    records: the record of each training step for farandole's callbacks.
     """
 
-    num_replicas_in_sync = 1  # Keras divides losses by it, which are means over the global batch here
+    num_replicas_in_sync = 1  # Keras divides losses by it, but here they are means over the global batch
 
     def __init__(self, model: Any, strategy: TensorFlowStrategy) -> None:
         self._model = model
         self._strategy = strategy
         self.records = Records(strategy)
         self._steps = 0
-        # tf.data's tuner takes up to seconds to end when an epoch's iterator is dropped, on one worker or another, and
-        # all wait. What Keras makes of arrays needs none; a dataset of the user's may.
+        # tf.data's autotuner may take seconds to end after an epoch, on any worker, while all others wait. Keras's own
+        # datasets of arrays need no tuning; a user's dataset may.
         self.tunes_datasets = True
 
     def check(self) -> None:
-        """Raise `OptionError` for what cannot work on this engine as in one process."""
+        """Raise `OptionError` for features that do not work on this engine as in one process."""
         model, worker = self._model, self._strategy.worker
         variables = [*model.variables, *model.optimizer.variables]
         outside = [variable for variable in variables if not self._strategy.owns(variable.value)]
@@ -69,8 +69,8 @@ class Distribution:
         for output in getattr(model, "outputs", None) or []:
             if has_mask(output):
                 raise OptionError(
-                    "the model's output has a mask, by whose count workers would divide each for itself: weigh the "
-                    "samples with sample_weight instead, or write the loop with batches(weight=...)"
+                    "the model's output has a mask, and each worker would divide by its own mask's count: weigh the "
+                    "samples with sample_weight instead, or write a loop with batches(weight=...)"
                 )
 
     def _check_control_flow(self) -> None:
@@ -80,34 +80,34 @@ class Distribution:
         if model.steps_per_execution > 1:
             raise OptionError(
                 f"steps_per_execution={model.steps_per_execution}: TensorFlow cannot run steps of {name!r} in a loop. "
-                "Compile the model with steps_per_execution=1, or take tf_horovod"
+                "Compile the model with steps_per_execution=1, or use tf_horovod"
             )
         if model.optimizer.gradient_accumulation_steps:
             raise OptionError(
                 f"gradient_accumulation_steps: TensorFlow cannot hold back updates of {name!r}. Raise batch_size "
-                "instead, take tf_horovod, or write the loop with strategy.prepare(accumulate=...)"
+                "instead, use tf_horovod, or write a loop with strategy.prepare(accumulate=...)"
             )
 
     def prepare(self) -> None:
-        """Have all workers go on with rank 0's model and optimizer."""
+        """Make all workers start from rank 0's model and optimizer."""
         prepare_variables(self._strategy, self._model, self._model.optimizer)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """TensorFlow's own scope, in which Keras builds what is not built yet."""
+        """TensorFlow's own scope, in which Keras builds unbuilt layers."""
         with self._strategy.scope():
             yield
 
     def build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Build what is not built yet, by what batches look like.
+        """Build unbuilt layers, from the structure of the batches.
 
-        Keras's own way reads a batch, and so has a dataset that shuffles anew each time begin with its second order.
+        Keras itself would read a batch, so that a dataset that reshuffles would begin with its second order.
         """
         look = data_batch
         if iterator is not None:
             batches = EpochIterator(iterator)
             look = keras.tree.map_structure(_spec_or_none, batches.dataset.element_spec)
-            # Before one worker fails over its samples while others wait for it to build, or has a step more than they.
+            # Compare now: later a worker with other samples would fail alone, and one with more steps would hang.
             agree(self._strategy, f"{batches.num_batches} batches of {_look_of(look)}", [])
         with self.scope():
             FitModel(self._model).build(data_batch=look)
@@ -121,7 +121,7 @@ class Distribution:
         return dataset.with_options(options)
 
     def run(self, step: Callable[[Any], Any], args: Sequence[Any] = ()) -> Any:
-        """Run one of Keras's steps on a global batch; Keras compiles what calls it."""
+        """Run one of Keras's steps on a global batch; Keras compiles the caller."""
         (batch,) = args
         self._steps += 1
         name = f"keras{self._steps}"
@@ -133,7 +133,7 @@ class Distribution:
             run = self._predict
 
         def replica(data: Any) -> Any:
-            # TensorFlow begins with what needs no batch, and would let weights decay in a step that then finds none.
+            # Otherwise TensorFlow would decay weights, which needs no batch, in a step that finds no batch.
             with tf.control_dependencies(_tensors(data)):
                 return run(step, data, name)
 
@@ -143,15 +143,15 @@ class Distribution:
         self._check_losses()
         self._agree(batch)
         rows = own_rows(batch, self._strategy.worker)
-        counts = rows.share > 0
+        counts = rows.fraction > 0
         metrics = MetricStates(self._model, self._strategy)
         waits: list[tf.Tensor] | None = [] if self.records.waits else None
         with (
-            reduce_before_applying(self._model, self._strategy, rows.share, name, waits),
+            reduce_before_applying(self._model, self._strategy, rows.fraction, name, waits),
             keep_when_placeholder(self._model, counts),
         ):
             logs = step(rows.data)
-        logs = metrics.reduce(logs, rows.share, fingerprint(batch), name, OTHER_ORDER)
+        logs = metrics.reduce(logs, rows.fraction, fingerprint(batch), name, OTHER_ORDER)
         if waits:
             logs = {**logs, WAITS: tf.stack(waits)}
         return {**logs, LOSS: metrics.step_loss()} if self.records.told else logs
@@ -161,21 +161,21 @@ class Distribution:
         rows = own_rows(batch, self._strategy.worker)
         metrics = MetricStates(self._model, self._strategy)
         logs = step(rows.data)
-        return metrics.reduce(logs, rows.share, fingerprint(batch), name, OTHER_ORDER)
+        return metrics.reduce(logs, rows.fraction, fingerprint(batch), name, OTHER_ORDER)
 
     def _predict(self, step: Callable[[Any], Any], batch: Any, name: str) -> Any:
         self._agree(batch)
         rows = own_rows(batch, self._strategy.worker)
         outputs = step(rows.data)
         leaves = keras.tree.flatten(outputs)
-        count = tf.where(rows.share > 0, tf.shape(leaves[0])[0], 0)
+        count = tf.where(rows.fraction > 0, tf.shape(leaves[0])[0], 0)
         gathered = [
             self._strategy.gather_in_graph(leaf[:count], f"{name}.{number}") for number, leaf in enumerate(leaves)
         ]
         return keras.tree.pack_sequence_as(outputs, gathered)
 
     def _agree(self, batch: Any) -> None:
-        """Compare what the batches of all workers look like; this runs once, when a step is compiled."""
+        """Compare the structure of all workers' batches; this runs once, when a step is compiled."""
         agree(self._strategy, _look_of(batch), [])
 
     def _check_losses(self) -> None:
@@ -195,7 +195,7 @@ def _tensors(batch: Any) -> list[tf.Tensor]:
 
 
 def _spec_or_none(spec: Any) -> Any:
-    """Return `None` for what a batch leaves out: an optional input, say."""
+    """Return `None` for a missing part of a batch, for example an optional input."""
     return spec if hasattr(spec, "dtype") else None
 
 

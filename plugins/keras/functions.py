@@ -1,4 +1,4 @@
-"""The functions by which Keras runs a model's compiled steps on an iterator."""
+"""The functions with which Keras runs a model's compiled steps on an iterator."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Step = Callable[[Any], Any]
 
 
 def make_functions_of(model: Any, worker: Worker, run: Callable[[Step, tuple[Any]], Any], records: Records) -> None:
-    """Give a model functions that look a step's graph up once for each iterator, and say where data end too soon.
+    """Give a model functions that look up a step's graph once per iterator, and report data that end too soon.
 
-    Keras calls a `tf.function` at each step, which examines its arguments anew, and wraps the results in an optional
-    that two more operations open: half a millisecond and more, in which the devices have nothing to do. What an
-    iterator yields looks alike from its first batch to its last, so that its graph is found once.
+    Keras calls a `tf.function` at each step, which examines its arguments again, and wraps the results in an optional
+    that two more operations unwrap: half a millisecond or more, in which the devices are idle. All batches of an
+    iterator have the same structure, so its graph is looked up once.
 
     Args:
         run: runs a step on a batch, as `tf.distribute.Strategy.run` does.
-        records: what is told of each training step.
+        records: records each training step.
     """
     fitted = FitModel(model)
     stock = fitted.make_function
@@ -34,7 +34,7 @@ def make_functions_of(model: Any, worker: Worker, run: Callable[[Step, tuple[Any
     @functools.wraps(stock)
     def make_function(step: Step) -> Step:
         function: Step = stock(step)
-        # In a loop, in Python or under XLA, Keras compiles a step otherwise, or not at all.
+        # In a loop, eagerly or under XLA, Keras compiles a step differently, or not at all.
         if not (model.steps_per_execution > 1 or model.run_eagerly or model.jit_compile):
             on_batch = fitted.open_optionals(lambda batch: run(step, (batch,)))
             function = _looking_up_once(on_batch, function, records.stamped and step == model.train_step)
@@ -52,7 +52,7 @@ def _looking_up_once(on_batch: Step, stock: Step, with_stamps: bool) -> Step:
     compiled = tf.function(
         stamped(next_of, on_batch) if with_stamps else lambda iterator: on_batch(next_of(iterator)),
         autograph=False,
-        reduce_retracing=True,  # iterators whose sizes differ get the graphs that they would get from Keras
+        reduce_retracing=True,  # iterators of other sizes get the same graphs as in Keras
     )
     graph: Any = None
     latest: weakref.ref[Any] | None = None
@@ -63,7 +63,7 @@ def _looking_up_once(on_batch: Step, stock: Step, with_stamps: bool) -> Step:
             return stock(iterator)
         if latest is None or latest() is not iterator:
             graph = compiled.get_concrete_function(iterator)
-            latest = weakref.ref(iterator)  # an iterator holds buffers and threads, which its epoch's end frees
+            latest = weakref.ref(iterator)  # an iterator holds buffers and threads until the end of its epoch
         return graph(iterator)
 
     return function
@@ -74,10 +74,10 @@ def _telling_of_the_end(function: Step) -> Step:
         try:
             return function(iterator)
         except (tf.errors.OutOfRangeError, StopIteration):
-            # Keras would end the epoch here, and other workers, who have more, would wait in their next step.
+            # Keras would end the epoch here, and workers with more data would wait in their next step.
             raise DataError(
-                "the data of unknown size ran out before the steps of an epoch that were asked for: repeat() them, or "
-                "ask for as many steps as they have"
+                "the data of unknown size ran out before the steps of the epoch were done: repeat() them, or pass a "
+                "smaller steps_per_epoch"
             ) from None
 
     return telling

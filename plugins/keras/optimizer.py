@@ -1,4 +1,4 @@
-"""Reduce gradients before a Keras optimizer clips and applies them, for as long as one step is compiled."""
+"""Reduce gradients before a Keras optimizer clips and applies them, while one step is compiled."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
 @contextlib.contextmanager
 def reduce_before_applying(
-    model: Any, strategy: TensorFlowStrategy, share: tf.Tensor, name: str, waits: list[tf.Tensor] | None = None
+    model: Any, strategy: TensorFlowStrategy, fraction: tf.Tensor, name: str, waits: list[tf.Tensor] | None = None
 ) -> Iterator[None]:
-    """Have all optimizers of a model apply the mean over the global batch, inside of the block.
+    """Inside the block, make all optimizers of a model apply the mean over the global batch.
 
-    A worker's loss is the mean over its rows; times their `share` of the batch, the sum over workers is the mean.
+    A worker's loss is the mean over its rows; times their `fraction` of the batch, the workers' sum is the mean.
 
     Args:
-        waits: gets, for each reduction, when this worker had its own gradients and when it had the sum: (2,).
+        waits: gets, for each reduction, the times of this worker's own gradients and of their sum: (2,).
     """
     if strategy.worker.world_size == 1 and strategy.tf_strategy is tf.distribute.get_strategy():
         yield
@@ -32,13 +32,13 @@ def reduce_before_applying(
     with contextlib.ExitStack() as stack:
         for number, optimizer in enumerate(_optimizers(model)):
             strategy.prepare_optimizer(optimizer)
-            stack.enter_context(_reducing(optimizer, strategy, share, f"{name}.{number}", waits))
+            stack.enter_context(_reducing(optimizer, strategy, fraction, f"{name}.{number}", waits))
         yield
 
 
 @contextlib.contextmanager
 def _reducing(
-    optimizer: Any, strategy: TensorFlowStrategy, share: tf.Tensor, name: str, waits: list[tf.Tensor] | None
+    optimizer: Any, strategy: TensorFlowStrategy, fraction: tf.Tensor, name: str, waits: list[tf.Tensor] | None
 ) -> Iterator[None]:
     stock_scale, stock_apply = optimizer.scale_loss, optimizer.apply
     scaled = False
@@ -47,7 +47,7 @@ def _reducing(
     def scale_loss(loss: Any) -> Any:
         nonlocal scaled
         scaled = True
-        return weigh(stock_scale(loss), share)
+        return weigh(stock_scale(loss), fraction)
 
     def apply(gradients: Any, variables: Any = None) -> Any:
         nonlocal calls
@@ -56,8 +56,8 @@ def _reducing(
         variables = list(OptimizerView(optimizer).trainable_variables if variables is None else variables)
         clips = bool(optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue)
         own, used = agreed_gradients(strategy, f"{name}: {len(gradients)} gradients", variables, gradients, dense=clips)
-        if not scaled:  # a train_step of the user's own that does not ask the optimizer to scale
-            own = [weigh(gradient, share) for gradient in own]
+        if not scaled:  # the user's own train_step may not call scale_loss
+            own = [weigh(gradient, fraction) for gradient in own]
         begin = None if waits is None else stamp_after(own)
         reduced = strategy.sum_in_graph(own, f"{name}.{calls}")
         if waits is not None:
@@ -72,6 +72,6 @@ def _reducing(
 
 
 def _optimizers(model: Any) -> list[Any]:
-    """Return the optimizer that a model was compiled with, and those that its own train_step may hold beside."""
+    """Return the optimizer that a model was compiled with, and others for its own train_step."""
     held = [value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)]
     return list({id(optimizer): optimizer for optimizer in [model.optimizer, *held]}.values())

@@ -1,4 +1,4 @@
-"""What farandole's callbacks are told of each step of a `fit`: this is where the record is filled."""
+"""The records of a `fit`'s steps for farandole's callbacks."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from ...adapters.tensorflow.strategy import TensorFlowStrategy
 LOSS = "farandole.loss"
 STAMPS = "farandole.stamps"
 WAITS = "farandole.waits"
-"""Among what a compiled step returns: the loss of the step alone; when it asked for its batch and got it; and when it
-had its own gradients and those of all, for each reduction."""
+"""Entries that a compiled step returns: its own loss; the times when it asked for its batch and got it; and, for each
+reduction, the times when it had its own gradients and their sum.
+"""
 
 
 class Records:
-    """The callbacks of one distributed model, and what its steps tell them.
+    """The callbacks of one distributed model, and the records for them.
 
-    told: whether a step, when it is compiled, is to return its own loss beside the epoch's.
-    stamped: whether it is to return when it began to wait for its batch, and when it had it.
-    waits: whether it is to return when it began to wait for the other workers, and when it had heard of them.
+    told: whether a compiled step returns its own loss, beside the epoch's.
+    stamped: whether it returns when it asked for its batch, and when it had it.
+    waits: whether it returns when it began to wait for the other workers, and when it had their gradients.
     """
 
     def __init__(self, strategy: TensorFlowStrategy) -> None:
@@ -42,7 +43,7 @@ class Records:
 
     @contextmanager
     def to(self, seam: Seam, model: Any) -> Iterator[None]:
-        """Tell these callbacks of the steps that are made inside."""
+        """Call these callbacks for the steps inside the block."""
         if seam and model.steps_per_execution > 1:
             raise OptionError(
                 f"steps_per_execution={model.steps_per_execution}: callbacks of farandole's are told of each step, and "
@@ -53,7 +54,7 @@ class Records:
         self.stamped |= seam.watches("data")
         self.waits |= seam.watches("wait")
         if known != (self.told, self.stamped, self.waits):
-            model.train_function = None  # what was compiled does not tell it
+            model.train_function = None  # the compiled function does not return it
         self._seam = seam
         try:
             yield
@@ -65,7 +66,7 @@ class Records:
         seam.end(None)
 
     def begin_step(self, before: Progress, after: Progress) -> None:
-        """Call before a step that leads from one position to another."""
+        """Call before a step, with the positions before and after it."""
         self._seam.begin_step(after, Run(self._strategy, "keras", before))
 
     def end_step(self, after: Progress) -> None:
@@ -74,7 +75,7 @@ class Records:
         self._seam.end_step(after, Pending(lambda: float("nan") if loss is None else float(loss.numpy())))
 
     def of(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return a compiled training step that keeps what it tells for the record."""
+        """Return a compiled training step that keeps its entries for the record."""
 
         def recorded(iterator: Any) -> Any:
             clock = Clock()
@@ -101,7 +102,7 @@ class Records:
 
 
 class StepHooks(keras.callbacks.Callback):  # type: ignore[misc]
-    """Tells a model's `Records` where its steps begin and end."""
+    """Tells a model's `Records` when its steps begin and end."""
 
     def __init__(self, records: Records) -> None:
         super().__init__()
@@ -123,14 +124,14 @@ class StepHooks(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def parted(callbacks: Any) -> tuple[list[Any], list[Callback]]:
-    """Return Keras's callbacks and ours, of what a user passed."""
+    """Separate a user's callbacks into Keras's and ours."""
     given = keras.tree.flatten(callbacks) if callbacks else []
     ours = [callback for callback in given if isinstance(callback, Callback)]
     return [callback for callback in given if not isinstance(callback, Callback)], ours
 
 
 def refuse_changing(callbacks: list[Callback]) -> None:
-    """Raise `OptionError` for a callback that changes the model, which is compiled and distributed already."""
+    """Raise `OptionError` for a callback that changes the model, which is distributed already."""
     for callback in callbacks:
         if changes_the_model(callback):
             name = type(callback).__name__
@@ -141,14 +142,14 @@ def refuse_changing(callbacks: list[Callback]) -> None:
 
 
 def stamped(batch_of: Callable[[Any], Any], run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a step on an iterator, to be compiled, that notes when it waits for its batch."""
+    """Return a step on an iterator, to be compiled, that also returns when it waited for its batch."""
 
     def step(iterator: Any) -> Any:
         asked = tf.timestamp()
         with tf.control_dependencies([asked]):
             batch = batch_of(iterator)
         leaves = [leaf for leaf in tf.nest.flatten(batch, expand_composites=True) if tf.is_tensor(leaf)]
-        fetched = stamp_after(leaves)  # before the step: TensorFlow keeps the order of operations that have effects
+        fetched = stamp_after(leaves)  # before the step: TensorFlow keeps the order of stateful operations
         return {**run(batch), STAMPS: tf.stack([asked, fetched])}
 
     return step

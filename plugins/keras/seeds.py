@@ -1,4 +1,4 @@
-"""One random seed for all workers while `fit` builds its data: Keras shuffles arrays by TensorFlow's global seed."""
+"""One random seed for all workers while `fit` builds its data: Keras shuffles arrays with TensorFlow's global seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
 @contextlib.contextmanager
 def shared_seed(strategy: TensorFlowStrategy) -> Iterator[None]:
-    """Use rank 0's global seed, or one drawn by it, where workers have different ones or none; then restore it."""
+    """Use rank 0's global seed, or a random one from rank 0, if workers differ or have none; then restore it."""
     import random
 
     context = eager_context()

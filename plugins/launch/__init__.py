@@ -1,1 +1,1 @@
-"""Start jobs: the launch command of a strategy, and a runner that accounts for every process."""
+"""Start jobs: the launch command of a strategy, and a runner that leaves no process behind."""

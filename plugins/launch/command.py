@@ -1,4 +1,4 @@
-"""The command line that starts a strategy's workers: its engine's own launcher, with what that launcher leaves out."""
+"""The command line that starts a strategy's workers: its engine's own launcher, with additional variables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from . import local_workers
 from .installed import check_installed
 from .ports import check_port, check_ports, hold_ports, port_of
 
-# A process that has one of these is itself a worker, or was told so by a launcher that is gone. Workers started from it
-# would inherit them beside what their own launcher says, and the two would contradict each other.
+# A process with one of these is itself a worker, or a launcher that has ended left them. Workers started from it would
+# inherit variables that contradict their own launcher's.
 _IDENTITY = (
     "RANK",
     "WORLD_SIZE",
@@ -54,14 +54,14 @@ def launch_command(
     Args:
         program: `["script.py", *arguments]` or `["-m", "module", *arguments]`.
         hosts: where to start them, as in `a:2,b:2`; by default on this machine.
-        port: the TCP port that the workers meet at, or the first of one for each; by default free ones.
-        start_deadline: seconds that workers wait for each other at the start, where their launcher is "tf_config".
-        python: the interpreter to run them with; its environment's launcher is taken.
+        port: the TCP port at which workers meet, or the first of one for each; by default free ones.
+        start_deadline: seconds that workers wait for each other at the start, if their launcher is "tf_config".
+        python: the interpreter for the workers; its environment's launcher is used.
 
     Raises:
         UnknownStrategyError: no such strategy.
-        OptionError: a number of workers, hosts, a port or a deadline that this launcher cannot serve; the message says
-            what can.
+        OptionError: this launcher does not support a number of workers, hosts, a port or a deadline; the message says
+            what it supports.
         LauncherError: the port is busy, or this process was itself started as a worker.
         EngineUnavailableError: the engine or its launcher is not installed, or not built for the framework.
     """
@@ -75,8 +75,8 @@ def launch_command(
     if port is not None:
         check_port(port)
     if start_deadline is not None and row.launcher != "tf_config":
-        raise OptionError(f"strategy {strategy!r} has no start deadline of its own: leave out --start-deadline")
-    # DeepSpeed's default is one fixed port, which a second job on the machine would share.
+        raise OptionError(f"strategy {strategy!r} has no start deadline: leave out --start-deadline")
+    # DeepSpeed's default is one fixed port, which a second job on the machine would use too.
     held = tuple(hold_ports(1)) if row.launcher == "deepspeed" and port is None else ()
     job = Job(
         strategy=row.name,
@@ -93,14 +93,14 @@ def launch_command(
     argv, env = _LAUNCHERS[row.launcher](job)
     if row.launcher == "tf_config" and port is not None:
         check_ports(workers, port)
-    env["PYTHONUNBUFFERED"] = "1"  # lines of several workers must not wait for each other in buffers
+    env["PYTHONUNBUFFERED"] = "1"  # otherwise the lines of several workers wait in buffers
     if workers > 1:
-        # One worker takes what its framework takes by default; several would each take the whole machine.
+        # One worker keeps its framework's default; several would each use the whole machine.
         threads = str(max(1, _cores() // job.workers_per_host))
         env["OMP_NUM_THREADS"] = threads
         if job.on_tensorflow:
-            env["TF_NUM_INTRAOP_THREADS"] = env["TF_NUM_INTEROP_THREADS"] = threads  # its pools ask OpenMP nothing
-            env["TF_CPP_MIN_LOG_LEVEL"] = "1"  # each worker's 15 lines on how it started hide what went wrong
+            env["TF_NUM_INTRAOP_THREADS"] = env["TF_NUM_INTEROP_THREADS"] = threads  # its pools ignore OpenMP's setting
+            env["TF_CPP_MIN_LOG_LEVEL"] = "1"  # otherwise each worker's 15 lines about its start hide errors
     added = {name: value for name, value in env.items() if not os.environ.get(name)}
     return Command(tuple(argv), {STRATEGY_VARIABLE: strategy, **added}, is_worker=row.launcher is None, held=held)
 
@@ -112,11 +112,11 @@ def _refuse_identity() -> None:
         unset = " ".join(f"-u {name}" for name in found)
         raise LauncherError(
             f"{said} in the environment: this process is a worker itself, and those that it starts would inherit "
-            f"conflicting rank variables. If that is left over, start with: env {unset} farandole run …"
+            f"conflicting rank variables. If they are left over, start with: env {unset} farandole run …"
         )
 
 
 def _cores() -> int:
-    """Physical cores that this process may use, which is also what frameworks count."""
+    """Physical cores that this process may use, as frameworks count them."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, psutil.cpu_count(logical=False) or usable)

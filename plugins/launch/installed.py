@@ -1,4 +1,4 @@
-"""Whether what a strategy needs is installed, read from files: importing an engine takes seconds."""
+"""Check a strategy's requirements in files: importing an engine takes seconds."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 from ...adapters.errors import EngineUnavailableError
 from ...adapters.registry import Requirement, StrategyRow
 
-# Horovod notes in horovod/metadata.json which frameworks it was built for (its CMakeLists.txt write it).
+# Horovod's build writes its frameworks into horovod/metadata.json.
 HOROVOD_FRAMEWORKS = {"horovod.torch": "pytorch", "horovod.tensorflow": "tensorflow"}
 
 
 def check_installed(row: StrategyRow) -> None:
-    """Raise `EngineUnavailableError` where a requirement of this strategy is missing or misbuilt."""
+    """Raise `EngineUnavailableError` if a requirement of this strategy is missing or misbuilt."""
     for requirement in row.requirements:
         found = problem(requirement)
         if found is not None:
             what, fix = found
             raise EngineUnavailableError(
-                f"strategy {row.name!r} needs {requirement.distribution}, which is {what}. Mend it with: {fix}"
+                f"strategy {row.name!r} needs {requirement.distribution}, which is {what}. Fix it with: {fix}"
             )
 
 
 def problem(requirement: Requirement) -> tuple[str, str] | None:
-    """Return what a requirement is ("not installed") and the command that mends it; `None` where no fault is seen."""
+    """Return a requirement's problem ("not installed") and the command that fixes it, or `None`."""
     spec = package(requirement.module.split(".")[0])
     if spec is None:
         return "not installed", requirement.fix
@@ -39,13 +39,13 @@ def problem(requirement: Requirement) -> tuple[str, str] | None:
 
 
 def package(name: str) -> ModuleSpec | None:
-    """Find a top-level package that can be imported; a folder of that name without code is none."""
+    """Find a top-level package that can be imported; a folder of that name without code does not count."""
     spec = importlib.util.find_spec(name)
     return spec if spec is not None and spec.origin is not None else None
 
 
 def horovod_frameworks(spec: ModuleSpec) -> dict[str, str] | None:
-    """Return the frameworks that this Horovod was built for, with their versions; `None` where it does not say."""
+    """Return the frameworks that this Horovod was built for, with their versions; `None` if unknown."""
     try:
         found = json.loads((Path(spec.origin or "").parent / "metadata.json").read_text())
     except (OSError, ValueError):

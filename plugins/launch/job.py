@@ -1,7 +1,7 @@
-"""Run a job of several workers to its end, and account for every process of it.
+"""Run a job of several workers to its end, and find every process of it.
 
-Each process of the job carries a mark in its environment, so that survivors are found wherever they were re-parented. A
-job that outlives its deadline is asked for the stacks of all its workers, then killed.
+Each process of the job has a mark in its environment, so that survivors are found even after they were re-parented. A
+job that exceeds its timeout is asked for the stacks of all its workers, then killed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class JobResult:
     output: what launcher and workers printed, stdout and stderr together.
     seconds: from the launcher's start to its end.
     timed_out: whether the deadline passed and the job was killed.
-    survivors: processes of the job that were still alive a moment after its launcher ended; killed since.
-    stacks: all threads of all workers at the deadline; empty where the job ended by itself.
+    survivors: processes of the job that were still alive a moment after its launcher ended, and were killed then.
+    stacks: all threads of all workers at the deadline; empty if the job ended by itself.
     """
 
     returncode: int
@@ -46,7 +46,7 @@ class JobResult:
     stacks: str
 
     def describe(self) -> str:
-        """Return everything a reader of a failed job needs."""
+        """Return a full report of a failed job."""
         how = "passed its deadline and was killed" if self.timed_out else f"ended with exit code {self.returncode}"
         parts = [f"the job {how} after {self.seconds:.1f} s", self.output[-8000:]]
         if self.survivors:
@@ -65,7 +65,7 @@ def run_job(
     env: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> JobResult:
-    """Run `program` (as in `launch_command`) on `workers` local workers, for `timeout` seconds at most."""
+    """Run `program` (as in `launch_command`) on `workers` local workers, for at most `timeout` seconds."""
     command = launch_command(strategy, workers, program)
     return run_marked(command.argv, timeout=timeout, env={**command.env, **(env or {})}, on_line=on_line)
 
@@ -78,7 +78,7 @@ def run_marked(
     on_line: Callable[[str], None] | None = None,
     during: Callable[[Marked], None] | None = None,
 ) -> JobResult:
-    """Run any command as a job; `during` is called with its processes while it runs, to disturb them."""
+    """Run any command as a job; `during` is called with its processes while it runs."""
     mark = secrets.token_hex(8)
     with tempfile.TemporaryDirectory(prefix="farandole-") as folder:
         started = time.monotonic()
@@ -121,7 +121,7 @@ class Marked:
         self.launcher = launcher
 
     def running(self) -> bool:
-        """Whether the launcher has not ended."""
+        """Whether the launcher is still running."""
         try:
             return bool(psutil.Process(self.launcher).status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
@@ -139,7 +139,7 @@ class Marked:
         return found
 
     def survivors(self, grace: float = 3.0) -> tuple[int, ...]:
-        """Return who is still alive `grace` seconds after the launcher ended, which helper processes need to notice."""
+        """Return the processes that are still alive after `grace` seconds: helpers end after the launcher."""
         deadline = time.monotonic() + grace
         while alive := self.processes():
             if time.monotonic() > deadline:
@@ -156,7 +156,7 @@ class Marked:
                     process.kill()
             if not processes:
                 return
-            # The launcher is waited for by who started it, who would else be told an exit code of 0.
+            # Do not wait for the launcher: its own `Popen` would then report an exit code of 0.
             psutil.wait_procs([process for process in processes if process.pid != self.launcher], timeout=2)
 
     def stacks(self, folder: Path) -> str:
@@ -169,7 +169,7 @@ class Marked:
 
 
 def watch_stacks() -> None:
-    """In a worker: write all threads' stacks where `run_job` looks for them when it sends SIGUSR1."""
+    """In a worker: on SIGUSR1, write all threads' stacks to a file for `run_job`."""
     import faulthandler
 
     folder = os.environ.get(STACKS)

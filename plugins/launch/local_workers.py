@@ -1,9 +1,9 @@
-"""Start workers on this machine with a TF_CONFIG each, and end them together; TensorFlow has no launcher of its own.
+"""Start workers on this machine with a TF_CONFIG each, and end them together; TensorFlow itself has no launcher.
 
     python -m farandole.plugins.launch.local_workers -n 2 script.py --lr 0.1
 
-Each worker leads a session of its own, so that what it started ends with it. A terminal's Ctrl-C does not reach them
-there; it is passed on.
+Each worker leads its own session, so that its child processes end with it. A terminal's Ctrl-C does not reach the
+workers there; it is passed on.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ...adapters.leaving import end_timeout
 from .parent_death import tied_to_this_process
 from .ports import check_ports, hold_ports, port_of
 
-_GRACE = end_timeout()  # seconds that workers have to end when they are told to: they may be saving
-_REST = 3.0  # seconds that those have who cannot be
-_LOOK = 0.5  # seconds between looks at whether a worker is stopped
+_GRACE = end_timeout()  # seconds for workers to end when asked: they may be saving
+_REST = 3.0  # seconds until workers that react to no signal are pressed
+_LOOK = 0.5  # seconds between checks for stopped workers
 _STOPPED = 5.0  # seconds that a worker may be stopped
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-# What follows the script belongs to the script.
+# Arguments after the script belong to the script.
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-n", "--workers", type=click.IntRange(1), default=1, show_default=True, help="How many workers.")
 @click.option(
@@ -52,18 +52,18 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("-m", "--module", is_flag=True, help="SCRIPT is the name of a module, as in `python -m`.")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="SCRIPT [ARGUMENTS]...")
 def main(workers: int, port: int | None, start_deadline: float, module: bool, program: tuple[str, ...]) -> None:
-    """Run SCRIPT on several workers of this machine, each told of the others in TF_CONFIG.
+    """Run SCRIPT on several workers of this machine, which find each other through TF_CONFIG.
 
-    All of them must succeed: where one fails or stays stopped, it is named and the others are ended. The exit code is
-    that of the first worker that failed, and 128 and the signal's number where a signal ended it.
+    All of them must succeed: if one fails or stays stopped, it is named and the others are ended. The exit code is that
+    of the first worker that failed, or 128 plus the signal's number if a signal ended it.
     """
     argv = [sys.executable, *(["-m"] if module else []), *program]
     try:
         held = [] if port else hold_ports(workers)  # open until all workers have ended
         ports = check_ports(workers, port) if port else [port_of(each) for each in held]
         addresses = [f"127.0.0.1:{each}" for each in ports]
-        told = {START_DEADLINE_VARIABLE: f"{start_deadline:g}"}
-        envs = [{**os.environ, **told, "TF_CONFIG": write_tf_config(addresses, index)} for index in range(workers)]
+        deadline = {START_DEADLINE_VARIABLE: f"{start_deadline:g}"}
+        envs = [{**os.environ, **deadline, "TF_CONFIG": write_tf_config(addresses, index)} for index in range(workers)]
         code = run_workers(argv, envs)
     except FarandoleError as error:
         raise click.ClickException(str(error)) from None
@@ -71,7 +71,7 @@ def main(workers: int, port: int | None, start_deadline: float, module: bool, pr
 
 
 def run_workers(argv: Sequence[str], envs: Sequence[Mapping[str, str]]) -> int:
-    """Run a worker in each environment to the end of all, and return the exit code of the job."""
+    """Run a worker in each environment until all have ended, and return the exit code of the job."""
     signals = _Signals()
     before_exec = tied_to_this_process(signal.SIGKILL)
     started: list[_Worker] = []
@@ -85,26 +85,26 @@ def run_workers(argv: Sequence[str], envs: Sequence[Mapping[str, str]]) -> int:
 
 
 class _Signals:
-    """Signals to this process, waited for instead of handled at any time."""
+    """Signals to this process, which are waited for instead of handled at once."""
 
     def __init__(self) -> None:
         self._end, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for number in (*_ENDING, signal.SIGCHLD):
-            # What is ignored, as SIGHUP under nohup, stays ignored.
+            # Ignored signals stay ignored, for example SIGHUP under nohup.
             if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGCHLD:
                 signal.signal(number, lambda *_: None)
 
     def wait(self, seconds: float) -> signal.Signals | None:
-        """Return a signal that asks to end; `None` after `seconds`, and at once where a worker may have ended."""
+        """Return a signal that asks to end; `None` after `seconds`, or at once if a worker may have ended."""
         if not select.select([self._end], [], [], seconds)[0]:
             return None
         return next((signal.Signals(number) for number in os.read(self._end, 4096) if number in _ENDING), None)
 
 
 class _Worker:
-    """The process of a worker, and all that it starts."""
+    """A worker's process and its child processes."""
 
     def __init__(
         self, index: int, argv: Sequence[str], env: Mapping[str, str], before_exec: Callable[[], None]
@@ -123,7 +123,7 @@ class _Worker:
 
     @property
     def exit_code(self) -> int:
-        """As a shell says it: 128 and the signal's number where a signal ended it."""
+        """As a shell reports it: 128 plus the signal's number if a signal ended it."""
         code = self._process.returncode
         return code if code >= 0 else 128 - code
 
@@ -136,31 +136,31 @@ class _Worker:
         return f"was killed by {_name(-code)}"
 
     def ended(self) -> bool:
-        """Whether it ended; what it left behind is killed then."""
+        """Whether it has ended; its remaining child processes are then killed."""
         if self._process.returncode is None and self._process.poll() is not None:
-            self._kill_group()  # only now: later its number may be another's
+            self._kill_group()  # at once: later another group may have this number
         return self._process.returncode is not None
 
     def stays_stopped(self) -> bool:
-        """Whether it was found stopped at each of the last looks; a process that is being debugged is not."""
+        """Whether it was stopped at each of the last checks; a process under a debugger does not count."""
         try:
             stopped = psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
         except psutil.Error:  # it has just ended
             stopped = False
-        # Looks are counted, not time: this process may have been stopped as well.
+        # Count checks, not time: this process may have been stopped as well.
         self._looks = self._looks + 1 if stopped else 0
         return self._looks > _STOPPED / _LOOK
 
-    def tell(self, number: int) -> None:
-        """Send a signal to the worker, which knows what to do with its children."""
+    def send(self, number: int) -> None:
+        """Send a signal to the worker alone, which ends its children."""
         os.kill(self._process.pid, number)
 
     def press(self) -> None:
-        """Have it end that may not have heard: Python handles SIGINT when an engine returns, which may be never."""
+        """End a worker that did not react: Python handles SIGINT only when the engine returns, perhaps never."""
         if self._ignores_sigterm():
             self.kill()
         else:
-            self.tell(signal.SIGTERM)
+            self.send(signal.SIGTERM)
 
     def _ignores_sigterm(self) -> bool:
         try:
@@ -171,7 +171,7 @@ class _Worker:
         return bool(int(ignored.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
     def kill(self) -> None:
-        """Kill it and all that it started, where it has not ended yet."""
+        """Kill it and its child processes, unless it has ended."""
         if not self.ended():
             self._kill_group()
             self._process.wait()
@@ -204,7 +204,7 @@ def _watch(workers: Sequence[_Worker], signals: _Signals) -> int:
             if stopped:
                 for worker in stopped:
                     _say(
-                        f"{worker} has been stopped (by SIGSTOP or the like) for {_STOPPED:g} s, while the others wait "
+                        f"{worker} has been stopped (by SIGSTOP or similar) for {_STOPPED:g} s, while the others wait "
                         "for it: killing all workers"
                     )
                 return 1
@@ -212,9 +212,9 @@ def _watch(workers: Sequence[_Worker], signals: _Signals) -> int:
 
 
 def _end(workers: Sequence[_Worker], number: signal.Signals, signals: _Signals) -> None:
-    """Tell workers to end and wait for them, until they had their time or somebody asks again; then kill them."""
+    """Ask workers to end and wait for them, until their time is over or the user asks again; then kill them."""
     for worker in workers:
-        worker.tell(number)
+        worker.send(number)
     started, pressed = time.monotonic(), False
     running = list(workers)
     while running := [worker for worker in running if not worker.ended()]:

@@ -1,7 +1,7 @@
-"""Run a launcher as a child: pass signals on, end with what made the job fail, and leave no process behind.
+"""Run a launcher as a child: pass signals on, end with the cause of a failure, and leave no process behind.
 
-A launcher of several workers gets a process group of its own. A terminal's Ctrl-C then reaches it once, from here. With
-one worker it stays in the terminal's foreground group, may read from the terminal, and gets Ctrl-C from there.
+A launcher of several workers gets its own process group, so that a terminal's Ctrl-C reaches it once, from here. With
+one worker it stays in the terminal's foreground group: it may read from the terminal, and gets Ctrl-C from there.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ...adapters.launch.start import Command
 from ...adapters.leaving import end_timeout
 from .parent_death import adopt_orphans, tied_to_this_process
 
-INTERRUPTED = 130  # what a shell makes of Ctrl-C
-_REST = 3.0  # seconds in which what a failed job has left behind may end by itself
+INTERRUPTED = 130  # a shell's exit code for Ctrl-C
+_REST = 3.0  # seconds for the remaining processes of a failed job to end by themselves
 _PASSED_ON = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -37,9 +37,9 @@ _PASSED_ON = (
 
 
 def run_launcher(command: Command, workers: int) -> int:
-    """Run the command to its end, and return the exit code: its own, or 130 where it was interrupted.
+    """Run the command to its end, and return its exit code, or 130 if it was interrupted.
 
-    Where it fails, the traceback of the worker that failed first comes last, and a line that names it.
+    If it fails, the output ends with the traceback of the first failed worker, and a line that names it.
 
     Raises:
         LauncherError: the command cannot be started.
@@ -60,7 +60,7 @@ def run_launcher(command: Command, workers: int) -> int:
 class _Launcher:
     """The launcher's process.
 
-    told: the signals that it was sent, from here or by the terminal, and when (seconds since the epoch).
+    told: the signals sent to it, from here or by the terminal, and when (seconds since the epoch).
     is_worker: whether it is the one worker itself, plain Python.
     """
 
@@ -68,13 +68,13 @@ class _Launcher:
         self.told: dict[signal.Signals, float] = {}
         self.is_worker = command.is_worker
         self._own_group = workers > 1
-        # What is ignored, as SIGHUP under nohup, stays ignored.
+        # Ignored signals stay ignored, for example SIGHUP under nohup.
         self._signals = {number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN}
         if self._own_group:
             self._signals.add(signal.SIGTSTP)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {*self._signals, signal.SIGCHLD})
-        # A launcher ends its workers when it is told to end; killed, it would leave them.
+        # On SIGTERM a launcher ends its workers; if it is killed, they survive.
         tie = tied_to_this_process(signal.SIGKILL if self.is_worker else signal.SIGTERM)
         try:
             self._process = subprocess.Popen(
@@ -88,7 +88,7 @@ class _Launcher:
             raise LauncherError(f"cannot start {command.argv[0]}: {error.strerror}. See: farandole doctor") from None
 
     def wait(self) -> int:
-        """Pass signals on until the launcher has ended; return the exit code, as a shell says it."""
+        """Pass signals on until the launcher has ended; return the exit code, as a shell reports it."""
         while self._process.poll() is None:
             info = signal.sigwaitinfo({*self._signals, signal.SIGCHLD})
             number = signal.Signals(info.si_signo)
@@ -96,7 +96,8 @@ class _Launcher:
                 self._stop()
             elif number != signal.SIGCHLD:
                 self.told.setdefault(number, time.time())
-                # The terminal's own (a positive code: the kernel's) have reached a launcher of the same group already.
+                # The terminal's signals (positive code: from the kernel) have already reached a launcher in the same
+                # group.
                 if self._own_group or info.si_code <= 0:
                     self._process.send_signal(number)
         code = self._process.returncode
@@ -105,7 +106,7 @@ class _Launcher:
         return code if code >= 0 else 128 - code
 
     def _stop(self) -> None:
-        """Stop with the launcher (Ctrl-Z), and go on with it."""
+        """Stop with the launcher (Ctrl-Z), and continue with it."""
         os.killpg(self._process.pid, signal.SIGTSTP)
         os.kill(os.getpid(), signal.SIGSTOP)
         os.killpg(self._process.pid, signal.SIGCONT)
@@ -124,7 +125,7 @@ def _is_terminal(descriptor: int) -> bool:
 
 
 def _end_orphans() -> None:
-    """End what a failed launcher has left running."""
+    """End the remaining processes of a failed launcher."""
     left = psutil.Process().children(recursive=True)
     _, alive = psutil.wait_procs(left, timeout=_REST)
     for end, seconds in ((psutil.Process.terminate, end_timeout()), (psutil.Process.kill, _REST)):
@@ -135,7 +136,7 @@ def _end_orphans() -> None:
 
 
 def _reasons(launcher: _Launcher, code: int, reports: list[FailureReport], workers: int) -> list[str]:
-    """Return what to end with: the first worker's traceback, and a line."""
+    """Return the last lines of output: the first failed worker's traceback, and a line that names it."""
     ending = [number for number in launcher.told if number not in (signal.SIGUSR1, signal.SIGUSR2)]
     if ending:
         line = f"farandole: the job was ended by {ending[0].name}"
@@ -145,8 +146,8 @@ def _reasons(launcher: _Launcher, code: int, reports: list[FailureReport], worke
         if launcher.is_worker:
             return [f"farandole: the program was killed by {_name(code - 128)}"] if code > 128 else []
         return [
-            f"farandole: the job ended with exit code {code}; no worker raised an error inside of its strategy: what "
-            "the launcher says above names the one that failed"
+            f"farandole: the job ended with exit code {code}; no worker raised an error inside its strategy: see the "
+            "launcher's output above"
         ]
     return _failures(launcher, reports)
 
@@ -161,7 +162,7 @@ def _failures(launcher: _Launcher, reports: list[FailureReport]) -> list[str]:
                 "network, or one of them, stood still for as long as the engine waits"
             ]
         return [
-            f"farandole: {_workers(silent, first.world_size)} ended without an error of its own (killed, or os._exit); "
+            f"farandole: {_workers(silent, first.world_size)} ended without an error (killed, or os._exit); "
             f"{_workers([report.rank for report in reports], first.world_size)} lost it"
         ]
     shown = [] if launcher.is_worker else [first.traceback.rstrip()]

@@ -1,4 +1,4 @@
-"""Have the kernel end a child process whose parent is killed, when nobody is left to end it."""
+"""Make the kernel end a child process when its parent is killed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def tied_to_this_process(number: signal.Signals) -> Callable[[], None]:
-    """Return what a child does before its program (`preexec_fn`), to be sent signal `number` when this process dies.
+    """Return a `preexec_fn` with which a child gets signal `number` when this process dies.
 
-    Only Linux can do that; elsewhere it does nothing.
+    It works on Linux only; elsewhere it does nothing.
     """
     if sys.platform != "linux":
         return lambda: None
@@ -25,13 +25,13 @@ def tied_to_this_process(number: signal.Signals) -> Callable[[], None]:
 
     def tie() -> None:
         prctl(_PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before the line above
             os._exit(1)
 
     return tie
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of what its children leave behind, so that it can be found; on Linux."""
+    """Make this process the parent of its children's orphans, so that they can be found; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -1,4 +1,4 @@
-"""TCP ports that workers meet at: found free and held, or refused with the name of who holds them."""
+"""TCP ports at which workers meet: free ones are found and held, used ones are refused with the program's name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ...adapters.launch.tf_config import consecutive_ports
 
 
 def hold_ports(number: int) -> list[socket.socket]:
-    """Return sockets that are bound to different free ports, and keep them from other programs until they are closed.
+    """Return sockets bound to different free ports, which keep other programs off until they are closed.
 
-    The system gives such a port to nobody else, but a server that asks for it by number can listen there, if it sets
+    The system gives such a port to nobody else, but a server that asks for it by number can listen there if it sets
     SO_REUSEADDR, as torch's, DeepSpeed's and TensorFlow's do.
     """
     held = [socket.socket() for _ in range(number)]
     for each in held:
         each.bind(("", 0))
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # only now: the port is found as nobody's
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # after bind, which must find an unused port
     return held
 
 
@@ -29,11 +29,11 @@ def port_of(held: socket.socket) -> int:
 
 
 def check_ports(number: int, first: int) -> list[int]:
-    """Return as many ports from `first` upward.
+    """Return `number` ports from `first` upward.
 
     Raises:
-        OptionError: there are not as many.
-        LauncherError: one of them cannot be listened at.
+        OptionError: there are not enough.
+        LauncherError: one of them is in use or reserved.
     """
     ports = consecutive_ports(number, first)
     for port in ports:
@@ -42,9 +42,9 @@ def check_ports(number: int, first: int) -> list[int]:
 
 
 def check_port(port: int) -> None:
-    """Raise `LauncherError` where `port` cannot be listened at; the message names the program that holds it."""
+    """Raise `LauncherError` if `port` is in use or reserved; the message names the program that uses it."""
     with socket.socket() as probe:
-        # As listening servers do: connections of an earlier one may linger.
+        # As servers do: connections of an earlier one may linger.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -52,7 +52,7 @@ def check_port(port: int) -> None:
             raise LauncherError(f"port {port} is reserved for the system: choose one from 1024 up") from None
         except OSError:
             raise LauncherError(
-                f"port {port} is in use{_by(port)}: choose another, or leave --port out and a free one is found"
+                f"port {port} is in use{_by(port)}: choose another, or leave out --port to use a free one"
             ) from None
 
 

@@ -1,4 +1,4 @@
-"""What each worker's time goes to: callbacks for a loop, Lightning and Keras alike."""
+"""Measure how each worker spends its time: callbacks for a loop, Lightning and Keras."""
 
 from .worker_metrics import WorkerMetrics
 

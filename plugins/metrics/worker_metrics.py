@@ -1,4 +1,4 @@
-"""Measures each worker's steps, so that a straggler shows."""
+"""Measure each worker's steps, to find a straggler."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ...adapters.progress import Progress
 
 
 class WorkerMetrics(Callback):
-    """Measures each worker's steps, so that a straggler shows.
+    """Measures each worker's steps, to find a straggler.
 
-    Workers wait for each other inside a step, which therefore takes all of them as long; between steps (data,
-    callbacks) each has a time of its own.
+    Workers wait for each other inside a step, so it takes the same time on all of them. Between steps (data, callbacks)
+    each worker has its own time.
 
     epochs: for each epoch a list in rank order of `{"step_ms", "step_ms_max", "between_ms", "between_ms_max"}`, medians
-        and maxima in milliseconds, the same on every worker. Where the frontend tells how long a step waits for its
-        data, or the engine how long it waits for other workers, "data_ms" and "wait_ms" too, likewise. The data's time
-        is a part of "between", the other workers' one of "step". The least median wait of all workers is what
-        collectives take by themselves, and is subtracted. An epoch that ends early has none.
+        and maxima in milliseconds, the same on every worker. "data_ms" and "wait_ms" follow if the frontend measures
+        waiting for data, and the engine waiting for other workers. Data is a part of "between", waiting for others a
+        part of "step". The smallest median wait of all workers is the time of the collectives themselves, and is
+        subtracted. An epoch that ends early is left out.
     """
 
     watches = frozenset({"data", "wait"})
@@ -56,11 +56,11 @@ class WorkerMetrics(Callback):
         self._run = None  # so that this can be copied
 
     def on_record(self, epoch: int, workers: list[dict[str, float]]) -> None:
-        """Called on every worker with an epoch's measures; for those who log them."""
+        """Called on every worker with an epoch's measures; override it to log them."""
 
     def _begin_epoch(self) -> None:
         self._seconds = {"step": [], "between": []}
-        self._ended = 0.0  # between two epochs there is more: validation, for one
+        self._ended = 0.0  # other work comes between epochs, for example validation
 
     def _note(self, name: str, seconds: float) -> None:
         self._seconds.setdefault(name, []).append(seconds)

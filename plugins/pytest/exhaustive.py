@@ -1,4 +1,4 @@
-"""A pytest plugin: two sizes of one suite. What is marked `exhaustive` is left out unless `--exhaustive` is given.
+"""A pytest plugin: two sizes of one suite. Tests marked `exhaustive` run only with `--exhaustive`.
 
     @pytest.mark.exhaustive
     def test_what_only_repeats_a_promise() -> None: ...
@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave marked tests out."""
+    """Deselect marked tests."""
     if config.getoption("exhaustive"):
         return
     left_out = [item for item in items if item.get_closest_marker("exhaustive")]
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tell the process that writes the summary, where pytest-xdist runs the tests in others."""
+    """Under pytest-xdist, send the number to the process that writes the summary."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output[_LEFT_OUT_KEY] = session.config.stash.get(_LEFT_OUT, 0)
@@ -50,11 +50,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take the number from a process of pytest-xdist; each collects all tests."""
+    """Get the number from a process of pytest-xdist; each collects all tests."""
     node.config.stash[_LEFT_OUT] = getattr(node, "workeroutput", {}).get(_LEFT_OUT_KEY, 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how many were left out."""
+    """Report how many were left out."""
     if number := config.stash.get(_LEFT_OUT, 0):
-        terminalreporter.write_line(f"{number} tests were left out that repeat a promise; --exhaustive runs them too")
+        terminalreporter.write_line(f"{number} tests that repeat a promise were left out; --exhaustive runs them too")

@@ -1,4 +1,4 @@
-"""What the default size of the suite asks of a strategy, and what belongs to the whole product only."""
+"""Which curves and checks the default size of the suite runs; the others belong to the whole product."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from ..conformance.variants import VARIANTS
 
 MIXED = "tokens"
-"""The variant that mixes most of what the others do alone: empty shares, samples that weigh differently, clipping."""
+"""The variant that combines most of the others: empty shares, weighted samples, clipping."""
 
 _OF_OPTIONS = frozenset({"adamw", "unused_parameter"})
-"""Variants of the step that options of an engine may change, beside `MIXED`."""
+"""Variants whose step an engine's options may change, beside `MIXED`."""
 
 _IN_FEW = frozenset({"sgd_momentum", "adamw", "schedule", "unused_parameter", "empty_share"})
 _IN_MANY = frozenset({"accumulate_4", "clip", "empty_share", MIXED})
 
-_EVERYWHERE = frozenset({"collectives_do_what_they_say", "samples_know_no_worker"})
+_EVERYWHERE = frozenset({"collectives_do_what_they_say", "samples_do_not_depend_on_the_worker"})
 _WHERE_NOTHING_DIVIDES = frozenset(
     {
         "damaged_files_are_refused_by_all",
@@ -29,11 +29,11 @@ _WHERE_NOTHING_DIVIDES = frozenset(
         "workers_start_from_rank_0",
     }
 )
-"""Checks that say more with three workers than with two."""
+"""Checks that find more with three workers than with two."""
 
 OF_THE_STEP = frozenset(
     {
-        "accumulation_keeps_gradients_at_home",
+        "accumulation_reduces_once_a_step",
         "learning_rate_is_the_users",
         "parameter_used_by_some_workers_gets_the_mean",
         "parameters_of_some_steps_are_updated_in_those",
@@ -44,16 +44,16 @@ OF_THE_STEP = frozenset(
         "workers_start_from_rank_0",
     }
 )
-"""Checks of what the options of an engine may change."""
+"""Checks whose result an engine's options may change."""
 
 
 def asks_curve(
     workers: Sequence[int], dtypes: Sequence[str], world_size: int, variant: str, dtype: str, varies: bool = False
 ) -> bool:
-    """Whether the default size trains a variant: each with as few workers as can differ, or with more of them.
+    """Whether the default size trains a variant: each with the smallest number of several workers, or the largest.
 
-    The widest type says most: its bound is the narrowest. The other one is tried by one variant. Where the class
-    `varies` the options of an engine that another one tests, so are only some variants.
+    The widest type has the narrowest bound; one variant tries the other type. If the class `varies` the options of an
+    engine that another class tests, only some variants are trained.
     """
     assert variant in VARIANTS
     few, many = _few_and_many(workers)
@@ -68,7 +68,7 @@ def asks_curve(
 
 
 def asks_check(workers: Sequence[int], world_size: int, check: str) -> bool:
-    """Whether the default size runs a check with so many workers: some with any number, each other one once."""
+    """Whether the default size runs a check with this number of workers: some with any number, the others once."""
     few, many = _few_and_many(workers)
     return check in _EVERYWHERE or world_size == (many if check in _WHERE_NOTHING_DIVIDES else few)
 

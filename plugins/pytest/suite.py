@@ -23,7 +23,7 @@ from . import exhaustive
 from .sizes import OF_THE_STEP, asks_check, asks_curve
 
 FAULT_SECONDS = 15
-"""How long a job may live after one of its workers broke."""
+"""Seconds that a job may take to end after one of its workers failed."""
 
 Run = Callable[[int], Outcome]
 
@@ -36,21 +36,20 @@ _SERVERS = pytest.StashKey[WorkerServers]()
 class Conformance:
     """Every promise of the contract, tested in real processes under the strategy's own launcher.
 
-    All tests but those that break a worker share workers that stay up, as do classes of the same launcher.
+    All tests except those of faults share running workers, also between classes of the same launcher.
 
-    By default each promise is tested once, where it says most; `pytest -p farandole.plugins.pytest.exhaustive
-    --exhaustive` tests the product of variants, types, checks, faults and numbers of workers.
+    By default each promise is tested once; `pytest -p farandole.plugins.pytest.exhaustive --exhaustive` tests the
+    product of variants, types, checks, faults and numbers of workers.
 
     strategy: a registered name.
-    framework: whose models it trains; only to be given for a strategy of an entry point, for which it is "torch" else.
+    framework: needed only for a strategy of an entry point whose framework is not "torch".
     options: engine options to create it with.
-    workers: the numbers of workers to test at; only 1 for an engine that knows no other.
+    workers: the numbers of workers to test; only 1 for an engine of one process.
     dtypes: the types to compare curves in.
-    faults: where and how to break a worker by default, a job for each; none at all where it is empty. See
-        `conformance.faults`.
+    faults: where and how to make a worker fail by default, one job for each; may be empty. See `conformance.faults`.
     excluded: checks that these options legally do not pass, each with the reason.
-    varies: whether another class tests the same engine with other options; by default only the curves and the checks
-        of what options may change are repeated then.
+    varies: whether another class tests the same engine with other options; then the default size repeats only curves
+        and checks that options may change.
     """
 
     strategy: ClassVar[str]
@@ -65,12 +64,12 @@ class Conformance:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if not cls.faults:
-            # None is how pytest is told that an inherited test is not there; no parameters would be a skip.
+            # None removes an inherited test; no parameters would be a skip.
             cls.test_fault_is_loud_and_bounded = None  # type: ignore[assignment, method-assign]
 
     @classmethod
     def framework_name(cls) -> str:
-        """Return whose reference and checks these are."""
+        """Return the framework of the reference and the checks."""
         return cls.framework or strategy_row(cls.strategy).framework
 
     @classmethod
@@ -79,7 +78,7 @@ class Conformance:
         return tuple(name for name in checks_of(cls.framework_name()) if name not in cls.excluded)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Parametrize over what the class says."""
+        """Parametrize as the class says."""
         names = [name for name in _PARAMETERS if name in metafunc.fixturenames]
         if not names:
             return
@@ -114,7 +113,7 @@ class Conformance:
     @pytest.fixture(scope="session")
     @classmethod
     def worker_servers(cls, pytestconfig: pytest.Config) -> Iterator[WorkerServers]:
-        """Yield the workers that stay up, for all classes of the session."""
+        """Yield the running workers, for all classes of the session."""
         with servers_of(pytestconfig) as servers:
             yield servers
 
@@ -126,13 +125,13 @@ class Conformance:
         tmp_path_factory: pytest.TempPathFactory,
         worker_servers: WorkerServers,
     ) -> Run:
-        """Return the outcome of what the chosen tests ask of a number of workers, who do it once."""
+        """Return a function that runs the work of the chosen tests once per number of workers."""
         asked = [item.callspec.params for item in _items_of(request.session, cls)]
 
         @cache
         def run(world_size: int) -> Outcome:
             here = [params for params in asked if params.get("world_size") == world_size]
-            checks = {params["check"] for params in here if "check" in params} | {"samples_know_no_worker"}
+            checks = {params["check"] for params in here if "check" in params} | {"samples_do_not_depend_on_the_worker"}
             return run_conformance(
                 cls.strategy,
                 world_size,
@@ -158,32 +157,32 @@ class Conformance:
         run(world_size).check(check)
 
     def test_samples_are_the_same_at_any_world_size(self, run: Run) -> None:
-        """Contract 2 and 3: what a sample draws at random depends on (seed, epoch, sample) only."""
-        drawn = [run(world_size).check("samples_know_no_worker") for world_size in self.workers]
+        """Contract 2 and 3: a sample's random numbers depend on (seed, epoch, sample) only."""
+        drawn = [run(world_size).check("samples_do_not_depend_on_the_worker") for world_size in self.workers]
         assert all(other == drawn[0] for other in drawn)
 
     def test_job_ends_cleanly(self, run: Run, world_size: int) -> None:
-        """Workers that did their work leave the strategy; that their job ends well, `worker_servers` asserts."""
+        """Workers leave the strategy after their work; `worker_servers` asserts that their job ends cleanly."""
         job = run(world_size).job
         assert job.returncode == 0 and not job.survivors, job.describe()
 
     def test_fault_is_loud_and_bounded(self, where: str, how: str, tmp_path: Path) -> None:
-        """Contract 7: one broken worker ends the job soon, with its traceback, and leaves no process."""
+        """Contract 7: one failed worker ends the job soon, with its traceback, and leaves no process."""
         job = run_fault(
             self.strategy, min(2, max(self.workers)), where, how, tmp_path, self.options, self.framework_name()
         )
         ended = time.time()
         assert job.returncode != 0 and not job.timed_out and not job.survivors, job.describe()
-        assert (tmp_path / BROKE).exists(), f"no worker broke: {job.describe()}"
+        assert (tmp_path / BROKE).exists(), f"no worker failed: {job.describe()}"
         assert ended - (tmp_path / BROKE).stat().st_mtime < FAULT_SECONDS, job.describe()
         if how == "raise":
             assert "Traceback" in job.output and MESSAGE in job.output, job.describe()
-        assert (tmp_path / "before" / "manifest.json").exists(), "the checkpoint before the fault is gone"
+        assert (tmp_path / "before" / "manifest.json").exists(), "the checkpoint before the fault is missing"
 
 
 @contextlib.contextmanager
 def servers_of(config: pytest.Config) -> Iterator[WorkerServers]:
-    """Yield the session's workers that stay up; the first to leave ends them, and is told whose end was not clean."""
+    """Yield the session's running workers; the first user to leave ends them, and raises if one did not end cleanly."""
     servers = config.stash.setdefault(_SERVERS, WorkerServers())
     yield servers
     servers.close()

@@ -302,7 +302,7 @@ MUTANTS = (
     Mutant(
         "keras_losses_are_not_weighed",
         "plugins/keras/optimizer.py",
-        "return weigh(stock_scale(loss), share)",
+        "return weigh(stock_scale(loss), fraction)",
         "return stock_scale(loss)",
         ("tests/plugins/test_keras.py", "-k", "fit_is_that and tf_horovod"),
     ),

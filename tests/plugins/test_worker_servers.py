@@ -62,7 +62,7 @@ def test_a_job_serves_until_it_is_broken_and_the_next_one_takes_over(tmp_path: P
         assert outcome.job.survivors == ()
     assert pids[0] == pids[1] != pids[2]
     assert run("works")[1] == run("ends badly")[1]
-    with pytest.raises(AssertionError, match=r"a process with 1 of torch did not end well.*exit code 3"):
+    with pytest.raises(AssertionError, match=r"a process with 1 of torch did not end cleanly.*exit code 3"):
         servers.close()
     assert not any(psutil.pid_exists(int(pid)) for pid in pids)
 

@@ -23,7 +23,7 @@ from ..config_store import TASK_IS_GONE, ConfigStore
 from ..strategy import TensorFlowStrategy
 
 _START_DEADLINE = 60.0
-# ms without a heartbeat after which TensorFlow takes a worker for lost. A slow worker on a busy machine must not be lost,
+# ms without a heartbeat after which TensorFlow takes a worker for lost. A slow worker on a busy machine must have time,
 # and one that was killed before a collective must be found within 15 s.
 _HEARTBEAT = 12_000
 

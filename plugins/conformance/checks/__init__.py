@@ -1,7 +1,7 @@
-"""What the contract asks of a strategy beside its curve, one function a promise, run inside a job by every worker.
+"""The contract beside the curve: one function per promise, run inside a job by every worker.
 
-A check raises `AssertionError` where the promise is broken. All workers run all checks in the same order; a check must
-leave the job usable for the next. Paths given to checks are shared by the workers of the job.
+A check raises `AssertionError` if the promise is broken. All workers run all checks in the same order; a check must
+leave the job usable for the next one. All workers of the job get the same paths.
 
 These are the checks of all frameworks; `torch.checks` and `tensorflow.checks` have those that need their own models.
 """

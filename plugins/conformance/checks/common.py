@@ -1,4 +1,4 @@
-"""The table of checks, and what several of them use."""
+"""The table of checks, and helpers that several of them use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHARED = Checks()
 
 
 def same_everywhere(strategy: Strategy, values: Iterable[Any]) -> bool:
-    """Whether all workers hold the same bytes."""
+    """Whether the values are the same to the bit on all workers."""
     arrays = [np.asarray(value).tobytes() for value in values]
     return all(other == arrays for other in strategy.gather(arrays))
 

@@ -37,7 +37,7 @@ def resumed_run_is_the_same_run(strategy: Strategy, folder: Path) -> None:
     found = fresh.load(path)
     assert found == middle and fresh.extras == {"best": 0.5, "tags": ["a"]}
     resumed, _ = curves.train(strategy, fresh, variant, dtype, start=found, steps=20)
-    # Not to the bit: Horovod fuses gradients as they come, and three workers add them up in varying order.
+    # Not to the bit: Horovod fuses gradients in any order, and so the order of three workers' sums varies.
     assert rest.loss_diff(resumed) <= LOSS_BOUND[dtype]
     assert rest.weight_diff(resumed) <= WEIGHT_BOUND[dtype]
 
@@ -163,10 +163,10 @@ def full_disk_of_one_worker_fails_the_save_of_all(strategy: Strategy, folder: Pa
 
     def save(wait: bool) -> None:
         training.save(path, Progress(0, 2), wait=wait)
-        training.load(path)  # which waits for a save that did not
+        training.load(path)  # which waits for a save with wait=False
 
     for wait in (True, False):
-        if strategy.worker.rank == last:  # writes fail beyond this size, as they do on a full disk
+        if strategy.worker.rank == last:  # writes fail beyond this size, as on a full disk
             resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
         with pytest.raises(CheckpointError, match=f"cannot save to .* .worker {last}.: .*File too large"):
             save(wait)

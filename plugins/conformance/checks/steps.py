@@ -34,7 +34,7 @@ def loss_is_one_number_that_waits_to_be_read(strategy: Strategy, folder: Path) -
     read = [float(loss) for loss in losses]
     assert strategy.gather(read) == [read] * strategy.worker.world_size
     assert losses[0] == read[0] and f"{losses[0]:.3f}" == f"{read[0]:.3f}" and sum(map(float, losses)) == sum(read)
-    if strategy.worker.is_main:  # reading is local: one worker may, alone
+    if strategy.worker.is_main:  # reading is local, so one worker may read alone
         assert math.isfinite(float(training.step(next(batches_of(strategy, training)))))
     else:
         training.step(next(batches_of(strategy, training)))
@@ -59,7 +59,7 @@ def evaluation_is_the_mean_over_samples(strategy: Strategy, folder: Path) -> Non
     one = tuple(column[:1] for column in data)  # fewer samples than workers
     assert np.isfinite(training.evaluate(one, program.mean_loss, 3))
 
-    # Training goes on as if nothing had been evaluated.
+    # Training continues as if nothing had been evaluated.
     reference = reference_curve(strategy.capabilities.framework, "clip", "float32")
     curve, progress = curves.train(strategy, training, variant, "float32", steps=2)
     training.evaluate(data, program.mean_loss, 4)
@@ -74,7 +74,7 @@ def evaluation_is_the_mean_over_samples(strategy: Strategy, folder: Path) -> Non
 
 
 class _Watcher(Callback):
-    """Watches everything, and keeps who it is."""
+    """Watches all phases, and keeps its rank as state."""
 
     watches = frozenset(PHASES)
 
@@ -113,7 +113,7 @@ def callbacks_watch_and_change_nothing(strategy: Strategy, folder: Path) -> None
             curves.prepare(strategy, variant, "float32", callbacks=[watcher] if rank == 0 else [])
     training.save(folder / "watched", progress)
     training.load(folder / "watched")
-    assert watcher.kept == {"rank": 0}, "rank 0's state is the one that travels"
+    assert watcher.kept == {"rank": 0}, "rank 0's state is not the saved one"
     with pytest.raises(CallbackError, match=rf"_Watcher.on_step_end on worker {rank} raised ValueError: the fifth"):
         curves.train(strategy, training, variant, "float32", start=progress, steps=1)
     assert {"save", "load"} <= {phase.name for phase in watcher.records[-1].phases}
@@ -121,22 +121,22 @@ def callbacks_watch_and_change_nothing(strategy: Strategy, folder: Path) -> None
 
 @SHARED.add
 def waiting_for_a_straggler_is_seen(strategy: Strategy, folder: Path) -> None:
-    """By a bound from below: on a busy machine everybody waits for longer."""
+    """A lower bound only: on a busy machine all workers wait longer."""
     variant, watcher, worker = VARIANTS["accumulate_4"], _Watcher(strategy.worker.rank), strategy.worker
     training = curves.prepare(strategy, variant, "float32", callbacks=[watcher])
     data = program_of(strategy).dataset(variant, "float32")
     delay, begun = 0.2, []
     for number, batch in zip(range(4), training.batches(data, GLOBAL_BATCH), strict=False):
-        if number == 2:  # which waits too, and is no part of a step
+        if number == 2:  # an evaluation waits too, but is not part of a step
             training.evaluate(data, program_of(strategy).mean_loss, GLOBAL_BATCH)
         strategy.barrier()
         begun.append(time.perf_counter())
-        if number > 0 and worker.rank == worker.world_size - 1:  # the first one is compiled, or otherwise learnt from
+        if number > 0 and worker.rank == worker.world_size - 1:  # the first step is compiled
             time.sleep(delay)
         float(training.step(batch))
     for record, start in zip(watcher.records, begun, strict=True):
         assert all(phase.start >= start for phase in record.phases if phase.name == "wait")
         for one, next_one in itertools.pairwise(sorted(record.phases, key=lambda phase: phase.start)):
-            assert one.end <= next_one.start, f"{one} and {next_one} have the same time"
+            assert one.end <= next_one.start, f"{one} and {next_one} overlap"
     waits = strategy.gather(max(record.seconds("wait") for record in watcher.records[1:]))
     assert all(wait >= delay / 2 for wait in waits[:-1]), waits

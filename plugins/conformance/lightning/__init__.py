@@ -1,1 +1,1 @@
-"""The suite's program in Lightning: the variants, run through its Trainer on our strategies and on one device."""
+"""The suite's program in Lightning: the variants, trained by its Trainer on our strategies and on one device."""

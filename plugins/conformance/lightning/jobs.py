@@ -23,7 +23,7 @@ def run_curves(
 
     Args:
         curves: strategy, variant and type of each; the job is started for the first one's strategy.
-        servers: whose workers do it.
+        servers: the running workers.
         timeout: seconds; then the job is killed, and its workers' stacks are in the outcome.
     """
     folder.mkdir(parents=True, exist_ok=True)

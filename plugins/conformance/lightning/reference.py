@@ -1,7 +1,7 @@
 """The curve that our strategies must follow: Lightning's own Trainer on one device, with N times the batch size.
 
 It shares the module, the data and the Trainer's arguments with the runs on our strategies, but no strategy, no sampler
-and no weighting: an epoch's last batch, and its last group of batches, weigh what they weigh in Lightning.
+and no weighting: an epoch's last batch, and its last group of batches, have Lightning's own weights.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .variants import VARIANTS, batch_size
 
 
 @cache
-def reference_curve(variant_name: str, dtype: str, workers: int, parts: int = 1) -> Curve:
-    """Train a variant in this process; with `parts` > 1 each batch is cut up: the noise floor of rounding."""
+def reference_curve(variant_name: str, dtype: str, workers: int, pieces: int = 1) -> Curve:
+    """Train a variant in this process; `pieces` > 1 splits each batch: the noise floor of rounding."""
     variant = VARIANTS[variant_name]
-    module = VariantModule(variant, dtype, parts)
+    module = VariantModule(variant, dtype, pieces)
     samples = workers * batch_size(variant, workers)
     logger = logging.getLogger(trainer_part("core").__name__.removesuffix(".core"))
     level = logger.level
-    logger.setLevel(logging.WARNING)  # it tells which devices there are, each time
+    logger.setLevel(logging.WARNING)  # it lists the devices each time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the number of the DataLoader's processes
@@ -46,7 +46,7 @@ class _Order(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is; Lightning does."""
+        """Set the epoch of the next iteration; Lightning calls it."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:

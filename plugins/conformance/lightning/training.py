@@ -18,21 +18,21 @@ _LightningModule: Any = trainer_part("core").LightningModule
 _PRECISIONS = {"float32": "32-true", "float64": "64-true"}
 
 Seen = list[tuple[list[int], float]]
-"""Of each batch that a worker trained on: which rows of the dataset it had, and their mean loss."""
+"""For each batch of a worker: the dataset's rows in it, and their mean loss."""
 
 
 class VariantModule(_LightningModule):  # type: ignore[misc]
-    """A variant's model, optimizer and scheduler. `parts` > 1 cuts each batch up, in one process."""
+    """A variant's model, optimizer and scheduler. `pieces` > 1 splits each batch, in one process."""
 
-    def __init__(self, variant: Variant, dtype: str, parts: int = 1) -> None:
+    def __init__(self, variant: Variant, dtype: str, pieces: int = 1) -> None:
         super().__init__()
         self.net, self._optimizer, self._scheduler = program.build(variant, dtype)
-        self._parts = parts
+        self._pieces = pieces
         self.seen: Seen = []
 
     def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
         features, classes, tokens, rows = batch
-        pieces = zip(*(column.tensor_split(self._parts) for column in (features, classes, tokens)), strict=True)
+        pieces = zip(*(column.tensor_split(self._pieces) for column in (features, classes, tokens)), strict=True)
         losses = [program.mean_loss(self.net, piece) * (len(piece[0]) / len(rows)) for piece in pieces if len(piece[0])]
         loss = torch.stack(losses).sum()
         self.seen.append((rows.tolist(), loss.item()))
@@ -77,24 +77,24 @@ def fit(
 
 
 def run_variant(strategy: str, workers: int, variant_name: str, dtype: str) -> Curve:
-    """Train a variant on a strategy of ours, with the workers that the launcher started; all of them call it.
+    """Train a variant on our strategy, with the launcher's workers; all of them call it.
 
     Returns:
-        The losses of all batches, of which a step has as many as the variant accumulates, each as the mean over the
-        samples of all workers; and the weights after the last step.
+        The loss of each batch (a step accumulates several), as the mean over the samples of all workers; and the
+        weights after the last step.
     """
     variant = VARIANTS[variant_name]
     fabric_part("utilities.seed").seed_everything(SEED, verbose=False)
     module = VariantModule(variant, dtype)
     trainer = fit(module, variant, dtype, batch_size(variant, workers), strategy=strategy, devices="auto")
     own = weights_of(trainer)
-    # Where weights are shared out, they are put together on rank 0 only.
-    told = trainer.strategy.adapter.gather((module.seen, own if trainer.is_global_zero else None))
-    return Curve(mean_losses([seen for seen, _ in told]), own or told[0][1])
+    # If weights are sharded, they are gathered on rank 0 only.
+    found = trainer.strategy.adapter.gather((module.seen, own if trainer.is_global_zero else None))
+    return Curve(mean_losses([seen for seen, _ in found]), own or found[0][1])
 
 
 def weights_of(trainer: Any) -> dict[str, Any]:
-    """Return the trained weights by name, as a checkpoint would have them; all workers call it."""
+    """Return the trained weights by name, as in a checkpoint; all workers call it."""
     state = trainer.strategy.lightning_module_state_dict()
     return {name: weight.detach().cpu().numpy() for name, weight in state.items()}
 
@@ -107,7 +107,7 @@ def mean_losses(workers: Sequence[Seen]) -> tuple[float, ...]:
         total = 0.0
         for rows, loss in shares:
             new = set(rows) - counted
-            total += len(new) * loss  # a share that stands in for an empty one has what another worker has too
+            total += len(new) * loss  # a placeholder repeats another worker's samples
             counted |= new
         losses.append(total / len(counted))
     return tuple(losses)

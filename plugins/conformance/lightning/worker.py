@@ -1,6 +1,6 @@
 """One worker of a job with Lightning's curves: `python -m farandole.plugins.conformance.lightning.worker SPEC.json`.
 
-Rank 0 writes them beside the specification, each when it is known.
+Rank 0 writes each beside the specification.
 """
 
 from __future__ import annotations

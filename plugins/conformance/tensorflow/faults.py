@@ -1,6 +1,6 @@
-"""One worker of a job that is to fail: `python -m ...conformance.tensorflow.faults STRATEGY OPTIONS WHERE HOW FOLDER`.
+"""One worker of a job that fails: `python -m ...conformance.tensorflow.faults STRATEGY OPTIONS WHERE HOW FOLDER`.
 
-One worker raises, or is killed, where it is told to; see `...conformance.faults`.
+One worker raises, or is killed, at WHERE; see `...conformance.faults`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ..faults import breaks, fail
 
 
 class Fault:
-    """Breaks its worker when it is told to."""
+    """Makes its worker fail at a given place."""
 
     def __init__(self, how: str, folder: Path) -> None:
         self.how, self.folder = how, folder
         self.breaks_in = ""
 
     def meet(self, where: str) -> np.float32:
-        """Break here, if here is where to."""
+        """Fail here, if this is the place."""
         if self.breaks_in == where:
             fail(self.how, self.folder)
         return np.float32(0)
 
     def guard(self, where: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the method, which breaks first if that is where to."""
+        """Return the method, with a failure before it if this is the place."""
 
         def guarded(*args: Any, **options: Any) -> Any:
             self.meet(where)
@@ -44,7 +44,7 @@ class Fault:
 
 
 def main(name: str, options: str, where: str, how: str, folder: str) -> None:
-    """Train, and break one worker: in the compiled step, or where a weight is read or assigned."""
+    """Train, and make one worker fail: in the compiled step, or where a weight is read or assigned."""
     watch_stacks()
     fault = Fault(how, Path(folder))
 

@@ -51,7 +51,7 @@ class SmoothNet(keras.Model):  # type: ignore[misc]
 
 
 def build(variant: Variant, dtype: str) -> tuple[SmoothNet, keras.optimizers.Optimizer, None]:
-    """Return model, optimizer and no scheduler (Keras's belong to the optimizer), always with the same weights."""
+    """Return model, optimizer and no scheduler (Keras's belong to the optimizer), with fixed weights."""
     model = SmoothNet(dtype, variant.unused)
     model.build((None, 12))
     optimizer: keras.optimizers.Optimizer
@@ -59,14 +59,14 @@ def build(variant: Variant, dtype: str) -> tuple[SmoothNet, keras.optimizers.Opt
         optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
     else:
         rate: Any = 3e-3
-        if variant.schedule:  # which computes in the type of its rate, to the rounding of that
+        if variant.schedule:  # it computes in the type of its rate
             rate = keras.optimizers.schedules.CosineDecay(tf.constant(rate, dtype), 60, alpha=0.1)
         optimizer = keras.optimizers.AdamW(rate, weight_decay=0.05, epsilon=1e-8)
     return model, optimizer, None
 
 
 def dataset(variant: Variant, dtype: str) -> Sample:
-    """Return features (length, 12), classes (length,) and tokens (length,) of a variant, always the same."""
+    """Return features (length, 12), classes (length,) and tokens (length,) of a variant, the same at each call."""
     stream = np.random.RandomState(7)
     features, teacher = stream.randn(variant.length, 12), stream.randn(12, 4)
     classes = (features @ teacher + stream.randn(variant.length, 4)).argmax(1)
@@ -76,13 +76,13 @@ def dataset(variant: Variant, dtype: str) -> Sample:
 def mean_loss(model: Any, batch: Sample) -> tf.Tensor:
     """Return the mean cross-entropy of a batch over its samples, as Keras computes it."""
     features, classes, _ = batch
-    # Keras's losses compute in float32, whatever the model does, unless told.
+    # By default Keras's losses compute in float32, even for other models.
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=model.compute_dtype)
     return loss(classes, model(features))
 
 
 def mean_token_loss(model: Any, batch: Sample) -> tf.Tensor:
-    """Return the mean over tokens, where all tokens of a sample share its cross-entropy, in TensorFlow's operations."""
+    """Return the mean over tokens, each with its sample's cross-entropy, in TensorFlow's operations."""
     features, classes, tokens = batch
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, model(features))
     counts = tf.cast(tokens, losses.dtype)
@@ -95,12 +95,12 @@ def count_tokens(batch: Sample) -> tf.Tensor:
 
 
 def dropout_net() -> tuple[keras.Model, keras.optimizers.Optimizer, Callable[[Any, Any], tf.Tensor]]:
-    """Return model, optimizer and loss of a net of 4 features that draws at random."""
+    """Return model, optimizer and loss of a net of 4 features with dropout."""
     layers = [keras.layers.Dense(8), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((4,)), *layers])
     return model, keras.optimizers.SGD(0.01), lambda m, x: tf.reduce_mean(tf.square(m(x, training=True)))
 
 
 def tensor(values: Any, dtype: str) -> tf.Tensor:
-    """Return a tensor of the framework's own."""
+    """Return a tensor of the framework."""
     return tf.constant(values, dtype)

@@ -1,6 +1,6 @@
 """The curve that every engine of TensorFlow must follow: plain TensorFlow in one process.
 
-It shares the model, the data and the loss with the engines' program, and nothing else: neither sampler nor step.
+It shares the model, the data and the loss with the engines' program, but neither sampler nor step.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from . import program
 
 
 @cache
-def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
-    """Train a variant in one process; with `parts` > 1 each batch is cut up: the noise floor of rounding."""
+def reference_curve(variant_name: str, dtype: str, pieces: int = 1) -> Curve:
+    """Train a variant in one process; `pieces` > 1 splits each batch: the noise floor of rounding."""
     variant = VARIANTS[variant_name]
     with tf.device("/CPU:0"):
         model, optimizer, _ = program.build(variant, dtype)
@@ -29,9 +29,9 @@ def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
         optimizer.build(variables)
 
         @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-        def backward(features: Any, classes: Any, tokens: Any, share: Any) -> tuple[Any, list[Any]]:
+        def backward(features: Any, classes: Any, tokens: Any, fraction: Any) -> tuple[Any, list[Any]]:
             with tf.GradientTape() as tape:
-                loss = loss_fn(model, (features, classes, tokens)) * tf.cast(share, dtype)
+                loss = loss_fn(model, (features, classes, tokens)) * tf.cast(fraction, dtype)
             return loss, tape.gradient(loss, [variable.value for variable in variables])
 
         @tf.function  # type: ignore[untyped-decorator]
@@ -49,10 +49,10 @@ def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
         for rows in rows_of_steps(variant.length):
             counts = data[2][rows].astype(np.float64) if variant.tokens else np.ones(len(rows))
             total, loss_of_batch = None, 0.0
-            for piece, counted in zip(np.array_split(rows, parts), np.array_split(counts, parts), strict=True):
+            for piece, counted in zip(np.array_split(rows, pieces), np.array_split(counts, pieces), strict=True):
                 if len(piece) > 0:
-                    share = counted.sum() / counts.sum() if parts > 1 else 1.0
-                    loss, gradients = backward(*(tf.constant(column[piece]) for column in data), tf.constant(share))
+                    fraction = counted.sum() / counts.sum() if pieces > 1 else 1.0
+                    loss, gradients = backward(*(tf.constant(column[piece]) for column in data), tf.constant(fraction))
                     total = (
                         gradients if total is None else [_plus(*pair) for pair in zip(total, gradients, strict=True)]
                     )
@@ -66,7 +66,7 @@ def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
 
 
 def reference_loss(variant: Variant, data: program.Sample) -> float:
-    """Return the mean loss of an untrained model over some data."""
+    """Return the mean loss of an untrained model over `data`."""
     with tf.device("/CPU:0"):
         return float(program.mean_loss(program.build(variant, "float32")[0], data))
 

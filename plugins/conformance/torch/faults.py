@@ -1,6 +1,6 @@
-"""One worker of a job that is to fail: `python -m ...conformance.torch.faults STRATEGY OPTIONS WHERE HOW FOLDER`.
+"""One worker of a job that fails: `python -m ...conformance.torch.faults STRATEGY OPTIONS WHERE HOW FOLDER`.
 
-One worker raises, or is killed, where it is told to; see `...conformance.faults`.
+One worker raises, or is killed, at WHERE; see `...conformance.faults`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..faults import breaks, fail
 
 
 class Fragile(nn.Module):
-    """A model that breaks its worker when it is told to, in forward or when its state is read or taken up."""
+    """A model that can make its worker fail in forward, or when its state is saved or loaded."""
 
     def __init__(self, how: str, folder: Path) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Fragile(nn.Module):
         self.breaks_in = ""
 
     def meet(self, where: str) -> None:
-        """Break here, if here is where to."""
+        """Fail here, if this is the place."""
         if self.breaks_in == where:
             fail(self.how, self.folder)
 
@@ -46,7 +46,7 @@ class Fragile(nn.Module):
 
 
 def main(name: str, options: str, where: str, how: str, folder: str) -> None:
-    """Train, and break one worker."""
+    """Train, and make one worker fail."""
     watch_stacks()
     strategy = create_strategy(name, **json.loads(options))
     with strategy:

@@ -1,4 +1,4 @@
-"""The program whose curves are compared: what a user would write, the same for every engine and for the reference.
+"""The program whose curves are compared: a user's program, the same for every engine and for the reference.
 
 The model is smooth (GELU, no bias before a normalization): ReLU and max pooling amplify rounding even in one process.
 """
@@ -14,7 +14,7 @@ from torch import nn
 from ..variants import Variant
 
 TENSOR_FILES = "*.distcp"
-"""The files of a checkpoint that hold tensors, one of each worker; the last worker's sorts last."""
+"""The files of a checkpoint that hold tensors, one per worker; the last worker's sorts last."""
 
 Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -35,7 +35,7 @@ class SmoothNet(nn.Module):
 
 
 def build(variant: Variant, dtype: str) -> tuple[SmoothNet, torch.optim.Optimizer, Any]:
-    """Return model, optimizer and scheduler (or `None`) of a variant, always with the same weights."""
+    """Return model, optimizer and scheduler (or `None`) of a variant, with the same weights at each call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         model = SmoothNet(variant.unused).to(getattr(torch, dtype))
@@ -49,7 +49,7 @@ def build(variant: Variant, dtype: str) -> tuple[SmoothNet, torch.optim.Optimize
 
 
 def dataset(variant: Variant, dtype: str) -> Sample:
-    """Return features (length, 12), classes (length,) and tokens (length,) of a variant, always the same."""
+    """Return features (length, 12), classes (length,) and tokens (length,) of a variant, the same at each call."""
     stream = torch.Generator().manual_seed(7)
     features = torch.randn(variant.length, 12, generator=stream, dtype=torch.float64)
     teacher = torch.randn(12, 4, generator=stream, dtype=torch.float64)
@@ -65,7 +65,7 @@ def mean_loss(model: nn.Module, batch: Sample) -> torch.Tensor:
 
 
 def mean_token_loss(model: nn.Module, batch: Sample) -> torch.Tensor:
-    """Return the mean over tokens, where all tokens of a sample share its cross-entropy."""
+    """Return the mean over tokens, each with its sample's cross-entropy."""
     features, classes, tokens = batch
     losses = nn.functional.cross_entropy(model(features), classes, reduction="none")
     return (losses * tokens).sum() / tokens.sum()
@@ -77,12 +77,12 @@ def count_tokens(batch: Sample) -> torch.Tensor:
 
 
 def dropout_net() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[nn.Module, torch.Tensor], torch.Tensor]]:
-    """Return model, optimizer and loss of a net of 4 features that draws at random."""
+    """Return model, optimizer and loss of a net of 4 features with dropout."""
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
     return model, torch.optim.SGD(model.parameters(), lr=0.01), lambda m, x: m(x).square().mean()
 
 
 def tensor(values: Any, dtype: str) -> torch.Tensor:
-    """Return a tensor of the framework's own."""
+    """Return a tensor of the framework."""
     return torch.tensor(values, dtype=getattr(torch, dtype))

@@ -1,6 +1,6 @@
 """The curve that every engine of PyTorch must follow: plain PyTorch in one process.
 
-It shares the model, the data and the loss with the engines' program, and nothing else: neither sampler nor step.
+It shares the model, the data and the loss with the engines' program, but neither sampler nor step.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from . import program
 
 
 @cache
-def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
-    """Train a variant in one process; with `parts` > 1 each batch is cut up: the noise floor of rounding."""
+def reference_curve(variant_name: str, dtype: str, pieces: int = 1) -> Curve:
+    """Train a variant in one process; `pieces` > 1 splits each batch: the noise floor of rounding."""
     variant = VARIANTS[variant_name]
     model, optimizer, scheduler = program.build(variant, dtype)
     data = program.dataset(variant, dtype)
@@ -29,10 +29,10 @@ def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
         counts = data[2][rows].double() if variant.tokens else torch.ones(len(rows), dtype=torch.float64)
         optimizer.zero_grad()
         loss_of_batch = 0.0
-        for piece, weights in zip(rows.tensor_split(parts), counts.tensor_split(parts), strict=True):
+        for piece, weights in zip(rows.tensor_split(pieces), counts.tensor_split(pieces), strict=True):
             if len(piece) > 0:
-                share = (weights.sum() / counts.sum()).item() if parts > 1 else 1.0
-                loss = loss_fn(model, (data[0][piece], data[1][piece], data[2][piece])) * share
+                fraction = (weights.sum() / counts.sum()).item() if pieces > 1 else 1.0
+                loss = loss_fn(model, (data[0][piece], data[1][piece], data[2][piece])) * fraction
                 loss.backward()  # type: ignore[no-untyped-call]
                 loss_of_batch += loss.item()
         if variant.measures_norm:
@@ -46,6 +46,6 @@ def reference_curve(variant_name: str, dtype: str, parts: int = 1) -> Curve:
 
 
 def reference_loss(variant: Variant, data: program.Sample) -> float:
-    """Return the mean loss of an untrained model over some data."""
+    """Return the mean loss of an untrained model over `data`."""
     with torch.no_grad():
         return program.mean_loss(program.build(variant, "float32")[0], data).item()

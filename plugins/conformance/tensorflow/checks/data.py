@@ -18,7 +18,7 @@ _LENGTH = 37
 
 
 def _datasets(size: int) -> dict[str, Callable[[], Any]]:
-    """Return ways to make a dataset of the first numbers, each anew."""
+    """Return functions that build a dataset of the first numbers."""
 
     def shuffled() -> tf.data.Dataset:
         return tf.data.Dataset.range(_LENGTH).shuffle(_LENGTH, seed=5)
@@ -27,15 +27,15 @@ def _datasets(size: int) -> dict[str, Callable[[], Any]]:
         "array": lambda: np.arange(_LENGTH),
         "tf.data": shuffled,
         "tf.data, batched": lambda: shuffled().batch(size),
-        "tf.data, always alike": lambda: shuffled().map(lambda number: number).cache().prefetch(2),
+        "tf.data, same each epoch": lambda: shuffled().map(lambda number: number).cache().prefetch(2),
     }
 
 
 def _samples(strategy: Strategy, training: Training, dataset: Any, size: int, start: Progress) -> dict[str, list[int]]:
-    """Return the samples of each step, of all workers together, by where it leads."""
+    """Return the samples of each step, over all workers, by the position after it."""
     own: dict[str, list[int]] = {}
     for batch in training.batches(dataset, size, epochs=3, seed=SEED, start=start):
-        real = [part.numpy() for part, weight in zip(batch.micro, batch.weights, strict=True) if weight]
+        real = [micro.numpy() for micro, weight in zip(batch.micro, batch.weights, strict=True) if weight]
         own[f"{batch.progress.epoch}/{batch.progress.step}"] = np.concatenate([[], *real]).astype(int).tolist()
     everyone = strategy.gather(own)
     assert all(other.keys() == own.keys() for other in everyone), "workers make different steps"
@@ -53,7 +53,7 @@ def every_sample_comes_once(strategy: Strategy, folder: Path) -> None:
         for epoch in range(3):
             seen = [sample for step in steps[epoch * per_epoch : (epoch + 1) * per_epoch] for sample in step]
             assert sorted(seen) == list(range(_LENGTH)), f"{name}, epoch {epoch}"
-        assert steps[0] != steps[per_epoch] or name == "tf.data, always alike", f"{name}: an epoch is not shuffled anew"
+        assert steps[0] != steps[per_epoch] or name == "tf.data, same each epoch", f"{name}: an epoch is not reshuffled"
 
 
 @TENSORFLOW.add
@@ -68,8 +68,8 @@ def data_resumes_where_it_stopped(strategy: Strategy, folder: Path) -> None:
 
 
 @TENSORFLOW.add
-def samples_know_no_worker(strategy: Strategy, folder: Path) -> dict[str, list[float]]:
-    """Returns the samples of each step and what they drew at random, which must be the same at any world size."""
+def samples_do_not_depend_on_the_worker(strategy: Strategy, folder: Path) -> dict[str, list[float]]:
+    """Return the samples of each step and their random numbers, which must be the same at any world size."""
     training = curves.prepare(strategy, VARIANTS["sgd_momentum"], "float32")
 
     def noisy(number: Any) -> tuple[Any, Any]:
@@ -83,6 +83,6 @@ def samples_know_no_worker(strategy: Strategy, folder: Path) -> dict[str, list[f
         for batch in training.batches(dataset, 4, epochs=2, seed=SEED):
             key = f"{kind}/{batch.progress.epoch}/{batch.progress.step}"
             own = np.stack([column.numpy() for column in batch.micro[0]], 1).tolist() if batch.weights[0] else []
-            drawn[key] = [value for part in strategy.gather(own) for sample in part for value in sample]
+            drawn[key] = [value for share in strategy.gather(own) for sample in share for value in sample]
     assert len(drawn) == 12 and all(len(values) in (8, 6) for values in drawn.values())
     return drawn

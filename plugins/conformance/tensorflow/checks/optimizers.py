@@ -1,4 +1,4 @@
-"""Contract 1 and 4: Keras's optimizers do with the mean over the global batch what they do in one process."""
+"""Contract 1 and 4: Keras's optimizers treat the mean over the global batch as in one process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5, global_clipnorm=0.1)),
     "averaged": lambda: keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2),
 }
-_REFUSABLE = ("averaged",)  # in each second step, which MultiWorkerMirroredStrategy cannot do
+_REFUSABLE = ("averaged",)  # overwrites weights in every second step, which MultiWorkerMirroredStrategy cannot do
 
 
 @TENSORFLOW.add
 def optimizers_see_the_mean(strategy: Strategy, folder: Path) -> None:
     data = np.random.RandomState(2).randn(16, 3).astype(np.float32)
-    data[::2] *= 5  # so that no worker's gradient is like the mean, and clipping it is another thing
+    data[::2] *= 5  # so that no worker's gradient is like the mean, and clipping it has another result
     for name, make in _OPTIMIZERS.items():
         expected = _plain(make(), data)
         with strategy.scope():
@@ -70,7 +70,7 @@ def _loss(model: Any, batch: Any) -> tf.Tensor:
 
 
 def _plain(optimizer: Any, data: Any) -> list[Any]:
-    """Return the weights after the same steps in a loop of one process, as Keras's guide writes it."""
+    """Return the weights after the same steps in a loop of one process, as in Keras's guide."""
     model = _net()
     for _ in range(2):
         for first in range(0, len(data), 8):

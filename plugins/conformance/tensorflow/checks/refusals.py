@@ -1,4 +1,4 @@
-"""Contract 2 and 8: what has no mean, no common order, or no meaning here is refused, on every worker."""
+"""Contract 2 and 8: bad data and models that cannot be trained are refused on every worker."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refuses_what_has_no_mean(strategy: Strategy, folder: Path) -> None:
 @TENSORFLOW.add
 def refuses_models_and_optimizers_that_it_cannot_train(strategy: Strategy, folder: Path) -> None:
     class Module:
-        """As another framework's would be."""
+        """Like another framework's model."""
 
     unbuilt = keras.Sequential([keras.layers.Dense(1)])
     with strategy.scope():
@@ -80,7 +80,7 @@ def refuses_datasets_without_a_common_order(strategy: Strategy, folder: Path) ->
         ("infinite cardinality", numbers.repeat()),
         ("without a seed", numbers.shuffle(24)),
         ("without a seed", numbers.shuffle(24).batch(8)),
-        ("no length and order", iter([1.0, 2.0])),
+        ("no length, or no common order", iter([1.0, 2.0])),
     ):
         with pytest.raises(DataError, match=message):
             training.batches(dataset, 8)
@@ -99,7 +99,7 @@ def refuses_samples_that_differ_between_workers(strategy: Strategy, folder: Path
         training = strategy.prepare(_net(), keras.optimizers.SGD(0.1), _loss)
     differing = np.zeros((24, 1 + rank), np.float32)
     other_type = np.zeros((24, 1), np.float64 if rank == 1 else np.float32)
-    longer = np.zeros((24 + 24 * rank, 1), np.float32)  # one worker would have a step more, and wait in it for ever
+    longer = np.zeros((24 + 24 * rank, 1), np.float32)  # one worker would have one more step, and wait in it for ever
     for dataset in (differing, tf.data.Dataset.from_tensor_slices(differing), other_type, longer):
         with pytest.raises(DataError, match="worker 1"):
             training.batches(dataset, 2 * world_size)

@@ -1,4 +1,4 @@
-"""Contract 1 and 2: the same curve, and what of it a model may change."""
+"""Contract 1 and 2: the same curve, and the differences that are legal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def workers_start_from_rank_0(strategy: Strategy, folder: Path) -> None:
         return model, optimizer
 
     with strategy.scope(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of BatchNormalization, which has a check of its own
+        warnings.simplefilter("ignore", UserWarning)  # about BatchNormalization, which has its own check
         training = strategy.prepare(*draw(strategy.worker.rank), lambda m, x: tf.reduce_mean(m(x)))
     expected, _ = draw(0)
     found = weights_of(training)
@@ -100,7 +100,7 @@ def placeholder_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
             model, keras.optimizers.SGD(0.01), lambda m, x: tf.reduce_mean(tf.square(m(x, training=True)))
         )
     warned = any("BatchNorm" in str(warning.message) for warning in caught)
-    assert warned == (world_size > 1), "unsynchronized BatchNormalization is to be warned of, on several workers"
+    assert warned == (world_size > 1), "the warning about unsynchronized BatchNormalization is for several workers"
     data = np.random.RandomState(1).randn(2 * world_size + 1, 3).astype(np.float32)
     full, short = training.batches(data, 2 * world_size)
     assert short.weights == ((1.0,) if rank == 0 else (0.0,))
@@ -108,5 +108,5 @@ def placeholder_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
     before = [variable.numpy().copy() for variable in own]
     loss = training.step(dataclasses.replace(short, random_seed=None))
     untouched = all(map(np.array_equal, before, [variable.numpy() for variable in own]))
-    assert untouched == (rank > 0), "only a placeholder leaves the statistics alone"
+    assert untouched == (rank > 0), "only a placeholder leaves the statistics unchanged"
     assert math.isfinite(float(loss)) and math.isfinite(float(training.step(full)))

@@ -1,4 +1,4 @@
-"""Contract 5: collectives mean the same inside of PyTorch's own modes."""
+"""Contract 5: collectives work in PyTorch's own modes too."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def collectives_work_in_inference_mode(strategy: Strategy, folder: Path) -> None
     with torch.inference_mode():
         own = torch.full((2,), float(rank))
         assert strategy.reduce({"own": own}, "sum")["own"].tolist() == [float(sum(ranks))] * 2
-        assert [part.tolist() for part in strategy.gather(own)] == [[float(r)] * 2 for r in ranks]
+        assert [tensor.tolist() for tensor in strategy.gather(own)] == [[float(r)] * 2 for r in ranks]
         assert strategy.broadcast(own).tolist() == [0.0, 0.0]

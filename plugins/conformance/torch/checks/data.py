@@ -26,15 +26,15 @@ def every_sample_comes_once(strategy: Strategy, folder: Path) -> None:
             for micro, weight in zip(batch.micro, batch.weights, strict=True):
                 own[epoch] += micro.tolist() if weight else []
             epoch = batch.progress.epoch
-        for epoch, parts in enumerate(zip(*(rank.values() for rank in strategy.gather(own)), strict=True)):
-            seen = sorted(index for part in parts for index in part)
+        for epoch, shares in enumerate(zip(*(rank.values() for rank in strategy.gather(own)), strict=True)):
+            seen = sorted(index for share in shares for index in share)
             if epoch > start.epoch or start == Progress():
                 assert seen == list(range(length)), f"epoch {epoch} from {start}"
             elif epoch == start.epoch:
                 assert len(seen) == len(set(seen)) == length - start.step * size
 
 
-# Not empty in a worker that ran the check below, and in what is forked from it.
+# Not empty in a worker that ran the check below, nor in processes forked from it.
 _RANKS_HERE: list[int] = []
 
 
@@ -50,7 +50,7 @@ class _Forked(torch.utils.data.Dataset[bool]):
 
 @TORCH.add
 def loader_processes_are_no_forks_beside_threads(strategy: Strategy, folder: Path) -> None:
-    """A fork hangs where a thread of the engine holds a lock at that moment."""
+    """A fork hangs if a thread of the engine holds a lock at that moment."""
     training = curves.prepare(strategy, VARIANTS["sgd_momentum"], "float32")
     _RANKS_HERE.append(strategy.worker.rank)
     size = 2 * strategy.worker.world_size
@@ -59,8 +59,8 @@ def loader_processes_are_no_forks_beside_threads(strategy: Strategy, folder: Pat
 
 
 @TORCH.add
-def samples_know_no_worker(strategy: Strategy, folder: Path) -> dict[str, float]:
-    """Returns what each sample drew at random, which must be the same at any world size."""
+def samples_do_not_depend_on_the_worker(strategy: Strategy, folder: Path) -> dict[str, float]:
+    """Return the random number of each sample, which must be the same at any world size."""
 
     class Noisy(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
@@ -75,6 +75,6 @@ def samples_know_no_worker(strategy: Strategy, folder: Path) -> dict[str, float]
         if batch.weights[0]:
             for index, value in zip(*batch.micro[0], strict=True):
                 drawn[f"{number // 3}/{int(index)}"] = float(value)
-    everything = {key: value for part in strategy.gather(drawn) for key, value in part.items()}
+    everything = {key: value for own in strategy.gather(drawn) for key, value in own.items()}
     assert len(everything) == 22 and len(set(everything.values())) == 22
     return dict(sorted(everything.items()))

@@ -1,4 +1,4 @@
-"""Contract 1, 2 and 4: the same curve, legal differences, and a learning rate that is the user's."""
+"""Contract 1, 2 and 4: the same curve, legal differences, and the user's learning rate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def workers_start_from_rank_0(strategy: Strategy, folder: Path) -> None:
             self.get_buffer("running_mean").normal_(generator=stream)
 
     with strategy.scope(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of BatchNorm, which has a check of its own
+        warnings.simplefilter("ignore", UserWarning)  # about BatchNorm, which has its own check
         model = Drawn(strategy.worker.rank)
         training = strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda m, x: m(x).mean())
     expected, found = Drawn(0), weights_of(training)
@@ -41,7 +41,7 @@ def workers_start_from_rank_0(strategy: Strategy, folder: Path) -> None:
 
 
 @TORCH.add
-def accumulation_keeps_gradients_at_home(strategy: Strategy, folder: Path) -> None:
+def accumulation_reduces_once_a_step(strategy: Strategy, folder: Path) -> None:
     if not strategy.capabilities.accumulates_locally or not hasattr(strategy, "wrap"):
         return
     model = nn.Linear(1, 1, bias=False)
@@ -53,8 +53,8 @@ def accumulation_keeps_gradients_at_home(strategy: Strategy, folder: Path) -> No
             last = number == 2
             with contextlib.nullcontext() if last else engine.no_sync():
                 engine.backward(engine.forward(torch.full((1, 1), float(rank + 1))).sum())
-            if step > 0 and not last:  # DDP's static graph is recorded by a first step that synchronizes throughout
-                assert _value_of(model.weight.grad) == (rank + 1) * (number + 1), "a gradient travelled too early"
+            if step > 0 and not last:  # DDP records a static graph in the first step, which always synchronizes
+                assert _value_of(model.weight.grad) == (rank + 1) * (number + 1), "a gradient was reduced too early"
         before = model.weight.item()
         engine.reduce_gradients()
         engine.update()
@@ -97,15 +97,15 @@ def placeholder_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean())
     warned = any("BatchNorm" in str(warning.message) for warning in caught)
-    assert warned == (world_size > 1), "unsynchronized BatchNorm is to be warned of, on several workers"
+    assert warned == (world_size > 1), "the warning about unsynchronized BatchNorm is for several workers"
     full, short = training.batches(torch.randn(2 * world_size + 1, 3, 5), 2 * world_size)
     assert short.weights == ((1.0,) if rank == 0 else (0.0,))
     buffers = [buffer.clone() for buffer in model.buffers()]
     state = torch.random.get_rng_state()
     loss = training.step(dataclasses.replace(short, random_seed=None))
     untouched = all(map(torch.equal, buffers, model.buffers()))
-    assert untouched == (rank > 0), "only a placeholder leaves buffers alone"
-    assert torch.equal(state, torch.random.get_rng_state()) == (rank > 0), "only a placeholder draws nothing at random"
+    assert untouched == (rank > 0), "only a placeholder leaves buffers unchanged"
+    assert torch.equal(state, torch.random.get_rng_state()) == (rank > 0), "only a placeholder keeps the random state"
     assert math.isfinite(float(loss)) and math.isfinite(float(training.step(full)))
 
 
@@ -133,7 +133,7 @@ def refuses_what_has_no_mean(strategy: Strategy, folder: Path) -> None:
 
 @TORCH.add
 def parameters_of_some_steps_are_updated_in_those(strategy: Strategy, folder: Path) -> None:
-    """The optimizer counts a parameter's own steps, and neither moves nor decays it, nor clips by it, in others."""
+    """The optimizer counts a parameter's own steps; in others it is neither updated nor decayed, nor clipped by."""
 
     class Sometimes(nn.Module):
         def __init__(self) -> None:
@@ -179,7 +179,7 @@ def parameters_of_some_steps_are_updated_in_those(strategy: Strategy, folder: Pa
 
 @TORCH.add
 def parameters_given_to_the_optimizer_later_are_trained_or_refused(strategy: Strategy, folder: Path) -> None:
-    """A head first, and what is below it later; the workers' replicas must not drift apart."""
+    """First the head is trained, later all layers; the workers' replicas must stay equal."""
 
     def build() -> tuple[nn.Sequential, torch.optim.Optimizer]:
         torch.manual_seed(3)
@@ -246,6 +246,6 @@ def learning_rate_is_the_users(strategy: Strategy, folder: Path) -> None:
 
 
 def _value_of(tensor: torch.Tensor | None) -> float:
-    """Return the number in a tensor that must be there."""
+    """Return the number in a tensor, which must not be `None`."""
     assert tensor is not None
     return tensor.item()
