@@ -1,1 +1,1 @@
-"""What trains PyTorch models: a shared `TorchStrategy`, and the engines on it."""
+"""Strategies for PyTorch models: a shared `TorchStrategy`, and the engines on it."""

@@ -1,8 +1,8 @@
-"""Let only the workers of one job meet at rank 0's store, where another job was told the same address.
+"""Admit only the workers of one job to rank 0's store, even if another job has the same address.
 
-Of two such jobs, the second's rank 0 cannot listen and ends, but its other workers reach the first's store, under ranks
-that the first job has too. So each rank is taken once there, by a worker that rank 0's starter started where there is
-one, and whoever comes second is told.
+The second job's rank 0 cannot listen and ends, but its other workers reach the first job's store, with ranks that the
+first job has too. So each rank is taken once at the store, preferably by a worker with the same parent process as rank
+0, and the second worker of a rank gets an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TELLING = timedelta(seconds=2)
 
 
 def announce(store: Store, launch: Launch) -> None:
-    """Say on rank 0 whose store this is."""
+    """On rank 0, write the job's description into the store."""
     _of_admission(store).set(_JOB, json.dumps([launch.worker.world_size, _own_origin(launch)]))
 
 
@@ -34,7 +34,7 @@ def wait_for_all(store: Store, launch: Launch, timeout: timedelta) -> None:
     """Return on rank 0 once all other ranks are taken.
 
     Raises:
-        LauncherError: some were not within `timeout`.
+        LauncherError: some were not taken within `timeout`.
     """
     store, size = _of_admission(store), launch.worker.world_size
     ranks = range(1, size)
@@ -44,23 +44,23 @@ def wait_for_all(store: Store, launch: Launch, timeout: timedelta) -> None:
         missing = [rank for rank in ranks if not store.check([_of_rank(rank)])]
         named = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} of {size}"
         raise LauncherError(
-            f"{named} did not come within {timeout.total_seconds():.0f} s to {where(launch)}: look there for an error, "
-            "or for a strategy that was never entered"
+            f"{named} did not come within {timeout.total_seconds():.0f} s to {where(launch)}: look into their output "
+            "for an error, or for a strategy that was never entered"
         ) from None
 
 
 def take_rank(store: Store, launch: Launch, timeout: timedelta, origin: Origin | None = None) -> None:
-    """Take this worker's rank at the store that rank 0 keeps.
+    """Take this worker's rank at rank 0's store.
 
     Raises:
-        LauncherError: the store is another job's, or its rank was taken.
+        LauncherError: the store belongs to another job, or the rank is taken.
     """
     store, worker, origin = _of_admission(store), launch.worker, origin or _own_origin(launch)
     who, rank, turned_away = f"{worker.rank} of {worker.world_size}", _of_rank(worker.rank), _turned_away(origin[:2])
     if not _wait_for(store, (_JOB, turned_away), timeout.total_seconds()):
         raise LauncherError(
             f"rank 0 did not come within {timeout.total_seconds():.0f} s to the store that worker {who} found at "
-            f"{where(launch)}: look there for an error"
+            f"{where(launch)}: look into its output for an error"
         )
     size, main = json.loads(store.get(_JOB)) if store.check([_JOB]) else (0, origin)
     if is_stranger(origin, main):
@@ -79,7 +79,7 @@ def take_rank(store: Store, launch: Launch, timeout: timedelta, origin: Origin |
 
 
 def _wait_for(store: Store, keys: tuple[str, str], timeout: float) -> bool:
-    """Return whether one of two keys is there, at the latest after `timeout` seconds."""
+    """Wait for one of two keys; return whether one is there after at most `timeout` seconds."""
     until = time.monotonic() + timeout
     while not any(store.check([key]) for key in keys):
         if time.monotonic() > until:
@@ -91,7 +91,7 @@ def _wait_for(store: Store, keys: tuple[str, str], timeout: float) -> bool:
 def turn_workers_away(launch: Launch, address: tuple[str, int]) -> None:
     """Tell the other workers of this rank 0, which cannot listen, that the store at this address is another job's.
 
-    What listens there may be no store. It then gets no note, and the workers find out by themselves.
+    If a program other than a store listens there, the workers find out by themselves.
     """
     host, *starters = _own_origin(launch)
 
@@ -101,19 +101,19 @@ def turn_workers_away(launch: Launch, address: tuple[str, int]) -> None:
             for started_by in starters:
                 others.set(_turned_away([host, started_by]), "")
 
-    # In a thread, as torch waits without end for the answer of a server that never gives one.
+    # In a thread: torch waits for ever for a server that does not answer.
     thread = threading.Thread(target=tell, name="farandole-admission", daemon=True)
     thread.start()
     thread.join(_TELLING.total_seconds())
 
 
 def where(launch: Launch) -> str:
-    """Say where this job's workers meet."""
+    """Return the variables with the address at which this job's workers meet."""
     return "MASTER_ADDR={}, MASTER_PORT={}".format(*(launch.address or ("?", "?")))
 
 
 def free_port_advice(launch: Launch) -> str:
-    """Say what to type where another program uses the port that the workers meet at."""
+    """Return the command or variable that chooses a free port."""
     ways = {
         "deepspeed": "choose a free one with: deepspeed --master_port",
         "lightning": "start again, or choose a free one in MASTER_PORT",

@@ -1,4 +1,4 @@
-"""Tell users of BatchNorm what it does to a curve on several workers."""
+"""Warn users of BatchNorm that it changes the curve on several workers."""
 
 from __future__ import annotations
 

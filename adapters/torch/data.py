@@ -23,7 +23,7 @@ _OURS = {
     "sampler": "seed and shuffle",
     "drop_last": "nothing, a short last batch is weighted exactly",
     "generator": "seed",
-    "in_order": "nothing, micro-batches must come in the order that their weights are counted in",
+    "in_order": "nothing, micro-batches must come in the order of their weights",
 }
 
 Key = tuple[int, tuple[int, ...]]
@@ -33,7 +33,7 @@ def order_of(dataset: Any, global_batch_size: int, seed: int, shuffle: bool, wor
     """Return the order of `dataset` in global batches.
 
     Raises:
-        DataError: it has no length, or none above 0.
+        DataError: it has no length, or length 0.
         OptionError: the global batch is smaller than the number of workers.
     """
     if isinstance(dataset, (DataLoader, Sampler)):
@@ -41,7 +41,7 @@ def order_of(dataset: Any, global_batch_size: int, seed: int, shuffle: bool, wor
         if isinstance(dataset, DataLoader):
             instead = "loader.dataset, and num_workers, collate_fn and the like as keywords"
         raise DataError(
-            f"batches() cuts the dataset into shares and batches itself, but was given a {kind}: pass {instead}"
+            f"batches() splits the dataset into batches and shares itself, but was given a {kind}: pass {instead}"
         )
     if _columns(dataset) is None and not (hasattr(dataset, "__len__") and _has_samples(dataset)):
         lacks = "samples to pick by their number" if hasattr(dataset, "__len__") else "length"
@@ -60,11 +60,11 @@ def order_of(dataset: Any, global_batch_size: int, seed: int, shuffle: bool, wor
 class StepLoader:
     """Loads this worker's micro-batches, step by step.
 
-    Iterating yields (epoch, step, weights, data): how many samples of each micro-batch count, and its collated data.
-    Loader processes are forked where DataLoader would and `may_fork`, or where the options say so.
+    Iterating yields (epoch, step, weights, data): the weight of each micro-batch, and its collated data. Loader
+    processes are forked if DataLoader would and `may_fork` is true, or if the options say so.
 
     Raises:
-        OptionError: a loader option that the order decides, or that DataLoader does not know.
+        OptionError: a loader option that `batches` sets itself, or that DataLoader does not know.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class StepLoader:
     ) -> None:
         for name in options:
             if name in _OURS:
-                raise OptionError(f"batches() decides {name!r} itself, for all workers alike: use {_OURS[name]}")
+                raise OptionError(f"batches() sets {name!r} itself, the same on all workers: use {_OURS[name]}")
         self._keys = _Keys(order, worker, accumulate, start, epochs)
         columns = _columns(dataset)
         fetch: Dataset[Any]
@@ -88,7 +88,7 @@ class StepLoader:
             options = dict(options)
             fetch = _Samples(dataset, order.seed, options.pop("collate_fn", None) or default_collate)
         elif "collate_fn" in options:
-            raise OptionError("collate_fn takes a dataset of samples; tensors and arrays are cut, not collated")
+            raise OptionError("collate_fn needs a dataset of samples; tensors and arrays are sliced, not collated")
         else:
             fetch = _Columns(columns)
         try:
@@ -96,8 +96,8 @@ class StepLoader:
                 fetch,
                 batch_size=None,
                 sampler=self._keys,
-                collate_fn=_as_it_is,
-                # A stream of its own: a DataLoader draws from the global one, which belongs to the model.
+                collate_fn=_unchanged,
+                # Its own stream: DataLoader would draw from the global one, which belongs to the model.
                 generator=torch.Generator().manual_seed(order.seed),
                 **options,
             )
@@ -110,7 +110,7 @@ class StepLoader:
         with data_is_sent(self._loader):
             data = iter(self._loader)
         for epoch, step, plan in self._keys.steps():
-            yield epoch, step, tuple(part.weight for part in plan), tuple(next(data) for _ in plan)
+            yield epoch, step, tuple(micro_batch.weight for micro_batch in plan), tuple(next(data) for _ in plan)
 
 
 class _Keys(Sampler[Key]):
@@ -133,7 +133,7 @@ class _Keys(Sampler[Key]):
 
 
 class _Columns(Dataset[Any]):
-    """Tensors or arrays whose first dimension counts samples: a micro-batch is cut out of each at once."""
+    """Tensors or arrays whose first dimension counts samples: a micro-batch is one slice of each."""
 
     def __init__(self, columns: Any) -> None:
         self._columns = columns
@@ -144,7 +144,7 @@ class _Columns(Dataset[Any]):
 
 
 class _Samples(Dataset[Any]):
-    """A map-style dataset; whatever it draws at random is drawn from (seed, epoch, sample)."""
+    """A map-style dataset; its random numbers depend on (seed, epoch, sample)."""
 
     def __init__(self, dataset: Any, seed: int, collate: Callable[[list[Any]], Any]) -> None:
         self._dataset = dataset
@@ -162,10 +162,10 @@ class _Samples(Dataset[Any]):
 
 
 def _columns(dataset: Any) -> Any:
-    """Return `dataset` as a structure of tensors where it is made of tensors and arrays, else `None`.
+    """Return `dataset` as a structure of tensors if it is made of tensors and arrays, else `None`.
 
     Raises:
-        DataError: it mixes them with something else, or one cannot be cut into samples.
+        DataError: it mixes them with other objects, or an array has no dimension of samples.
     """
     if isinstance(dataset, TensorDataset):
         return tuple(dataset.tensors)
@@ -210,7 +210,7 @@ def _length(dataset: Any) -> int:
     return lengths[0]
 
 
-def _as_it_is(data: Any) -> Any:
+def _unchanged(data: Any) -> Any:
     return data
 
 

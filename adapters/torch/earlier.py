@@ -1,4 +1,4 @@
-"""Reductions that nobody may need the result of, but that must not be left behind."""
+"""Reductions whose result may not be needed, but which must be waited for."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 
 class EarlierReduction:
-    """The last reduction of some kind; it is waited for before the next one is started, and before the job is left.
+    """The last reduction of one kind; it is waited for before the next one starts, and before the job is left.
 
-    By then it has long been done on the CPU. On CUDA the stream waits, not the host: nothing is read here.
+    On the CPU it has long finished by then. On CUDA the stream waits, not the host: nothing is read here.
     """
 
     def __init__(self) -> None:
         self._finish: Finish | None = None
 
     def replace(self, finish: Finish) -> None:
-        """Take up the next one, once `settle` was called."""
+        """Store the next one; call `settle` first."""
         self._finish = finish
 
     def settle(self) -> None:
-        """Wait for it, if nobody has."""
+        """Wait for it, if necessary."""
         if self._finish is not None:
             self._finish()
             self._finish = None
@@ -34,8 +34,8 @@ class EarlierReduction:
 class GradientCounts:
     """Counts on how many workers each parameter has a gradient in this step.
 
-    A parameter without one on any worker must be left alone, where an engine would take zeros for its gradient. Only a
-    worker that lacks a gradient needs to know: the others leave the answer for the next step.
+    A parameter without a gradient on any worker must not be updated, although an engine would use zeros. Only a worker
+    that lacks a gradient needs the answer: the others wait for it in the next step.
     """
 
     def __init__(self, strategy: TorchStrategy, name: str) -> None:
@@ -45,9 +45,9 @@ class GradientCounts:
         self._earlier = EarlierReduction()
 
     def start(self, present: Sequence[bool]) -> None:
-        """Start to count; all workers call it, each with whether it has a gradient for each parameter."""
+        """Start to count; all workers call it, with whether they have a gradient for each parameter."""
         self._earlier.settle()
-        # float32, as most gradients, so that Horovod fuses it with them. `ones` copies nothing to a GPU.
+        # float32 like most gradients, so that Horovod fuses them. `ones` copies nothing to a GPU.
         self._counts = torch.ones(len(present), device=self._strategy.device)
         if not all(present):
             self._counts.copy_(torch.tensor(present))
@@ -60,5 +60,5 @@ class GradientCounts:
         return counts
 
     def settle(self) -> None:
-        """Wait for counts that this worker did not need to know."""
+        """Wait for counts that this worker did not need."""
         self._earlier.settle()

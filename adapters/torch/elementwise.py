@@ -1,4 +1,4 @@
-"""Which optimizers update each element by itself, so that they may be given a part of a parameter."""
+"""The elementwise optimizers: those that may update a shard of a parameter."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ ELEMENTWISE = (
 
 
 def refuse_unless_elementwise(optimizer: torch.optim.Optimizer, strategy_name: str, also: Sequence[str] = ()) -> None:
-    """Refuse an optimizer that looks at whole tensors (Adafactor, Muon, LBFGS), or of which it is not known.
+    """Refuse an optimizer that needs whole tensors (Adafactor, Muon, LBFGS), or is unknown.
 
     `also` names further classes that the engine brings.
 
     Raises:
-        OptionError: a shard of a parameter would be updated otherwise than the whole.
+        OptionError: the optimizer is not known to be elementwise.
     """
     kind = type(optimizer)
     if (kind.__module__.startswith("torch.optim") and kind.__name__ in ELEMENTWISE) or kind.__name__ in also:
         return
     raise OptionError(
-        f"strategy {strategy_name!r} has each worker update a part of each parameter, where {kind.__name__} is not "
-        f"known to do as on the whole: take one of {', '.join((*ELEMENTWISE, *also))}, or strategy 'ddp', which keeps "
+        f"strategy {strategy_name!r} has each worker update a shard of each parameter, but {kind.__name__} is not "
+        f"known to be elementwise: use one of {', '.join((*ELEMENTWISE, *also))}, or strategy 'ddp', which keeps "
         "parameters whole"
     )

@@ -1,4 +1,4 @@
-"""What an engine makes of a module: the primitives that a training step, ours or another framework's, is built from."""
+"""A module on an engine: the primitives for a training step, ours or another framework's."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from .waiting import Note, Waiting
 
 Slots = dict[str, Any]
-"""What an optimizer keeps for a parameter, by the optimizer's names: `{"exp_avg": tensor, "step": tensor, ...}`."""
+"""An optimizer's state of a parameter, by the optimizer's names: `{"exp_avg": tensor, "step": tensor, ...}`."""
 
 
 class CallingModule(torch.nn.Module):
-    """What an engine is handed in the place of the user's `model`, which its forward pass calls."""
+    """A module that an engine gets instead of the user's `model`; its forward pass calls that."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -25,15 +25,15 @@ class CallingModule(torch.nn.Module):
 
 
 def model_of(module: torch.nn.Module) -> torch.nn.Module:
-    """Return the user's model, where an engine was handed what calls it."""
+    """Return the user's model, also of a `CallingModule`."""
     return module.model if isinstance(module, CallingModule) else module
 
 
 class LossModule(CallingModule):
     """A model together with its loss, so that the engine wraps the whole forward pass.
 
-    `loss_fn` gets the user's own model: its attributes and submodules work under every engine, which they do not on
-    DistributedDataParallel's wrapper, and a call of a submodule cannot slip past the engine's hooks.
+    `loss_fn` gets the user's own model, so its attributes and submodules work under every engine (unlike on
+    DistributedDataParallel's wrapper), and calls of submodules run the engine's hooks.
     """
 
     def __init__(self, model: torch.nn.Module, loss_fn: Callable[[Any, Any], torch.Tensor]) -> None:
@@ -41,20 +41,20 @@ class LossModule(CallingModule):
         self._loss_fn = (loss_fn,)  # in a tuple, so that a module is not registered as part of this one
 
     def forward(self, micro_batch: Any, fn: Callable[[Any, Any], Any] | None = None) -> Any:
-        """Return what `loss_fn`, or another function of the model and a micro-batch, makes of it."""
+        """Return the result of `loss_fn`, or of another function of the model and a micro-batch."""
         return (fn or self._loss_fn[0])(self.model, micro_batch)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The contiguous range of a parameter's flattened elements that this worker keeps up to date.
+    """What this worker holds of a parameter: a contiguous range of its flattened elements.
 
     start: index of its first element in the flattened parameter.
-    weight: the values (numel,), the very memory that the optimizer updates: full precision where the model computes in
-        less. Empty where this worker holds nothing of the parameter.
-    slots: what the optimizer keeps: tensors (numel,) for values of the parameter's shape, in the optimizer's own
-        memory; anything else as it is.
-    replicated: whether every worker holds this same range, the whole parameter.
+    weight: the values (numel,), in the memory that the optimizer updates: full precision even if the model computes in
+        less. Empty if this worker holds nothing of the parameter.
+    slots: the optimizer's state: tensors (numel,) for values of the parameter's shape, in the optimizer's own memory;
+        other values unchanged.
+    replicated: whether every worker holds the whole parameter.
     """
 
     start: int
@@ -64,11 +64,11 @@ class Shard:
 
 
 class Engine:
-    """One module on one engine. This base is plain PyTorch in one process; engines override what they do otherwise.
+    """One module on one engine. This base is plain PyTorch in one process; engines override the differences.
 
     For a step: `forward` and `backward` for each micro-batch, all but the last inside `no_sync()`; then
-    `reduce_gradients()`, which is timed by `waiting()`, `clip_grad_norm()` or `measure_grad_norm()`, and `update()`;
-    `grad_norm()` is known then.
+    `reduce_gradients()`, timed by `waiting()`, `clip_grad_norm()` or `measure_grad_norm()`, and `update()`; after that
+    `grad_norm()` is known.
 
     groups: the module's parameters that the optimizer updates, by its groups.
     waiting: the spans of a step in which this worker waits for the others.
@@ -86,11 +86,11 @@ class Engine:
         """The module's parameters that the optimizer updates."""
         return [parameter for group in self.groups for parameter in group]
 
-    def take_up_groups(self) -> None:
-        """Train from now on what the optimizer was given since; all workers call it between two steps.
+    def update_groups(self) -> None:
+        """From now on train the optimizer's current parameters; all workers call it between two steps.
 
         Raises:
-            OptionError: the engine cannot.
+            OptionError: the engine does not support it.
         """
         self.groups = [list(group["params"]) for group in self.optimizer.param_groups]
 
@@ -99,11 +99,11 @@ class Engine:
         return self.module(*inputs)
 
     def time_waiting(self, note: Note) -> None:
-        """Have `note(start, end)` called for each span in which this worker waits for others, from now on."""
+        """From now on call `note(start, end)` for each span in which this worker waits for others."""
         self.waiting.tell(note)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """While it is open, forward and backward keep gradients on this worker, where the engine can."""
+        """Inside this context, backward does not reduce gradients, if the engine supports that."""
         return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -117,15 +117,15 @@ class Engine:
         """
 
     def gradients(self) -> Iterator[torch.Tensor]:
-        """Yield the reduced gradients that this worker holds, whole or in part; of a sparse one, its values."""
+        """Yield the reduced gradients that this worker holds, whole or sharded; of a sparse one, its values."""
         for parameter in self.parameters:
             gradient = parameter.grad
             if gradient is not None:
                 yield gradient.coalesce().values() if gradient.is_sparse else gradient
 
     def clip_grad_norm(self, max_norm: float) -> None:
-        """Have the reduced gradients scaled so that their joint L2 norm, over all workers, is at most `max_norm`."""
-        # By what is measured: torch's own function refuses sparse gradients, and reduces the norm of shards twice.
+        """Scale the reduced gradients so that their joint L2 norm, over all workers, is at most `max_norm`."""
+        # With the measured norm: torch's own function refuses sparse gradients, and reduces the norm of shards twice.
         self.measure_grad_norm()
         torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, self.grad_norm())
 
@@ -135,7 +135,7 @@ class Engine:
         self._grad_norm = torch.nn.utils.get_total_norm(Engine.gradients(self))
 
     def grad_norm(self) -> torch.Tensor:
-        """Return the norm that this step's gradients had before they were clipped: (), the same on every worker."""
+        """Return the norm of this step's gradients before clipping: (), the same on every worker."""
         assert self._grad_norm is not None
         return self._grad_norm
 
@@ -148,9 +148,9 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def release(self) -> None:
-        """Let go of the module: nothing of the engine acts on it any more, so that another one may take it."""
+        """Release the module: remove everything of the engine from it, so that another engine may train it."""
 
-    # State: what a checkpoint reads and writes, one parameter of the module at a time.
+    # State for checkpoints, one parameter of the module at a time.
 
     def shape(self, parameter: torch.nn.Parameter) -> torch.Size:
         """Return the whole parameter's shape."""
@@ -162,17 +162,17 @@ class Engine:
         return Shard(0, parameter.detach().reshape(-1), _flat(slots, parameter.shape), replicated=True)
 
     def whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """Return the whole parameter, detached, in the type that it computes in; all workers call it."""
+        """Return the whole parameter, detached, in the type of the computation; all workers call it."""
         return parameter.detach()
 
     def load_weight(self, parameter: torch.nn.Parameter, flat: torch.Tensor) -> None:
-        """Take up `flat`, new values for `shard(parameter).weight`, which may be that tensor, changed in place."""
+        """Load `flat`, new values of `shard(parameter).weight`; it may be that tensor, changed in place."""
         parameter.detach().copy_(flat.view(parameter.shape))
 
     def load_optimizer(self, groups: Sequence[Mapping[str, Any]], slots: Mapping[torch.nn.Parameter, Slots]) -> None:
-        """Take up hyperparameters for each group (without "params"), and slots as in `Shard.slots`.
+        """Load hyperparameters for each group (without "params"), and slots as in `Shard.slots`.
 
-        torch decides what becomes of them (types, devices), as in `Optimizer.load_state_dict`.
+        torch converts types and devices, as in `Optimizer.load_state_dict`.
         """
         numbers = itertools.count()
         state: dict[int, Slots] = {}
@@ -186,14 +186,14 @@ class Engine:
         self.optimizer.load_state_dict({"state": state, "param_groups": described})
 
     def finish_loading(self) -> None:
-        """Make the model compute with what was loaded; all workers call it, after the last `load_weight`."""
+        """Make the model use the loaded values; all workers call it, after the last `load_weight`."""
 
     def _holds(self, parameter: torch.nn.Parameter) -> bool:
-        """Whether the optimizer of this worker updates a part of the parameter."""
+        """Whether this worker's optimizer updates a shard of the parameter."""
         return True
 
     def _shaped(self, parameter: torch.nn.Parameter, slots: Slots) -> Slots:
-        """Return slots as the optimizer has them, from what `Shard.slots` makes of them."""
+        """Convert slots from `Shard.slots`'s form to the optimizer's."""
         shape, numel = parameter.shape, parameter.numel()
         return {
             name: value.view(shape) if isinstance(value, torch.Tensor) and value.shape == (numel,) else value

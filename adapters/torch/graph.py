@@ -1,4 +1,4 @@
-"""Which parameters a loss depends on."""
+"""Find the parameters on which a loss depends."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 
 
 def leaves_of(loss: torch.Tensor) -> set[Any]:
-    """Return the leaves of a loss's autograd graph: the tensors that its backward will give a gradient.
+    """Return the leaves of a loss's autograd graph: the tensors to which its backward gives a gradient.
 
-    What a reentrant activation checkpoint recomputes is not in the graph yet, and so is not found.
+    Recomputations of a reentrant activation checkpoint are not in the graph yet, and so not found.
     """
     return leaves_below([loss.grad_fn])
 
 
 def leaves_below(nodes: Iterable[Any]) -> set[Any]:
-    """Return the leaves below some nodes of an autograd graph, as in `leaves_of`."""
+    """Return the leaves below `nodes` of an autograd graph, as in `leaves_of`."""
     leaves: set[Any] = set()
     seen: set[Any] = set()
     ahead: list[Any] = list(nodes)

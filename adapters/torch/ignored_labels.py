@@ -1,4 +1,4 @@
-"""Tell users of a mean over tokens that it is not one over samples."""
+"""Warn users of a mean over tokens that it is not a mean over samples."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch
 
 from ..structure import map_structure
 
-_DEFAULT = -100  # what torch.nn.functional.cross_entropy ignores unless told otherwise
+_DEFAULT = -100  # the default of torch.nn.functional.cross_entropy
 
 
 class IgnoredLabels:
-    """Warns once where labels are ignored, and nobody said how much each sample counts.
+    """Warns once if labels are ignored, and `batches` has no `weight`.
 
-    A loss is weighted by its number of samples. Where `loss_fn` is a mean over the positions that are not ignored, two
-    workers, or two micro-batches, would weight positions of a short text more than those of a long one; one would not.
+    By default a loss is weighted by its number of samples. If `loss_fn` is a mean over the labels that are not ignored,
+    several workers or micro-batches give labels of short texts more weight than one would.
     """
 
     def __init__(self, model: torch.nn.Module, loss_fn: Any) -> None:
         holders = [loss_fn, *model.modules()]
-        told = (getattr(holder, "ignore_index", None) for holder in holders)
-        self._indices = sorted({_DEFAULT, *(index for index in told if type(index) is int)})
+        indices = (getattr(holder, "ignore_index", None) for holder in holders)
+        self._indices = sorted({_DEFAULT, *(index for index in indices if type(index) is int)})
         self._looked = False
 
     def look_at(self, micro_batches: Iterable[Any], stacklevel: int) -> None:
-        """Look at the first batch; later calls do nothing."""
+        """Check the first batch; later calls do nothing."""
         if self._looked:
             return
         self._looked = True
@@ -41,8 +41,8 @@ class IgnoredLabels:
             map_structure(look, micro_batch)
         if found:
             warnings.warn(
-                f"labels are {found[0]} in places, which a loss ignores: a mean over the others is not a mean over "
-                "samples, and depends on the number of workers and on `accumulate`. Say how much a micro-batch counts: "
-                f"batches(..., weight=lambda micro_batch: (labels of it != {found[0]}).sum())",
+                f"some labels are {found[0]}, which a loss ignores: a mean over the other labels is not a mean over "
+                "samples, and depends on the number of workers and on `accumulate`. Give each micro-batch's weight: "
+                f"batches(..., weight=lambda micro_batch: (its labels != {found[0]}).sum())",
                 stacklevel=stacklevel + 1,
             )

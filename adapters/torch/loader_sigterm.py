@@ -1,7 +1,7 @@
 """Keep the processes that load data alive when all processes of a job are asked to end (SIGTERM).
 
-A scheduler, and a shell, ask every process, or a whole process group. A worker then stops after its batch, so that it
-can save, and needs its loaders until then; PyTorch's end at once, and the worker with them.
+A scheduler, and a shell, ask every process, or a whole process group. A worker then stops after its batch to save, and
+needs its loaders until then; but PyTorch's loaders end at once, and the worker with them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..compat import is_sent_to_a_new_process
 
 
 def outlive_sigterm(loader: Any) -> None:
-    """Have a DataLoader's processes end when the process that reads from them does, and not by SIGTERM before."""
+    """Make a DataLoader's processes ignore SIGTERM until the process that reads from them ends."""
     if getattr(loader, "num_workers", 0) > 0 and not isinstance(loader.worker_init_fn, _Outliving):
         _parent_ends()
         loader.worker_init_fn = _Outliving(loader.worker_init_fn)
 
 
 class _Outliving:
-    """A `worker_init_fn` that goes before the user's own.
+    """A `worker_init_fn` that runs before the user's own.
 
-    PyTorch, and multiprocessing when a program ends, end loader processes by SIGTERM too: theirs has to work.
+    PyTorch, and multiprocessing when a program ends, end loader processes by SIGTERM too: theirs must work.
     """
 
     def __init__(self, then: Callable[[int], Any] | None, parent_ends: Any = None) -> None:
@@ -37,7 +37,7 @@ class _Outliving:
         self._parent_ends = parent_ends
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # To a process that is started; a copy for anything else is without what only such a process can be given.
+        # Pickled for a new process; a copy for any other purpose lacks what only a new process can inherit.
         return _Outliving, (self._then, _parent_ends() if is_sent_to_a_new_process() else None)
 
     def __call__(self, worker_id: int) -> None:
@@ -51,8 +51,8 @@ class _Outliving:
         parent = os.getppid()
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
-        # Python writes to it as soon as the signal comes, whatever the main thread is in. A handler of Python's, unlike
-        # an ignored or a blocked signal, is not handed on to programs that the dataset starts.
+        # Python writes to it as soon as the signal comes, whatever the main thread does. Unlike an ignored or blocked
+        # signal, a Python handler is not inherited by programs that the dataset starts.
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda number, frame: None)
 

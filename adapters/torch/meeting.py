@@ -1,7 +1,7 @@
-"""Let workers find out whether all of them have come to the same end, before they do anything together.
+"""Let workers find out whether all of them reach the same end, before they do anything together.
 
-A worker that handles an exception, or leaves, may be alone in it: the others wait in a collective of the training, and
-it would wait for them in another one, for ever. So they meet in a key-value store first, beside all collectives.
+A worker that handles an exception, or leaves, may do so alone: the others wait in a collective of the training, and it
+would wait for them in another collective, for ever. So they first meet in a key-value store, without collectives.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _ALL, _NOT_ALL = "all", "not all"
 
 
 class Meeting:
-    """The meetings of one job's workers.
+    """Lets the workers of one job meet.
 
-    store: of this job alone, and kept by rank 0: it is gone where rank 0 is.
+    store: this job's own, hosted by rank 0, so it ends with rank 0.
     """
 
     def __init__(self, store: Store, worker: Worker) -> None:
@@ -31,11 +31,11 @@ class Meeting:
         self._known: dict[str, bool] = {}
 
     def all_come(self, where: str, lost: bool = False) -> bool:
-        """Whether all workers come here, which takes a third of the time to leave at most; all get the same answer.
+        """Whether all workers come here, within a third of the time to leave; all get the same answer.
 
         Args:
-            where: what names this meeting on every worker.
-            lost: whether another worker is known to be gone, so that nobody need be waited for.
+            where: the name of this meeting, the same on every worker.
+            lost: whether another worker is known to be lost, so that waiting is useless.
         """
         if where not in self._known:
             self._known[where] = self._ask(where, lost)
@@ -52,18 +52,18 @@ class Meeting:
             while not self._store.check([answer]) and time.monotonic() < until:
                 time.sleep(0.02)
             return self._store.compare_set(answer, "", _NOT_ALL) == _ALL.encode()
-        except RuntimeError:  # rank 0 is gone, and the store with it
+        except RuntimeError:  # rank 0 has ended, and the store with it
             self.close()
             return False
 
     def tell(self, error: BaseException) -> None:
-        """Tell rank 0 what this worker fails with, unless it has only lost another one."""
+        """Send rank 0 this worker's error, unless it has only lost another worker."""
         if self._store is not None and not isinstance(error, WorkerLostError):
             with contextlib.suppress(RuntimeError):
                 self._store.set(f"failure/{self._worker.rank}", "".join(traceback.format_exception(error)))
 
     def told(self) -> str:
-        """Return on rank 0, which keeps the store, what another worker failed with, as Python prints it; or nothing."""
+        """Return another worker's error on rank 0, as Python prints it; or an empty string."""
         if self._store is None or not self._worker.is_main:
             return ""
         failed = [rank for rank in range(self._worker.world_size) if self._store.check([f"failure/{rank}"])]
@@ -72,5 +72,5 @@ class Meeting:
         return f"worker {failed[0]} failed:\n{self._store.get(f'failure/{failed[0]}').decode().rstrip()}"
 
     def close(self) -> None:
-        """Let go of the store; what is known stays known."""
+        """Release the store; received answers are kept."""
         self._store = None

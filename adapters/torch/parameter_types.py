@@ -1,4 +1,4 @@
-"""Kinds of parameters that an engine does not train, refused by name before it meets them."""
+"""Refuse parameters that an engine does not train, by name."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 def refuse_complex(module: torch.nn.Module, strategy: TorchStrategy) -> None:
-    """Look for complex parameters, which some engines take and never train.
+    """Refuse complex parameters on engines that accept them, but do not train them.
 
     Raises:
-        OptionError: one is to be trained, and `strategy.capabilities.dtypes` has not its type.
+        OptionError: one requires a gradient, and `strategy.capabilities.dtypes` lacks its type.
     """
     for name, parameter in module.named_parameters():
         dtype = str(parameter.dtype).removeprefix("torch.")
         if parameter.requires_grad and parameter.is_complex() and dtype not in strategy.capabilities.dtypes:
             raise OptionError(
                 f"parameter {name!r} is {dtype}, which strategy {strategy.name!r} does not train: keep real numbers "
-                "and make them complex in forward (torch.view_as_complex), or take 'ddp' without a comm_hook"
+                "and make them complex in forward (torch.view_as_complex), or use 'ddp' without a comm_hook"
             )
 
 
 def refuse_scalars(module: torch.nn.Module, strategy_name: str) -> None:
-    """Look for parameters without dimensions, of which an engine that shards cannot deal out rows.
+    """Refuse parameters without dimensions, which an engine cannot shard by rows.
 
     Raises:
-        OptionError: there is one.
+        OptionError: the module has one.
     """
     for name, parameter in module.named_parameters():
         if parameter.dim() == 0:
@@ -50,13 +50,13 @@ def scalar_error(name: str, strategy_name: str) -> OptionError:
 def refuse_empty(
     module: torch.nn.Module, strategy_name: str, numel: Callable[[torch.Tensor], int] = torch.Tensor.numel
 ) -> None:
-    """Look for parameters without elements, of which an engine that shards has nothing to deal out.
+    """Refuse parameters without elements, which an engine cannot shard.
 
     Args:
-        numel: returns how many elements a parameter has, which the engine may have partitioned already.
+        numel: returns the number of elements of a parameter, which may be partitioned already.
 
     Raises:
-        OptionError: there is one.
+        OptionError: the module has one.
     """
     for name, parameter in module.named_parameters():
         if numel(parameter) == 0:
@@ -99,5 +99,5 @@ def _look_at_first(name: str, strategy_name: str, handles: list[Any], gradient: 
     if gradient.is_sparse:
         raise OptionError(
             f"parameter {name!r} has a sparse gradient, which strategy {strategy_name!r} cannot reduce: leave "
-            "sparse=True out (of nn.Embedding, for one), or take strategy 'ddp' or 'horovod'"
+            "sparse=True out (for example of nn.Embedding), or use strategy 'ddp' or 'horovod'"
         )

@@ -1,4 +1,4 @@
-"""What runs in the place of an empty share, so that a worker without samples still joins the collectives of a step."""
+"""Run a placeholder for an empty share, so that a worker without samples joins the collectives of a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .engine import Engine
 
 @contextlib.contextmanager
 def without_side_effects(model: torch.nn.Module) -> Iterator[None]:
-    """Run a placeholder's forward pass inside: it leaves no trace in buffers (BatchNorm) or random streams.
+    """A context for a placeholder's forward pass, which restores buffers (BatchNorm) and random streams.
 
     Its backward pass may run inside or after.
     """
@@ -26,20 +26,20 @@ def without_side_effects(model: torch.nn.Module) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         yield
     for module, name, buffer, before in buffers:
-        buffer.data.copy_(before)  # its `data`: backward is yet to come, and refuses what was changed since forward
+        buffer.data.copy_(before)  # its `data`: backward, which comes later, refuses tensors changed since forward
         setattr(module, name, buffer)
 
 
 def refuse_gradients_of_nothing(engine: Engine) -> None:
-    """Look at the gradients that a placeholder, whose loss was not finite, has a part in.
+    """Check gradients after a placeholder's loss was not finite.
 
-    A mean over nothing is NaN; its gradient may be 0, as cross_entropy's, or NaN, and 0 times that is NaN.
+    A mean over nothing is NaN; its gradient may be 0 (cross_entropy) or NaN, and 0 times NaN is NaN.
 
     Raises:
         DataError: one of them is not finite.
     """
     if not all(bool(torch.isfinite(gradient).all()) for gradient in engine.gradients()):
         raise DataError(
-            "the loss has a gradient that is not finite for a micro-batch of weight 0: where it divides by a count, "
+            "the loss has a gradient that is not finite for a micro-batch of weight 0: if it divides by a count, "
             "divide by at least 1"
         )

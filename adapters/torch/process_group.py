@@ -22,11 +22,11 @@ _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp
 
 
 def destroy_process_group() -> None:
-    """Close torch.distributed's default group, and let its threads come to rest."""
+    """Close torch.distributed's default group, and wait until its threads are idle."""
     if dist.is_initialized():
         dist.destroy_process_group()
-        # Gloo's threads outlive the group while a model holds it, and release the last collective's tensors under
-        # the GIL; one that asks for it while the interpreter ends aborts the process (pytorch#179291).
+        # Gloo's threads outlive the group while a model holds it, and release the last collective's tensors under the
+        # GIL; a thread that asks for it while the interpreter ends aborts the process (pytorch#179291).
         time.sleep(0.02)
 
 
@@ -73,8 +73,8 @@ class ProcessGroupStrategy(TorchStrategy):
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)
         if self._owns_group and failed:
-            # Other workers may be inside a collective: the group is closed when all enter the next strategy, or ends
-            # with the process.
+            # Other workers may be inside a collective: the group is closed when all enter the next strategy, or when
+            # the process ends.
             entry.close_later(destroy_process_group)
         elif self._owns_group:
             destroy_process_group()

@@ -1,4 +1,4 @@
-"""Meet the other workers of a job, whichever launcher started them."""
+"""Meet the other workers of a job, under any launcher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..strategy import Strategy
 from .admission import announce, free_port_advice, take_rank, turn_workers_away, wait_for_all, where
 
 _KEY = "torch_master"
-# By the launcher's address. They live as long as the process: of rank 0's the others may still read.
+# By the launcher's address. They live as long as the process: other workers may still read rank 0's.
 _stores: dict[tuple[str, int] | None, TCPStore] = {}
 
 
@@ -38,7 +38,7 @@ def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None
 
 @contextlib.contextmanager
 def explained(launch: Launch) -> Iterator[None]:
-    """Make a `LauncherError` of what torch says of a store that cannot be kept or reached."""
+    """Turn torch's error about a store that cannot be hosted or reached into a `LauncherError`."""
     try:
         yield
     except (dist.DistNetworkError, dist.DistStoreError) as error:
@@ -46,40 +46,40 @@ def explained(launch: Launch) -> Iterator[None]:
         reason = str(error).splitlines()[0].rstrip(".")
         raise LauncherError(
             f"worker {worker.rank} of {worker.world_size} cannot meet the others at {where(launch)}: {reason}. "
-            f"Look at rank 0 for an error; if another program uses the port, {free_port_advice(launch)}."
+            f"Look into rank 0's output for an error; if another program uses the port, {free_port_advice(launch)}."
         ) from None
 
 
 def adopt_process_group(launch: Launch) -> bool:
-    """Return whether torch.distributed has a default group already, made by the program itself or by its framework.
+    """Return whether torch.distributed already has a default group, of the program itself or of its framework.
 
     Raises:
-        LauncherError: it is another job's.
+        LauncherError: it belongs to another job.
     """
     if not dist.is_initialized():
         return False
-    found, said = (dist.get_rank(), dist.get_world_size()), (launch.worker.rank, launch.worker.world_size)
-    if found != said:
+    found, expected = (dist.get_rank(), dist.get_world_size()), (launch.worker.rank, launch.worker.world_size)
+    if found != expected:
         raise LauncherError(
-            f"torch.distributed is initialized already, as worker {found[0]} of {found[1]}, but {launch.launcher} says "
-            f"worker {said[0]} of {said[1]}: call torch.distributed.destroy_process_group() before the strategy"
+            f"torch.distributed is initialized already, as worker {found[0]} of {found[1]}, but {launch.launcher} "
+            f"started worker {expected[0]} of {expected[1]}: call torch.distributed.destroy_process_group() first"
         )
     return True
 
 
 def open_store(launch: Launch, timeout: timedelta, *, wait_for_workers: bool = True) -> Store:
-    """Open the key-value store that all workers of this launch share, for the keys of the strategy that is open.
+    """Open the key-value store of all workers of this launch, for the keys of the open strategy.
 
-    Without `wait_for_workers`, rank 0 returns before the others have come, and can tell who has not.
+    Without `wait_for_workers`, rank 0 returns before the others have come, and can find out who is missing.
 
     Raises:
-        LauncherError: the launcher tells no address to meet at, it cannot be used, or it is another job's.
+        LauncherError: there is no address to meet at, it cannot be used, or it belongs to another job.
     """
     worker = launch.worker
     if worker.world_size == 1 and launch.address is None:
         return HashStore()
     if launch.launcher == "torchrun":
-        # torchrun's agent keeps the store already; only torch knows by which variables to find it.
+        # torchrun's agent hosts the store; torch itself knows the variables with its address.
         store, _, _ = next(rendezvous("env://", timeout=timeout))
         return _of_this_entry(store)
     if launch.address not in _stores:
@@ -90,36 +90,36 @@ def open_store(launch: Launch, timeout: timedelta, *, wait_for_workers: bool = T
 
 
 def _of_this_entry(store: Store) -> Store:
-    """A launcher's store outlives a strategy: the next one in this process must not find the addresses of the first."""
+    """Return the store with keys for this strategy only: the next one in this process must not find old addresses."""
     return PrefixStore(f"farandole/{entry.generation()}", store)
 
 
 def _keep_or_reach(launch: Launch, timeout: timedelta, wait_for_workers: bool) -> TCPStore:
-    """Keep the store on rank 0, and connect the others to it."""
+    """Host the store on rank 0, and connect the others to it."""
     worker = launch.worker
     if launch.address is not None:
         return _at_the_address(launch, launch.address, timeout, wait_for_workers)
-    told = find_horovodrun_store()
-    if told is None:
+    store_of_launcher = find_horovodrun_store()
+    if store_of_launcher is None:
         raise LauncherError(
-            f"{launch.launcher} started {worker.world_size} workers but tells them no address to meet at: "
+            f"{launch.launcher} started {worker.world_size} workers but gives them no address to meet at: "
             "set MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them"
         )
     if worker.is_main:
-        # It listens before it says where: a port that was only found free could be another job's by then.
-        host = host_towards(told.host, told.port)
+        # Listen before sharing the address: a free port could otherwise be another job's by then.
+        host = host_towards(store_of_launcher.host, store_of_launcher.port)
         store = _tcp_store(launch, (host, 0), timeout)
-        told.put(_KEY, f"{host}:{store.port}")
+        store_of_launcher.put(_KEY, f"{host}:{store.port}")
         return store
-    address = told.wait(_KEY, timeout.total_seconds())
+    address = store_of_launcher.wait(_KEY, timeout.total_seconds())
     if address is None:
-        raise LauncherError(f"rank 0 did not say within {timeout.total_seconds():.0f} s where to meet it")
+        raise LauncherError(f"rank 0 did not send its address within {timeout.total_seconds():.0f} s")
     host, _, port = address.rpartition(":")
     return _tcp_store(launch, (host, int(port)), timeout)
 
 
 def _at_the_address(launch: Launch, address: tuple[str, int], timeout: timedelta, wait_for_workers: bool) -> TCPStore:
-    """Keep or reach the store where all workers were told to meet, as another job's may have been too."""
+    """Host or reach the store at an address that another job may have too."""
     if not launch.worker.is_main:
         store = _tcp_store(launch, address, timeout)
         take_rank(store, launch, timeout)
@@ -136,16 +136,16 @@ def _at_the_address(launch: Launch, address: tuple[str, int], timeout: timedelta
 
 
 def _tcp_store(launch: Launch, address: tuple[str, int], timeout: timedelta) -> TCPStore:
-    # Multi-tenant, as torch's own: a group that the user's code makes at this address is served by the same server.
+    # Multi-tenant, like torch's own: a group of the user's code at this address uses the same server.
     return TCPStore(
         *address, is_master=launch.worker.is_main, timeout=timeout, wait_for_workers=False, multi_tenant=True
     )
 
 
 def open_side_store(strategy: Strategy) -> Store:
-    """Open a key-value store of a joined strategy's own, which rank 0 keeps; all workers call it.
+    """Open a joined strategy's own key-value store, hosted by rank 0; all workers call it.
 
-    Its port is a free one that the engine tells the others of, so that it needs nothing of the launcher.
+    It uses a free port, which the engine broadcasts, so that it needs nothing from the launcher.
     """
     store: Store | None = None
     address: tuple[str, int] | None = None
@@ -159,19 +159,19 @@ def open_side_store(strategy: Strategy) -> Store:
 
 
 def init_companion_group(strategy: Strategy, store: Store) -> None:
-    """Initialize torch.distributed's default group, on Gloo, beside an engine that communicates by itself.
+    """Initialize torch.distributed's default group, on Gloo, beside an engine with its own communication.
 
-    Much that runs in a training loop asks torch.distributed whether there are other workers, torchmetrics for one, and
-    takes a worker's own numbers for the whole where it finds none.
+    Much code in training loops, torchmetrics for example, asks torch.distributed for other workers, and without a group
+    takes a worker's own numbers for the whole.
     """
     worker = strategy.worker
-    # The CPU's tensors on Gloo and, where there is CUDA, its tensors on NCCL: a collective takes what it is given.
+    # CPU tensors on Gloo and, with CUDA, CUDA tensors on NCCL, so that collectives work for both.
     backend = "cpu:gloo,cuda:nccl" if strategy.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=worker.rank, world_size=worker.world_size)
 
 
 def _own_host(launch: Launch) -> str:
-    """Return the address under which the other workers reach rank 0, which this is."""
+    """Return the address at which the other workers reach this worker, rank 0."""
     if launch.worker.local_world_size == launch.worker.world_size:
         return "127.0.0.1"
     if launch.address is not None:

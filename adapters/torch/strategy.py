@@ -1,4 +1,4 @@
-"""What all PyTorch engines share: the device, nested reductions, and how a model is prepared."""
+"""Base of all PyTorch engines: the device, nested reductions, and how a model is prepared."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .side_models import SideModels
 
 Finish = Callable[[], torch.Tensor]
 
-# Of NCCL, and of the watchdog that torch sets on it.
+# Texts of NCCL's errors, and of torch's watchdog for it.
 _NCCL = ("remote process exited", "NCCL communicator was aborted", "Watchdog caught collective operation timeout")
 
 
@@ -59,7 +59,7 @@ class TorchStrategy(Strategy):
         return self._device
 
     def engine_for(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        """Hand `module` to the engine as `wrap` does, by which every frontend has its engines.
+        """Put `module` on an engine, as `wrap` does; all frontends call this.
 
         Raises:
             OptionError: it has parameters that the engine does not train.
@@ -69,23 +69,23 @@ class TorchStrategy(Strategy):
 
     @abstractmethod
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        """Hand `module` (on this device) to the engine; all workers start from rank 0's parameters and buffers.
+        """Put `module` (on this device) on the engine; all workers start from rank 0's parameters and buffers.
 
-        The engine's part of `engine_for`. `accumulate` is the number of backward passes that precede each update.
+        The engine's part of `engine_for`. `accumulate` is the number of backward passes before each update.
         """
 
     def check_batch(self, global_batch_size: int, accumulate: int) -> None:
-        """Raise `OptionError` where the engine was configured for batches of another size."""
+        """Raise `OptionError` if the engine was configured for batches of another size."""
 
     @abstractmethod
     def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
         """Start to reduce `tensor` in place ("sum", "max" or "min"); the returned function waits and returns it.
 
-        No two reductions of one name may be under way at once; engines that plan by name reuse the plan.
+        Only one reduction of a name may run at a time; engines that plan by name reuse the plan.
         """
 
     def time_waiting(self, engine: Engine, seam: Seam) -> None:
-        """Have the seam told how long steps wait for other workers, if anybody watches it.
+        """Report the waiting of steps for other workers to the seam, if a callback watches it.
 
         Not on CUDA, where the stream waits, and not the host.
         """
@@ -97,16 +97,16 @@ class TorchStrategy(Strategy):
         return next(self._trainings)
 
     def settle_before_leaving(self, settle: Callable[[], object], keep: bool = True) -> None:
-        """Have `settle()` called before the job is left: it waits for a reduction that nobody may have read yet.
+        """Call `settle()` before the job is left: it waits for a reduction that may not have been read yet.
 
         Args:
-            keep: until then, the object that this is a method of; an engine, and with it a module, is its users' alone.
+            keep: whether to keep the object of this method alive until then; not for engines, which hold modules.
         """
         self._settlers = [known for known in self._settlers if known() is not None]
         self._settlers.append((lambda: settle) if keep else weakref.WeakMethod(settle))
 
     def release_after_leaving(self, engine: Engine) -> None:
-        """Have the engine let go of its module when the job is left: its hooks would keep both from being freed."""
+        """Make the engine release its module when the job is left: its hooks would keep both alive."""
         self._engines.add(engine)
 
     def _release_engines(self) -> None:
@@ -114,7 +114,7 @@ class TorchStrategy(Strategy):
             self._engines.pop().release()
 
     def _lost_a_worker(self, error: BaseException) -> bool:
-        """Whether torch.distributed lost one; every engine here may use it, and Horovod has a group of it beside."""
+        """Whether torch.distributed lost a worker; every engine may use it, also beside Horovod."""
         text = str(error)
         if isinstance(error, dist.DistBackendError) and any(words in text for words in _NCCL):
             return True
@@ -156,7 +156,7 @@ class TorchStrategy(Strategy):
 
 
 class _Leaf:
-    """One tensor, array or number on its way through an all-reduce and back into its own type."""
+    """One tensor, array or number in an all-reduce, converted back into its own type."""
 
     def __init__(self, strategy: TorchStrategy, value: Any, op: ReduceOp, name: str) -> None:
         self._value = value
@@ -196,7 +196,7 @@ def _as_tensor(value: Any) -> torch.Tensor:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type to add up in: half precision would round each partial sum, and engines know few integer types."""
+    """The type for sums: half precision would round each partial sum, and engines support few integer types."""
     if dtype.is_floating_point:
         return torch.float64 if dtype == torch.float64 else torch.float32
     if dtype.is_complex:

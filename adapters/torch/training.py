@@ -50,7 +50,7 @@ class TorchTraining(Training):
         self._number = strategy.next_training()
         self.model = model.to(strategy.device)
         self.scheduler = options.scheduler
-        if strategy.broadcast(bool(optimizer.state)):  # before an engine cuts it up
+        if strategy.broadcast(bool(optimizer.state)):  # before an engine shards it
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))
         self.engine = strategy.engine_for(LossModule(model, loss_fn), optimizer, options.accumulate)
         strategy.models.add(model)
@@ -76,7 +76,7 @@ class TorchTraining(Training):
         if any(parameter.requires_grad for parameter in self._frozen):
             raise OptionError(
                 "a parameter requires a gradient that was frozen when the model was prepared, and engines do not "
-                "reduce it: unfreeze it before prepare(), and hold it back by a learning rate of 0 in its own group"
+                "reduce it: unfreeze it before prepare(), with a learning rate of 0 in its own group until it trains"
             )
         self._take_up_groups()
         with self._strategy.models.frozen_beside(self.model), self._strategy.own_steps.updating():
@@ -105,8 +105,8 @@ class TorchTraining(Training):
                 weight_of_all = total_of(batch)
                 nothing_counted |= is_nothing(loss, weight)
                 if weight > 0:
-                    part = loss.detach().to(torch.float64) * (weight / weight_of_all)
-                    total = part if total is None else total + part
+                    weighted = loss.detach().to(torch.float64) * (weight / weight_of_all)
+                    total = weighted if total is None else total + weighted
                 if number == last:
                     own = torch.zeros((), dtype=torch.float64) if total is None else total
                     loss_sum = self._start_sum(own, "loss", self._earlier_loss)
@@ -163,7 +163,7 @@ class TorchTraining(Training):
                 self._ignored.look_at(micro, stacklevel=3)
             if weight is not None:
                 weights = tuple(
-                    weight_of(part, weight) if count else 0.0 for part, count in zip(micro, counts, strict=True)
+                    weight_of(own, weight) if count else 0.0 for own, count in zip(micro, counts, strict=True)
                 )
                 with self._strategy.noticing_lost_workers():
                     self._earlier_weight.settle()
@@ -200,21 +200,21 @@ class TorchTraining(Training):
         keep: int | None = None,
     ) -> None:
         with self._strategy.noticing_lost_workers(), self._seam.phase("save"):
-            self._take_up_groups()
+            self._update_groups()
             self._saver.save(path, progress, extras, wait, keep)
 
     def load(self, path: str | PathLike[str]) -> Progress:
         with self._strategy.noticing_lost_workers(), self._seam.phase("load"):
-            self._take_up_groups()
+            self._update_groups()
             self._saver.settle()
             progress = checkpoint.load(self._strategy, path, self)
         self._position.load(progress)
         return progress
 
-    def _take_up_groups(self) -> None:
-        """Have the engine know of what the optimizer was given since `prepare`; all workers call it."""
+    def _update_groups(self) -> None:
+        """Give the engine the optimizer's parameters added since `prepare`; all workers call it."""
         if len(self.optimizer.param_groups) != self._groups:
-            self.engine.take_up_groups()
+            self.engine.update_groups()
             _check_optimizer(self.model, self.optimizer)
             self._groups = len(self.optimizer.param_groups)
 
@@ -231,7 +231,7 @@ class TorchTraining(Training):
 
 
 def _seed(seed: int, device: torch.device) -> None:
-    """Seed the streams that a model on `device` draws from; `torch.manual_seed` visits every backend there is."""
+    """Seed the streams of a model on `device`; `torch.manual_seed` would visit every backend."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
@@ -243,7 +243,7 @@ def _check(model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: 
             "LBFGS evaluates the model several times a step, which no engine here can: use another optimizer"
         )
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise OptionError("ReduceLROnPlateau follows a metric: leave scheduler out and call its step(metric) yourself")
+        raise OptionError("ReduceLROnPlateau follows a metric: leave out scheduler and call its step(metric) yourself")
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # of a DTensor
         raise OptionError(
             "the model's parameters are shards (DTensors), as strategy 'fsdp' leaves them: build a new model, and load "

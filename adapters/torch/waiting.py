@@ -1,4 +1,4 @@
-"""How long a worker waits for the others inside of a step, where somebody watches it."""
+"""Measure how long a worker waits for the others inside a step, if a callback watches it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _UNTIMED = contextlib.nullcontext()
 
 
 class Waiting:
-    """Tells of spans in which this worker waits for the others; nothing is timed until somebody watches.
+    """Reports spans in which this worker waits for the others; nothing is timed unless a callback watches.
 
-    A span is what passes in a collective, and so has what the collective itself takes, too.
+    A span is the time in a collective, including the time of the collective itself.
     """
 
     def __init__(self) -> None:
@@ -22,15 +22,15 @@ class Waiting:
         self._inside = False
 
     def tell(self, note: Note) -> None:
-        """Have `note(start, end)` called with each span, in seconds of `time.perf_counter`."""
+        """Call `note(start, end)` with each span from now on, in seconds of `time.perf_counter`."""
         self._note = note
 
     def __call__(self) -> contextlib.AbstractContextManager[None]:
-        """Time a block, of which a part may be timed as well: once, together."""
+        """Time a block; a timed block inside it is not counted again."""
         return _UNTIMED if self._note is None or self._inside else self._timed()
 
     def since(self, start: float) -> None:
-        """Tell of a span that began at `start` and ends now."""
+        """Report a span that began at `start` and ends now."""
         if self._note is not None:
             self._note(start, time.perf_counter())
 

@@ -8,11 +8,11 @@ from ..shares import mean_factor
 
 
 def weigh(loss: torch.Tensor, weight: float, total: float, world_size: int) -> torch.Tensor:
-    """Return the mean loss of `weight` of the global batch's `total` samples, as `mean_factor` says."""
+    """Return the mean loss of `weight` of the global batch's `total` samples, times `mean_factor`."""
     factor = mean_factor(weight, total, world_size)
     return loss if factor == 1 else loss * factor
 
 
 def is_nothing(loss: torch.Tensor, weight: float) -> bool:
-    """Whether the loss is of a placeholder and not finite; `refuse_gradients_of_nothing` then looks at its gradient."""
+    """Whether a placeholder's loss is not finite; `refuse_gradients_of_nothing` then checks its gradient."""
     return weight == 0 and not bool(torch.isfinite(loss).all())

@@ -1,7 +1,7 @@
-"""A model's weights and its optimizer's state as plain PyTorch has them, whole, whatever an engine made of them.
+"""A model's weights and its optimizer's state in plain PyTorch's form, whole, even if an engine shards them.
 
-For frameworks with a checkpoint format of their own. All workers call these functions; the sharded checkpoints of
-`Training.save` move no whole state anywhere, and are for models that one machine's memory cannot hold.
+For frameworks with their own checkpoint format. All workers call these functions. The sharded checkpoints of
+`Training.save` gather no whole state, and are for models that do not fit into one machine's memory.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def whole_weights(strategy: TorchStrategy, engine: Engine, module: torch.nn.Modu
 
 
 def whole_optimizer_state(strategy: TorchStrategy, engine: Engine) -> dict[str, Any]:
-    """Return what `torch.optim.Optimizer.state_dict` would on one process, on the CPU of rank 0; elsewhere empty."""
+    """Return `torch.optim.Optimizer.state_dict` as in one process, on the CPU of rank 0; elsewhere empty."""
     shards = [(parameter, engine.shard(parameter)) for parameter in engine.parameters]
-    # A worker that holds nothing of a parameter does not know what the optimizer keeps for it.
-    told: list[list[dict[str, Any]]] = strategy.gather([_describe(shard) for _, shard in shards])
+    # A worker without elements of a parameter does not know the optimizer's slots for it.
+    described: list[list[dict[str, Any]]] = strategy.gather([_describe(shard) for _, shard in shards])
     state: dict[int, Slots] = {}
     for number, (parameter, shard) in enumerate(shards):
         slots: Slots = {}
-        for slot, value in next((worker[number] for worker in told if worker[number]), {}).items():
+        for slot, value in next((worker[number] for worker in described if worker[number]), {}).items():
             if isinstance(value, torch.dtype):
                 own = shard.slots.get(slot, torch.empty(0, dtype=value, device=shard.weight.device))
                 value = _whole(strategy, shard, own, engine.shape(parameter)).to("cpu", copy=True)
@@ -52,7 +52,7 @@ def whole_optimizer_state(strategy: TorchStrategy, engine: Engine) -> dict[str, 
 
 
 def load_whole_weights(engine: Engine, module: torch.nn.Module, state: Mapping[str, Any], strict: bool) -> None:
-    """Take up whole weights, as `Module.load_state_dict`.
+    """Load whole weights, as `Module.load_state_dict` does.
 
     Raises:
         CheckpointError: a shape differs, or with `strict` the names do.
@@ -79,10 +79,10 @@ def load_whole_weights(engine: Engine, module: torch.nn.Module, state: Mapping[s
 
 
 def load_whole_optimizer_state(engine: Engine, state: Mapping[str, Any]) -> None:
-    """Take up what `torch.optim.Optimizer.state_dict` returned on one process.
+    """Load a state of `torch.optim.Optimizer.state_dict` from one process.
 
     Raises:
-        CheckpointError: its groups are not this optimizer's.
+        CheckpointError: its groups differ from this optimizer's.
     """
     groups = state["param_groups"]
     counts, own = [len(group["params"]) for group in groups], [len(group) for group in engine.groups]
@@ -106,7 +106,7 @@ def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(shard: Shard) -> dict[str, Any]:
-    """Return what the optimizer keeps for a parameter here: the type of what is cut as it is, the value of the rest."""
+    """Describe the optimizer's slots of a parameter here: the type of sharded ones, the value of others."""
     return {
         slot: value.dtype if _is_like_weight(slot, value, shard.weight.shape) else _on_cpu(value)
         for slot, value in shard.slots.items()
@@ -115,7 +115,7 @@ def _describe(shard: Shard) -> dict[str, Any]:
 
 
 def _is_like_weight(slot: str, value: Any, shape: torch.Size) -> bool:
-    """Whether a slot has a number for each of the parameter's; a count of steps has not, whatever it looks like."""
+    """Whether a slot has a value for each element; a count of steps has not, even with the parameter's shape."""
     return isinstance(value, torch.Tensor) and value.shape == shape and not (slot == "step" and value.numel() == 1)
 
 
@@ -124,7 +124,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _whole(strategy: TorchStrategy, shard: Shard, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Put a tensor together from what each worker has of it."""
+    """Join a tensor from all workers' shards."""
     if shard.replicated:
         return values.detach().view(shape)
     whole = torch.zeros(shape.numel(), dtype=values.dtype, device=values.device)

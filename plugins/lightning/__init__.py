@@ -1,4 +1,4 @@
-"""For people who use Lightning: its Trainer and Fabric on our strategies, by their names.
+"""For users of Lightning: its Trainer and Fabric on our strategies, by their names.
 
 import lightning.pytorch as pl
 import farandole.plugins.lightning  # makes the names known

@@ -166,7 +166,7 @@ def test_the_worker_that_all_should_meet_at_is_named(
     job = Job(launcher, 2, tmp_path, port, by_hand, [0])
     (found,) = job.found.values()
     assert found["error"].startswith("LauncherError: worker 1 of 2 cannot meet the others"), found
-    assert f"MASTER_PORT={port}" in found["error"] and "Look at rank 0" in found["error"]
+    assert f"MASTER_PORT={port}" in found["error"] and "Look into rank 0's output" in found["error"]
     assert found["seconds"] < 12
 
 

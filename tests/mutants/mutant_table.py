@@ -245,7 +245,7 @@ MUTANTS = (
     Mutant(
         "later_parameters_are_left_out",
         "adapters/torch/training.py",
-        "            self.engine.take_up_groups()\n",
+        "            self.engine.update_groups()\n",
         "",
         _conformance("later", "Horovod or Zero2"),
     ),

@@ -20,7 +20,7 @@ from farandole.adapters.checkpoint.storage import Storage
 from farandole.adapters.torch.checkpoint import CheckpointReader, write_checkpoint
 from farandole.adapters.torch.checkpoint import writer as writer_module
 from farandole.adapters.torch.checkpoint.reader import Target
-from farandole.adapters.torch.checkpoint.writer import PartWriter, Piece
+from farandole.adapters.torch.checkpoint.writer import PartWriter, TensorSlice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROPERTY = settings(deadline=None, database=None, max_examples=60)
@@ -92,7 +92,7 @@ def test_any_ranges_saved_give_any_ranges_loaded(data: st.DataObject, file_bytes
             writer = PartWriter(storage, described.data, rank, savers)
             flat = {name: (tensor.reshape(-1), ends[name][rank : rank + 2]) for name, tensor in tensors.items()}
             writer.write(
-                Piece(name, tuple(tensors[name].shape), start, values[start:end])
+                TensorSlice(name, tuple(tensors[name].shape), start, values[start:end])
                 for name, (values, (start, end)) in flat.items()
             )
             writer.finish()
@@ -126,7 +126,7 @@ def test_workers_that_leave_gaps_or_overlap_are_not_committed(ranges: list[tuple
     storage, described = Storage("memory://gaps"), manifest(2)
     for rank, (start, end) in enumerate(ranges):
         writer = PartWriter(storage, described.data, rank, 2)
-        writer.write([Piece("w", (2, 5), start, torch.arange(start, end))])
+        writer.write([TensorSlice("w", (2, 5), start, torch.arange(start, end))])
         writer.finish()
     with pytest.raises(CheckpointError, match=said):
         commit(storage, described)
@@ -137,7 +137,7 @@ def test_workers_that_differ_about_a_tensor_are_not_committed() -> None:
     storage, described = Storage("memory://differ"), manifest(2)
     for rank, dtype in enumerate((torch.float32, torch.float64)):
         writer = PartWriter(storage, described.data, rank, 2)
-        writer.write([Piece("w", (2,), rank, torch.ones(1, dtype=dtype))])
+        writer.write([TensorSlice("w", (2,), rank, torch.ones(1, dtype=dtype))])
         writer.finish()
     with pytest.raises(CheckpointError, match="workers differ about 'w'"):
         commit(storage, described)

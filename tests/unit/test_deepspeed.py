@@ -40,7 +40,7 @@ def linear() -> nn.Module:
     [
         ({"zero_optimisation": {}}, "no setting 'zero_optimisation'.* Did you mean 'zero_optimization'"),
         ({"zero_optimization": {"reduce_bucket": 1}}, "no setting zero_optimization.reduce_bucket"),
-        ({"zero_optimization": {"stage": 3}}, "stage=3 .* contradicts .* 2: take strategy 'deepspeed_zero_3'"),
+        ({"zero_optimization": {"stage": 3}}, "stage=3 .* contradicts .* 2: use strategy 'deepspeed_zero_3'"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}, "trains wrong results"),
         ({"zero_optimization": {"reduce_bucket_size": "many"}}, "DeepSpeed refuses its config"),
         ({"fp16": {"enabled": True}}, "fp16.enabled=True .* contradicts precision='float32'"),
@@ -64,7 +64,7 @@ def test_a_config_is_a_json_file_too_and_auto_is_silence(tmp_path: Path) -> None
     ):
         prepare(strategy, linear, clip_norm=1.0)
     path.write_text("{")
-    with pytest.raises(OptionError, match="is no JSON"):
+    with pytest.raises(OptionError, match="is not JSON"):
         create_strategy("deepspeed_zero_1", config=path)
 
 

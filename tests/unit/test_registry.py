@@ -296,7 +296,7 @@ attempt("horovod")
 """
     output = in_environment(CREATE + code, package, without_horovod, copy.parent)
     lines = [line for line in output.splitlines() if line.startswith("EngineUnavailableError")]
-    fix = "Build it anew with: farandole horovod install --force"
+    fix = "Rebuild it with: farandole horovod install --force"
     assert lines[0] == f"EngineUnavailableError: Horovod is installed, but was built without PyTorch. {fix}"
     assert lines[1].startswith(
         f"EngineUnavailableError: Horovod is installed, but not built for this PyTorch {torch.__version__}"

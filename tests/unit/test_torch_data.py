@@ -291,7 +291,7 @@ def test_a_loader_option_that_the_order_decides_names_the_way_out(
 ) -> None:
     with pytest.raises(OptionError) as caught:
         StepLoader(dataset, GlobalOrder(6, 4), Worker(), 1, START, 1, {option: value})
-    assert f"batches() decides {option!r} itself" in str(caught.value)
+    assert f"batches() sets {option!r} itself" in str(caught.value)
     assert way_out in str(caught.value)
 
 
@@ -312,7 +312,7 @@ def test_a_loader_option_that_torch_refuses_is_named(options: dict[str, Any], sa
 
 
 def test_collate_fn_with_tensors_is_refused() -> None:
-    with pytest.raises(OptionError, match="collate_fn takes a dataset of samples"):
+    with pytest.raises(OptionError, match="collate_fn needs a dataset of samples"):
         StepLoader(X, GlobalOrder(6, 4), Worker(), 1, START, 1, {"collate_fn": as_they_are})
 
 

@@ -505,7 +505,7 @@ def test_labels_that_a_loss_ignores_are_warned_of_once_where_nothing_says_how_mu
     said = [str(each.message) for each in caught if "labels are" in str(each.message)]
     assert len(said) == warns
     if warns:
-        assert f"labels are {label} in places" in said[0] and "weight=" in said[0]
+        assert f"labels are {label}" in said[0] and "weight=" in said[0]
         (own,) = (each for each in caught if str(each.message) == said[0])
         assert own.filename == __file__
 

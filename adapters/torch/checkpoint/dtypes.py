@@ -13,7 +13,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Return the type of a name.
+    """Return the type with this name.
 
     Raises:
         CheckpointError: this PyTorch has no such type.

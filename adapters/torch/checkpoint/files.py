@@ -1,4 +1,4 @@
-"""A checkpoint's data folder as torch's distributed checkpoint (DCP) writes and reads it."""
+"""A checkpoint's data folder, as a file system for torch's distributed checkpoint (DCP)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ...checkpoint.storage import FileInfo, Storage
 
 
 class Files(FileSystemBase):
-    """A storage's folder as DCP's writer and reader see it: a path is a name in it.
+    """A storage's folder for DCP's writer and reader; a path is a file name in it.
 
-    written: sizes and checksums of the files that were written.
+    written: sizes and checksums of the written files.
     """
 
     def __init__(self, folder: Storage) -> None:

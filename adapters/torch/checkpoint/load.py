@@ -1,4 +1,4 @@
-"""Take up a checkpoint: read it, check that it is whole and fits, and only then change the training."""
+"""Load a checkpoint: read it, check that it is whole and fits, and only then change the training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def load(strategy: TorchStrategy, path: str | PathLike[str], training: TorchTraining) -> Progress:
     """Read a checkpoint; see `Training.load`."""
     failure, worker = f"cannot load {path}", strategy.worker
-    # One worker's reading decides which checkpoint it is, should another be committed meanwhile.
+    # Rank 0's manifest decides, in case another checkpoint is committed meanwhile.
     manifest = together(strategy, lambda: manifest_to_load(Storage(path)) if worker.is_main else None, failure)[0]
     found: list[tuple[CheckpointReader, Names]] = []
 
@@ -39,22 +39,22 @@ def load(strategy: TorchStrategy, path: str | PathLike[str], training: TorchTrai
         check_fits(training, names, reader.manifest, reader.objects)
         found.append((reader, names))
 
-    def take() -> None:
-        take_up(training, *found[0])
+    def change() -> None:
+        restore(training, *found[0])
 
     together(strategy, read_and_check, failure)
-    together(strategy, take, failure)
+    together(strategy, change, failure)
     together(strategy, training.engine.finish_loading, failure)
     if worker.is_main and not _has_optimizer(found[0][0].manifest):
         warnings.warn(
-            f"{path} holds no optimizer state: the weights are loaded, optimizer and scheduler are as they were",
+            f"{path} holds no optimizer state: the weights are loaded, optimizer and scheduler are unchanged",
             stacklevel=3,
         )
     return training.restore(found[0][0].manifest)
 
 
 def check_fits(training: TorchTraining, names: Names, manifest: Manifest, objects: Mapping[str, Any]) -> None:
-    """Compare a checkpoint with the training that is to take it up, which is left as it is.
+    """Compare a checkpoint with the training that will load it; change nothing.
 
     Raises:
         CheckpointError: names, shapes, or the kinds of optimizer or scheduler differ; the message names the first.
@@ -70,7 +70,7 @@ def check_fits(training: TorchTraining, names: Names, manifest: Manifest, object
         if name not in own_names:
             raise CheckpointError(f"the checkpoint's {name!r} is not in the model")
         if manifest.aliases.get(name) != names.aliases.get(name) or (name in shapes) != (name in saved):
-            raise CheckpointError(f"{name!r} is tied to another parameter, or is none, in the checkpoint or here only")
+            raise CheckpointError(f"{name!r} is tied to another parameter in only one of checkpoint and model")
         if name in shapes and shapes[name] != saved[name].shape:
             raise CheckpointError(
                 f"{name!r} has shape {saved[name].shape} in the checkpoint, {shapes[name]} in the model"
@@ -81,17 +81,17 @@ def check_fits(training: TorchTraining, names: Names, manifest: Manifest, object
         return
     _compare("optimizer", manifest.optimizer, class_name(training.optimizer))
     _compare("scheduler", manifest.scheduler, class_name(training.scheduler))
-    # Frozen ones are not updated: whether the optimizer was given them makes no difference.
+    # Frozen parameters are not updated, so it does not matter whether the optimizer has them.
     frozen = {name for name, parameter in names.parameters.items() if not parameter.requires_grad}
     own = [[name for name in group if name not in frozen] for group in groups_of(training.engine, names)]
     if own != [[name for name in group["params"] if name not in frozen] for group in objects["groups"]]:
         raise CheckpointError("its optimizer groups parameters in another way than this training's")
 
 
-def take_up(training: TorchTraining, reader: CheckpointReader, names: Names) -> None:
-    """Load a checkpoint that `check_fits` found fitting; `Engine.finish_loading` is still to be called.
+def restore(training: TorchTraining, reader: CheckpointReader, names: Names) -> None:
+    """Load a checkpoint that `check_fits` has accepted; call `Engine.finish_loading` afterwards.
 
-    Values are read into the memory that they belong in, where it is there.
+    Values are read directly into their memory, if it exists.
     """
     engine, objects = training.engine, reader.objects
     saved_slots = slots_by_parameter(reader.tensors)
@@ -129,12 +129,12 @@ def take_up(training: TorchTraining, reader: CheckpointReader, names: Names) -> 
 
 
 def _has_optimizer(manifest: Manifest) -> bool:
-    """Whether it has optimizer state: a training's always has, one from elsewhere may have none."""
+    """Whether it has optimizer state: ours always have, converted ones may not."""
     return manifest.optimizer != "none"
 
 
 def _check_type(name: str, saved: torch.dtype, own: torch.dtype) -> None:
-    """Between floating-point types a value is rounded; to or from others it would become another."""
+    """Refuse conversions between other types than floating-point ones, which only round."""
     if saved != own and not (saved.is_floating_point and own.is_floating_point):
         raise CheckpointError(f"{name!r} is of type {saved} in the checkpoint, {own} in the model")
 

@@ -1,4 +1,4 @@
-"""What a model's state consists of, by names."""
+"""The names in a model's state."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Names:
     """A model's state by its names in `state_dict()`.
 
     parameters, buffers: each by the first of its names.
-    aliases: the other names of tied ones, with their first.
-    others: what is neither: extra state, and whatever else a module adds to its state.
+    aliases: the other names of tied ones, with their first name.
+    others: everything else: extra state, and what a module adds to its state.
     """
 
     parameters: dict[str, torch.nn.Parameter] = field(default_factory=dict)
@@ -29,9 +29,9 @@ class Names:
 
 
 def names_of(model: torch.nn.Module) -> Names:
-    """Return the names in a model's state; of parameters, no values are asked for, which an engine may have cut up."""
+    """Return the names in a model's state; parameters' values are not read, as an engine may have sharded them."""
     names = Names()
-    state = model.state_dict(keep_vars=True)  # first: an engine may put its shards in place for it
+    state = model.state_dict(keep_vars=True)  # first: an engine may replace parameters by its shards for it
     parameters = {id(parameter) for parameter in model.parameters()}
     buffers = {id(buffer) for buffer in model.buffers()}
     first: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""Read a checkpoint's tensors with torch's distributed checkpoint (DCP), any range of them, into memory at hand."""
+"""Read a checkpoint's tensors with torch's distributed checkpoint (DCP), any range of them, into existing memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Target:
-    """Memory for a range of a tensor, flat, on any device and of any type that its values convert to."""
+    """Flat memory for a range of a tensor, on any device, of any type to which its values convert."""
 
     tensor: str
     start: int
@@ -42,13 +42,13 @@ class Target:
 
 
 class CheckpointReader(Contents):
-    """A whole checkpoint of PyTorch's, read by one process."""
+    """A whole PyTorch checkpoint, read by one process."""
 
     framework = "torch"
 
     @cached_property
     def objects(self) -> dict[str, Any]:
-        """What is no tensor's range; see `state.objects_of`."""
+        """Everything but the tensors; see `state.objects_of`."""
         objects: dict[str, Any] = self._decode(OBJECTS, self._unpack)
         return objects
 
@@ -56,7 +56,7 @@ class CheckpointReader(Contents):
         """Return a whole tensor.
 
         Raises:
-            CheckpointError: there is none of this name.
+            CheckpointError: there is no tensor of this name.
         """
         info = self.tensors.get(name)
         if info is None:
@@ -69,20 +69,20 @@ class CheckpointReader(Contents):
         """Read ranges, each file once; no more than one stored range is held at a time.
 
         Raises:
-            CheckpointError: a file is missing, or holds something else.
+            CheckpointError: a file is missing, or has other content.
         """
         by_name = {target.tensor: target for target in targets}
         places: dict[MetadataIndex, _Place] = {}
         items: list[ReadItem] = []
         for name, target in by_name.items():
             info, ranges = self.tensors[name], self.ranges.get(name, [])
-            chunks = [_chunk(piece.start, piece.length) for piece in ranges]
+            chunks = [_chunk(stored.start, stored.length) for stored in ranges]
             properties = TensorProperties(dtype_of(info.dtype))
             stored = TensorStorageMetadata(properties, torch.Size([info.numel]), chunks)
             if target.values.numel():
                 chunk = _chunk(target.start, target.values.numel())
                 items += create_read_items_for_chunk_list(name, stored, [chunk])
-                places |= {MetadataIndex(name, (piece.start,)): _Place(piece) for piece in ranges}
+                places |= {MetadataIndex(name, (stored.start,)): _Place(stored) for stored in ranges}
         reader = FileSystemReader(self.manifest.data)
         reader.fs = Files(self.folder)  # type: ignore[assignment]
         reader.set_up_storage_reader(Metadata({}, storage_data=places), is_coordinator=False)
@@ -106,10 +106,10 @@ class CheckpointReader(Contents):
         except OSError as error:
             raise CheckpointError(f"{file} could not be read: {type(error).__name__}: {error}") from None
         except pickle.UnpicklingError as error:
-            # torch's own message tells how to load it all the same, code and all: not ours to pass on.
+            # torch's own message explains how to load it with its code: do not pass that on.
             if "GLOBAL" in str(error):
-                raise CheckpointError(f"{file} was refused: it holds what could run code") from None
-            raise CheckpointError(f"{file} is damaged: it is no state of ours, and could run code") from None
+                raise CheckpointError(f"{file} was refused: it contains objects that could run code") from None
+            raise CheckpointError(f"{file} is damaged: it is not our state, and could run code") from None
         except Exception as error:
             reason = str(error).splitlines()
             raise CheckpointError(f"{file} is damaged: {reason[0] if reason else type(error).__name__}") from None
@@ -120,10 +120,10 @@ class _Place:
 
     transform_descriptors = ()
 
-    def __init__(self, piece: Range) -> None:
-        self.relative_path = piece.file
-        self.offset = piece.offset
-        self.length = piece.bytes
+    def __init__(self, stored: Range) -> None:
+        self.relative_path = stored.file
+        self.offset = stored.offset
+        self.length = stored.bytes
 
     @property
     def position(self) -> tuple[str, int]:
@@ -131,7 +131,7 @@ class _Place:
 
 
 class _Planner(DefaultLoadPlanner):
-    """Gives DCP the memory of a range that it has read."""
+    """Gives DCP the memory for a range that it has read."""
 
     def __init__(self, targets: dict[str, Target]) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from ...checkpoint.storage import Storage
 from ...progress import Progress
 from ...strategy import Strategy
 from .state import OBJECTS, State, class_name, objects_of, pack, state_of
-from .writer import PartWriter, Piece
+from .writer import PartWriter, TensorSlice
 
 if TYPE_CHECKING:
     from ..training import TorchTraining
@@ -31,7 +31,7 @@ class TorchSave(Save):
     def begin(self, progress: Progress, extras: Mapping[str, Any] | None) -> tuple[Manifest | None, Mapping[str, Any]]:
         state = state_of(self._training, self._worker.rank, self._worker.world_size)
         self._state: State | None = state
-        self._pieces: list[Piece] = state.pieces
+        self._slices: list[TensorSlice] = state.slices
         if not self._worker.is_main:
             return None, state.slots
         callbacks = self._training.callbacks_state()
@@ -44,19 +44,19 @@ class TorchSave(Save):
     def stage(self, found: list[Mapping[str, Any]], copy: bool) -> None:
         assert self._state is not None
         if self._worker.is_main:
-            merged = {name: values for part in found for name, values in part.items()}
+            merged = {name: values for own in found for name, values in own.items()}
             self._objects = pack(objects_of(self._training, self._state.names, merged))
             self._storage.folder(self.manifest.data).make()
         self._state = None
         if copy:
-            self._pieces = [
-                dataclasses.replace(piece, values=piece.values.detach().to("cpu", copy=True)) for piece in self._pieces
+            self._slices = [
+                dataclasses.replace(each, values=each.values.detach().to("cpu", copy=True)) for each in self._slices
             ]
 
     def write(self) -> None:
         writer = PartWriter(self._storage, self.manifest.data, self._worker.rank, self._worker.world_size)
         if self._worker.is_main:
             writer.add_file(OBJECTS, self._objects)
-        pieces, self._pieces = self._pieces, []
-        writer.write(pieces)
+        slices, self._slices = self._slices, []
+        writer.write(slices)
         writer.finish()

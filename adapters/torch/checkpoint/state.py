@@ -1,4 +1,4 @@
-"""A training's state as a checkpoint holds it: ranges of tensors that this worker writes, and objects beside them."""
+"""A training's state for a checkpoint: slices of tensors that this worker writes, and objects beside them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...errors import CheckpointError
 from ...structure import map_structure
 from ..engine import Engine, Slots
 from .names import Names, names_of
-from .writer import Piece
+from .writer import TensorSlice
 
 if TYPE_CHECKING:
     from ..training import TorchTraining
@@ -26,69 +26,69 @@ OBJECTS = "objects.pt"
 
 @dataclass
 class State:
-    """This worker's share of a training's state.
+    """What this worker writes of a training's state.
 
-    pieces: the ranges that it writes.
-    slots: what the optimizer keeps of a parameter beside values of its shape (step counts), by parameter and slot; of
-        the parameters that begin on this worker.
+    slices: the values that it writes.
+    slots: the optimizer's other values (step counts), by parameter and slot; only of the parameters whose first element
+        this worker writes.
     names: the model's names.
     """
 
-    pieces: list[Piece]
+    slices: list[TensorSlice]
     slots: dict[str, Slots]
     names: Names
 
 
 def weight_name(name: str) -> str:
-    """Return the name of the tensor that holds a parameter or buffer."""
+    """Return the tensor name of a parameter or buffer."""
     return f"model/{name}"
 
 
 def slot_name(name: str, slot: str) -> str:
-    """Return the name of the tensor that holds what the optimizer keeps for a parameter."""
+    """Return the tensor name of a parameter's optimizer slot."""
     if "/" in slot:
         raise CheckpointError(f"the optimizer's {slot!r} cannot be saved: a slot's name has no '/'")
     return f"optimizer/{name}/{slot}"
 
 
 def state_of(training: TorchTraining, rank: int, world_size: int) -> State:
-    """Return this worker's share. Nothing is copied; what all workers hold alike is cut into as many ranges.
+    """Return what this worker writes. Nothing is copied; replicated tensors are split evenly over the workers.
 
-    Buffers are worker 0's, as far as that takes: they may differ (BatchNorm's do).
+    Worker 0 writes the buffers, if possible: they may differ between workers (BatchNorm's do).
     """
     engine, names = training.engine, names_of(training.model)
     slots: dict[str, Slots] = {}
-    own: list[Piece] = []
-    replicated = [Piece(weight_name(name), tuple(b.shape), 0, b.detach()) for name, b in names.buffers.items()]
-    buffer_bytes = sum(piece.values.nbytes for piece in replicated)
+    own: list[TensorSlice] = []
+    replicated = [TensorSlice(weight_name(name), tuple(b.shape), 0, b.detach()) for name, b in names.buffers.items()]
+    buffer_bytes = sum(each.values.nbytes for each in replicated)
     for name, parameter in names.parameters.items():
         shard, shape = engine.shard(parameter), tuple(engine.shape(parameter))
         found = replicated if shard.replicated else own
-        found.append(Piece(weight_name(name), shape, shard.start, shard.weight))
+        found.append(TensorSlice(weight_name(name), shape, shard.start, shard.weight))
         others: Slots = {}
         for slot, value in shard.slots.items():
-            if slot == "step" and shape == ():  # a count as ever, though it looks like a value of the parameter's shape
+            if slot == "step" and shape == ():  # a step count, although its shape is the parameter's
                 others[slot] = value.reshape(()) if isinstance(value, torch.Tensor) else value
             elif isinstance(value, torch.Tensor) and value.shape == shard.weight.shape:
-                found.append(Piece(slot_name(name, slot), shape, shard.start, value))
+                found.append(TensorSlice(slot_name(name, slot), shape, shard.start, value))
             else:
                 others[slot] = value
         if others and (rank == 0 if shard.replicated else shard.start == 0 and shard.weight.numel() > 0):
             slots[name] = plain(others)
     cuts = split_evenly([(p.values.numel(), p.values.element_size()) for p in replicated], world_size, buffer_bytes)
-    for piece, ends in zip(replicated, cuts, strict=True):
+    for each, ends in zip(replicated, cuts, strict=True):
         start, end = ends[rank], ends[rank + 1]
-        own.append(Piece(piece.tensor, piece.shape, start, piece.values.detach().reshape(-1)[start:end]))
+        own.append(TensorSlice(each.tensor, each.shape, start, each.values.detach().reshape(-1)[start:end]))
     return State(own, slots, names)
 
 
 def objects_of(training: TorchTraining, names: Names, slots: Mapping[str, Slots]) -> dict[str, Any]:
-    """Return what is no range of a tensor: the optimizer's groups by parameters' names, and the rest of the state.
+    """Return everything but the tensors: the optimizer's groups by parameters' names, and the rest of the state.
 
     groups: hyperparameters of each group, and "params", the names of its parameters.
     slots: as in `State.slots`, of all workers.
-    scheduler: its state; `None` where there is none.
-    model: what is neither parameter nor buffer of the model, by name.
+    scheduler: its state, or `None`.
+    model: the model's state beside parameters and buffers, by name.
     frozen: names of the parameters that require no gradient.
     """
     hyperparameters = ({k: v for k, v in group.items() if k != "params"} for group in training.optimizer.param_groups)
@@ -107,7 +107,7 @@ def groups_of(engine: Engine, names: Names) -> list[list[str]]:
     """Return the names of the parameters that the optimizer updates, by its groups.
 
     Raises:
-        CheckpointError: the model's state leaves one out.
+        CheckpointError: the model's state lacks one of them.
     """
     of = names.of_parameters
     if any(parameter not in of for parameter in engine.parameters):
@@ -116,7 +116,7 @@ def groups_of(engine: Engine, names: Names) -> list[list[str]]:
 
 
 def pack(objects: Mapping[str, Any]) -> bytes:
-    """Return objects as torch.save writes them.
+    """Return objects in torch.save's format.
 
     Raises:
         CheckpointError: they could not be loaded without running code.

@@ -14,7 +14,7 @@ from ...checkpoint.manifest import Manifest, new_data
 from ...checkpoint.storage import Storage
 from ...progress import Progress
 from .state import OBJECTS, pack, plain
-from .writer import PartWriter, Piece
+from .writer import PartWriter, TensorSlice
 
 
 def write_checkpoint(
@@ -30,18 +30,18 @@ def write_checkpoint(
     aliases: Mapping[str, str] | None = None,
     callbacks: Mapping[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Write a checkpoint that any training of this optimizer and scheduler loads, tensor by tensor as they come.
+    """Write a checkpoint that any training of this optimizer and scheduler loads, one tensor at a time.
 
     Args:
         tensors: names (`model/<name>`, `optimizer/<parameter>/<slot>`) and whole tensors in their shapes.
-        objects: "groups", "slots", "scheduler" and "model", as `CheckpointReader.objects` has them.
-        strategy: what it is said to be saved by.
+        objects: "groups", "slots", "scheduler" and "model", as in `CheckpointReader.objects`.
+        strategy: the name in its manifest.
         optimizer, scheduler: names of their classes.
-        aliases: other names of tied parameters, with their first.
+        aliases: other names of tied parameters, with their first name.
         callbacks: their states, by their names.
 
     Raises:
-        CheckpointError: it cannot be saved so that it loads without running code.
+        CheckpointError: it could not be loaded without running code.
     """
     storage = Storage(path)
     manifest = Manifest(
@@ -64,7 +64,7 @@ def write_checkpoint(
     try:
         writer = PartWriter(storage, manifest.data, 0, 1)
         writer.add_file(OBJECTS, packed)
-        writer.write(Piece(name, tuple(tensor.shape), 0, tensor.detach().reshape(-1)) for name, tensor in tensors)
+        writer.write(TensorSlice(name, tuple(tensor.shape), 0, tensor.detach().reshape(-1)) for name, tensor in tensors)
         writer.finish()
         commit(storage, manifest)
     except BaseException:

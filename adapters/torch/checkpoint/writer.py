@@ -1,4 +1,4 @@
-"""Write ranges of tensors with torch's distributed checkpoint (DCP), into the files of one worker's part."""
+"""Write slices of tensors with torch's distributed checkpoint (DCP), into the files of one worker's part."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ...checkpoint.storage import FileInfo, Storage
 from .dtypes import dtype_name
 from .files import Files
 
-# DCP holds what it copied (from a GPU, say) until the file is closed, and reads a stored range as a whole: this bounds
-# both. Larger ranges are cut.
+# DCP keeps what it has copied (from a GPU, say) until the file is closed, and reads a stored range as a whole: this
+# limits both. Larger slices are split.
 _FILE_BYTES = 32 << 20
 _FILES_AT_ONCE = 2  # one is written while another waits for the disk
 
@@ -31,8 +31,8 @@ _Written = tuple[list[tuple[str, Range]], dict[str, FileInfo]]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A range of a tensor that is to be written.
+class TensorSlice:
+    """The values of a tensor's range, to be written.
 
     tensor: the whole tensor's name.
     shape: its shape.
@@ -47,7 +47,7 @@ class Piece:
 
 
 class PartWriter:
-    """One worker's part of a checkpoint, whose data folder is there."""
+    """Writes one worker's part of a checkpoint into an existing data folder."""
 
     def __init__(self, storage: Storage, data: str, rank: int, world_size: int) -> None:
         self._storage = storage
@@ -60,16 +60,16 @@ class PartWriter:
         self._number = rank
 
     def add_file(self, name: str, content: bytes) -> None:
-        """Write a file beside the ranges."""
+        """Write a file beside those of tensors."""
         with self._storage.folder(self._data).create(name) as stream:
             stream.write(content)
         self._files[name] = stream.info
 
-    def write(self, pieces: Iterable[Piece]) -> None:
-        """Write pieces as they come, two files at a time; no piece is held for longer than its file is written."""
+    def write(self, slices: Iterable[TensorSlice]) -> None:
+        """Write slices as they come, two files at a time; none is kept longer than its file takes."""
         running: deque[Future[_Written]] = deque()
         with _without_torchs_checksums(), ThreadPoolExecutor(_FILES_AT_ONCE, "farandole-write") as pool:
-            for batch in self._batches(pieces):
+            for batch in self._batches(slices):
                 if len(running) == _FILES_AT_ONCE:
                     self._note(running.popleft().result())
                 running.append(pool.submit(copy_context().run, self._write, self._number, batch))
@@ -79,34 +79,34 @@ class PartWriter:
                 self._note(running.popleft().result())
 
     def finish(self) -> None:
-        """Write down what was written where: this worker's part is whole."""
+        """Write the list of ranges, which completes this worker's part."""
         write_part(self._storage, self._data, self._rank, Part(self._tensors, self._ranges, self._files))
 
-    def _batches(self, pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-        """Yield the pieces of a file each."""
-        batch: list[Piece] = []
+    def _batches(self, slices: Iterable[TensorSlice]) -> Iterator[list[TensorSlice]]:
+        """Yield the slices for each file."""
+        batch: list[TensorSlice] = []
         size = 0
-        for whole in pieces:
-            # Who holds nothing of a tensor may not know its type; of one without elements, worker 0 does.
+        for whole in slices:
+            # A worker without elements of a tensor may not know its type; worker 0 writes tensors without elements.
             if whole.values.numel() or (0 in whole.shape and self._rank == 0):
                 self._tensors[whole.tensor] = TensorInfo(tuple(whole.shape), dtype_name(whole.values.dtype))
-            for piece in _cut(whole):
-                if batch and size + piece.values.nbytes > _FILE_BYTES:
+            for each in _split(whole):
+                if batch and size + each.values.nbytes > _FILE_BYTES:
                     yield batch
                     batch, size = [], 0
-                batch.append(piece)
-                size += piece.values.nbytes
+                batch.append(each)
+                size += each.values.nbytes
         if batch:
             yield batch
 
-    def _write(self, number: int, pieces: list[Piece]) -> _Written:
+    def _write(self, number: int, slices: list[TensorSlice]) -> _Written:
         files = Files(self._storage.folder(self._data))
         writer = FileSystemWriter(self._data, sync_files=False)  # `Storage.create` does that
         writer.fs = files  # type: ignore[assignment]
-        plan = SavePlan([_item(piece) for piece in pieces])
+        plan = SavePlan([_item(each) for each in slices])
         plan = writer.prepare_global_plan([SavePlan([])] * number + [plan])[number]
-        results = writer.write_data(plan, _Planner(pieces)).wait()
-        lengths = {(piece.tensor, piece.start): piece.values.numel() for piece in pieces}
+        results = writer.write_data(plan, _Planner(slices)).wait()
+        lengths = {(each.tensor, each.start): each.values.numel() for each in slices}
         ranges: list[tuple[str, Range]] = []
         for result in results:
             name, stored = result.index.fqn, result.storage_data
@@ -117,17 +117,17 @@ class PartWriter:
 
     def _note(self, written: _Written) -> None:
         ranges, files = written
-        for name, piece in ranges:
-            self._ranges.setdefault(name, []).append(piece)
+        for name, stored in ranges:
+            self._ranges.setdefault(name, []).append(stored)
         self._files |= files
 
 
 class _Planner(DefaultSavePlanner):
-    """Gives DCP the values of a piece when it is about to write them."""
+    """Gives DCP the values of a slice when it is about to write them."""
 
-    def __init__(self, pieces: list[Piece]) -> None:
+    def __init__(self, slices: list[TensorSlice]) -> None:
         super().__init__()
-        self._values = {(piece.tensor, piece.start): piece.values for piece in pieces}
+        self._values = {(each.tensor, each.start): each.values for each in slices}
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
         assert index.offset is not None
@@ -136,7 +136,7 @@ class _Planner(DefaultSavePlanner):
 
 @contextlib.contextmanager
 def _without_torchs_checksums() -> Iterator[None]:
-    """Have torch.save compute none in this context: they would cost as much again as those of whole files."""
+    """Disable torch.save's checksums: they would cost as much again as ours of whole files."""
     before = get_crc32_options()
     set_crc32_options(False)
     try:
@@ -145,20 +145,20 @@ def _without_torchs_checksums() -> Iterator[None]:
         set_crc32_options(before)
 
 
-def _cut(piece: Piece) -> Iterator[Piece]:
-    step = max(1, _FILE_BYTES // piece.values.element_size())
-    for begin in range(0, piece.values.numel(), step):
-        yield Piece(piece.tensor, piece.shape, piece.start + begin, piece.values[begin : begin + step])
+def _split(whole: TensorSlice) -> Iterator[TensorSlice]:
+    step = max(1, _FILE_BYTES // whole.values.element_size())
+    for begin in range(0, whole.values.numel(), step):
+        yield TensorSlice(whole.tensor, whole.shape, whole.start + begin, whole.values[begin : begin + step])
 
 
-def _item(piece: Piece) -> WriteItem:
-    start, length = torch.Size([piece.start]), torch.Size([piece.values.numel()])
-    data = TensorWriteData(ChunkStorageMetadata(start, length), TensorProperties(piece.values.dtype), length)
-    return WriteItem(MetadataIndex(piece.tensor, start), WriteItemType.SHARD, tensor_data=data)
+def _item(own: TensorSlice) -> WriteItem:
+    start, length = torch.Size([own.start]), torch.Size([own.values.numel()])
+    data = TensorWriteData(ChunkStorageMetadata(start, length), TensorProperties(own.values.dtype), length)
+    return WriteItem(MetadataIndex(own.tensor, start), WriteItemType.SHARD, tensor_data=data)
 
 
 def _alone(values: torch.Tensor) -> torch.Tensor:
-    """Return the same memory as a storage of its own: DCP copies what is part of a larger one."""
+    """Return the same memory as its own storage: DCP copies a view of a larger one."""
     values = values.detach().reshape(-1)
     if values.device.type != "cpu":
         return values

@@ -1,1 +1,1 @@
-"""One engine a module or package, on the shared base of PyTorch's strategies."""
+"""One module or package per engine, on the shared base of PyTorch's strategies."""

@@ -17,8 +17,8 @@ from ..engine import Engine
 from ..process_group import ProcessGroupStrategy
 from ..waiting import Note
 
-# Buffers are broadcast once, not at each forward: Horovod and the sharding engines do not either, and one meaning
-# serves all. torch 2.13 renamed the argument and warns of the old name.
+# Buffers are broadcast once, not at each forward, as with Horovod and the sharding engines. torch 2.13 renamed the
+# argument and warns about the old name.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _BUFFERS_STAY: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 _HOOKS = ("none", "fp16", "bf16", "powersgd")
@@ -27,12 +27,12 @@ _HOOKS = ("none", "fp16", "bf16", "powersgd")
 class DDPStrategy(ProcessGroupStrategy):
     """Every worker has the whole model, and DDP averages gradients over the workers while backward runs.
 
-    Take it first: it is the fastest one where model, gradients and optimizer fit into each worker's memory (16 bytes a
-    parameter for Adam in float32), and it trains any model and optimizer. Where they do not fit, take fsdp.
+    Try it first: it trains any model and optimizer, and is fastest if model, gradients and optimizer fit into each
+    worker's memory (16 bytes per parameter for Adam in float32). If they do not fit, use fsdp.
 
     Args:
-        bucket_cap_mb: size in MiB of the buckets that gradients are reduced in; by default DDP's own.
-        gradient_as_bucket_view: keep gradients in the buckets instead of beside them, which saves 4 bytes a parameter.
+        bucket_cap_mb: size of a gradient bucket in MiB; by default DDP's.
+        gradient_as_bucket_view: keep gradients in the buckets, which saves 4 bytes per parameter.
         static_graph: promise that every step uses the same parameters. The first step then reduces each micro-batch.
         find_unused_parameters: let a step leave parameters unused; without it DDP stops at such a step.
         comm_hook: "fp16" and "bf16" halve the traffic, "powersgd" sends low-rank approximations
@@ -122,7 +122,7 @@ class _DDPEngine(Engine):
             self.waiting.since(self._last_gradient)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        # A static graph is recorded by a first backward that synchronizes, and DDP asserts when there was none.
+        # DDP records a static graph in the first backward, which must synchronize, or DDP raises.
         if self._first_step and self.module.static_graph:
             return contextlib.nullcontext()
         return self.module.no_sync()

@@ -32,11 +32,11 @@ except ModuleNotFoundError:
 except ImportError as error:
     raise EngineUnavailableError(
         f"Horovod is installed, but not built for this PyTorch {torch.__version__} ({str(error).splitlines()[0]}). "
-        "Build it anew with: farandole horovod install --force"
+        "Rebuild it with: farandole horovod install --force"
     ) from None
-if not hasattr(hvd, "init"):  # a Horovod without its part for PyTorch imports as an empty module
+if not hasattr(hvd, "init"):  # without PyTorch support, Horovod's module imports, but is empty
     raise EngineUnavailableError(
-        "Horovod is installed, but was built without PyTorch. Build it anew with: farandole horovod install --force"
+        "Horovod is installed, but was built without PyTorch. Rebuild it with: farandole horovod install --force"
     )
 
 check_torch()
@@ -55,7 +55,7 @@ class HorovodStrategy(TorchStrategy):
 
     Args:
         compression: "fp16" halves the traffic, lossily. (Horovod's last release cannot reduce bfloat16.)
-        op: "average", or "adasum" (https://arxiv.org/abs/2006.02924), which adapts to how far gradients agree and so
+        op: "average", or "adasum" (https://arxiv.org/abs/2006.02924), which weights gradients by their agreement and so
             trains another curve; it needs a Horovod built with MPI.
         num_groups: reduce gradients in this many groups; 0 lets Horovod fuse them as they come.
     """
@@ -97,7 +97,7 @@ class HorovodStrategy(TorchStrategy):
         self.capabilities = Capabilities(
             "torch",
             accelerators=frozenset({"cpu", "cuda"} if hvd.nccl_built() else {"cpu"}),
-            # Elastic Horovod lets survivors go on in their processes (horovod/common/elastic.py).
+            # Elastic Horovod lets survivors continue in their processes (horovod/common/elastic.py).
             survives_failure=True,
             exact=compression == "none" and op == "average",
         )
@@ -122,7 +122,7 @@ class HorovodStrategy(TorchStrategy):
 
     def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
         operation = {"sum": hvd.Sum, "max": hvd.Max, "min": hvd.Min}[op]
-        # Without a name Horovod makes up a new one each time, and negotiates it anew instead of from its cache.
+        # Without a name Horovod invents a new one each time, and cannot use its cache of negotiations.
         handle = hvd.allreduce_async_(tensor, op=operation, name=f"farandole.{name}")
 
         def finish() -> torch.Tensor:
@@ -131,8 +131,8 @@ class HorovodStrategy(TorchStrategy):
 
         return finish
 
-    def _share(self, address: str | None) -> str:
-        """Tell all workers rank 0's address, through the launcher's store, once all are here."""
+    def _broadcast_address(self, address: str | None) -> str:
+        """Give all workers rank 0's address, through the launcher's store, once all are here."""
         worker = self.worker
         store = PrefixStore("horovod", open_store(self.launch, timedelta(seconds=MEETING)))
         store.set(str(worker.rank), address or "")
@@ -146,16 +146,16 @@ class HorovodStrategy(TorchStrategy):
                 "mpirun started this worker, but this Horovod was built without MPI. Start with horovodrun, or "
                 "install an MPI compiler (apt-get install libopenmpi-dev) and run: farandole horovod install --force"
             )
-        with described_job(self.launch, self._share, hvd.gloo_built()):
+        with described_job(self.launch, self._broadcast_address, hvd.gloo_built()):
             hvd.init()
             self._joined = True
             found = (hvd.rank(), hvd.size())
-            said = (self.worker.rank, self.worker.world_size)
-            if found != said:
+            expected = (self.worker.rank, self.worker.world_size)
+            if found != expected:
                 hvd.shutdown()
                 raise EngineUnavailableError(
-                    f"{self.launch.launcher} says worker {said[0]} of {said[1]}, Horovod found {found[0]} of "
-                    f"{found[1]}: this Horovod cannot be started by it. Start with: farandole run --strategy horovod"
+                    f"{self.launch.launcher} started worker {expected[0]} of {expected[1]}, but Horovod counts worker "
+                    f"{found[0]} of {found[1]}: start the job with: farandole run --strategy horovod"
                 )
             hvd.barrier()
 
@@ -166,14 +166,14 @@ class HorovodStrategy(TorchStrategy):
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)
         if self._joined and failed:
-            # Other workers may be inside a collective, which this would end for them.
+            # A shutdown would end the collectives that other workers are in.
             entry.close_later(hvd.shutdown)
             do_not_wait_at_exit()
         elif self._joined:
             hvd.shutdown()
         self._joined = False
 
-    # Horovod's thread writes to the tensors, and may not to those that were made in inference mode.
+    # Horovod's thread writes to the tensors, which is not allowed for those created in inference mode.
 
     @torch.inference_mode(False)
     def _reduce(self, value: Any, op: ReduceOp) -> Any:
@@ -181,7 +181,7 @@ class HorovodStrategy(TorchStrategy):
 
     @torch.inference_mode(False)
     def _gather(self, value: Any) -> list[Any]:
-        # Horovod's default name is the value's type: workers with values of different types would wait for ever.
+        # Horovod's default name is the value's type: with values of different types, workers would wait for ever.
         gathered: list[Any] = hvd.allgather_object(value, name="farandole.gather")
         return gathered
 
@@ -196,8 +196,8 @@ class HorovodStrategy(TorchStrategy):
 class _HorovodEngine(Engine):
     """Horovod's DistributedOptimizer reduces the gradients; the user's own optimizer applies them.
 
-    Its hooks and `synchronize()` are all that is needed of it, so it wraps an SGD: the user's optimizer stays the
-    object that schedulers and the user hold, with its state.
+    Only its hooks and `synchronize()` are needed, so it wraps an SGD: schedulers and the user hold the user's
+    optimizer, with its state.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class _HorovodEngine(Engine):
         self._distribute()
 
     def _distribute(self) -> None:
-        """Have Horovod reduce the gradients of what the optimizer updates."""
+        """Let Horovod reduce the gradients of the optimizer's parameters."""
         updated = set(self.parameters)
         trained = [(name, p) for name, p in self.module.named_parameters() if p in updated and p.requires_grad]
         self._parameter_names = [name for name, _ in trained]
@@ -230,13 +230,13 @@ class _HorovodEngine(Engine):
             self.optimizer = self._distributed
         self.zero_grad()
 
-    def take_up_groups(self) -> None:
+    def update_groups(self) -> None:
         if self._adasum:
             raise OptionError(
                 "parameters were given to the optimizer after prepare(), and op='adasum' would not reduce their "
-                "updates: give them to it before, with a learning rate of 0 in a group of their own"
+                "updates: give them to it before, with a learning rate of 0 in their own group"
             )
-        super().take_up_groups()
+        super().update_groups()
         self.release()
         self._distribute()
 
@@ -255,7 +255,7 @@ class _HorovodEngine(Engine):
                     parameter.grad = None
 
     def settle(self) -> None:
-        """Wait for counts that this worker did not need to know."""
+        """Wait for counts that this worker did not need."""
         self._counts.settle()
 
     def clip_grad_norm(self, max_norm: float) -> None:
@@ -277,7 +277,7 @@ class _HorovodEngine(Engine):
             self.optimizer.step()
 
     def release(self) -> None:
-        # Horovod keeps no handles of its hooks; one that never comes to its last backward pass reduces nothing.
+        # Horovod keeps no handles of its hooks, but a hook that never reaches its last backward pass reduces nothing.
         DistributedOptimizerView(self._distributed).set_passes_per_step(sys.maxsize)
 
     def _require_gradients(self, asked: str) -> None:
@@ -287,7 +287,7 @@ class _HorovodEngine(Engine):
             )
 
     def _refuse_partial_groups(self, counts: list[float]) -> None:
-        """With groups, workers that lack different gradients would wait for each other for ever."""
+        """Refuse groups if workers lack different gradients: they would wait for each other for ever."""
         partial = [name for name, count in zip(self._parameter_names, counts, strict=True) if 0 < count < hvd.size()]
         if partial:
             raise OptionError(
@@ -301,7 +301,7 @@ def _broadcast(module: torch.nn.Module, names: str) -> None:
     tensors = [
         (f"{names}.{name}", tensor.data) for name, tensor in (*module.named_parameters(), *module.named_buffers())
     ]
-    together = [part for name, tensor in tensors if tensor.is_contiguous() for part in _as_bytes(name, tensor)]
+    together = [chunk for name, tensor in tensors if tensor.is_contiguous() for chunk in _as_bytes(name, tensor)]
     hvd.broadcast_parameters(together, root_rank=0)
     for name, tensor in tensors:
         if not tensor.is_contiguous():
@@ -311,6 +311,6 @@ def _broadcast(module: torch.nn.Module, names: str) -> None:
 
 
 def _as_bytes(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a contiguous tensor's memory: Horovod does not know all types, and counts elements in 32 bits."""
-    for number, part in enumerate(torch.split(tensor.reshape(-1).view(torch.uint8), _BYTES_AT_ONCE)):
-        yield f"{name}.{number}", part
+    """Yield a contiguous tensor's memory: Horovod does not support all types, and counts elements in 32 bits."""
+    for number, chunk in enumerate(torch.split(tensor.reshape(-1).view(torch.uint8), _BYTES_AT_ONCE)):
+        yield f"{name}.{number}", chunk

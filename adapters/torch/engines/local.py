@@ -1,4 +1,4 @@
-"""Plain PyTorch in one process: what every other engine is compared with."""
+"""Plain PyTorch in one process: the reference for every other engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LocalStrategy(TorchStrategy):
     strategies have. Several workers are refused.
 
     Raises:
-        LauncherError: a launcher started several workers; each would train on all data by itself.
+        LauncherError: a launcher started several workers, and each would train on all data.
     """
 
     capabilities = Capabilities("torch", accelerators=frozenset({"cpu", "cuda"}), dtypes=REAL | COMPLEX, threads=False)
@@ -30,7 +30,7 @@ class LocalStrategy(TorchStrategy):
         if self.worker.world_size > 1:
             raise LauncherError(
                 f"strategy 'local' is one process, but {self.launch.launcher} started {self.worker.world_size} "
-                "workers: choose another strategy, 'ddp' for one, or start one worker"
+                "workers: choose another strategy, for example 'ddp', or start one worker"
             )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: what is written out because its default changes the curve, and what a user may add."""
+"""DeepSpeed's configuration: our values where its defaults change the curve, and the settings that a user may add."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _REFUSED = {
     "scheduler": "prepare() gets the scheduler",
     "managed_gradient_accumulation": "prepare(accumulate=...) decides it",
     "gradient_allreduce_op": "gradients are the mean over the global batch on every engine",
-    "zero_allow_untested_optimizer": "which optimizers are right under ZeRO is known here",
+    "zero_allow_untested_optimizer": "this strategy checks the optimizer itself",
     "zero_force_ds_cpu_optimizer": "the optimizer that prepare() gets is kept",
     "aio": "it belongs to offload to NVMe, whose results are wrong on several workers",
     "elasticity": "DeepSpeed removed it",
@@ -53,10 +53,10 @@ _REFUSED = {
 
 
 def read_config(config: Mapping[str, Any] | str | PathLike[str] | None) -> dict[str, Any]:
-    """Return a user's configuration as a dict of its own; values "auto" count as not given.
+    """Return a user's configuration as a new dict; values "auto" count as not given.
 
     Raises:
-        OptionError: no such file, not JSON, or a key that DeepSpeed does not have or that this strategy decides.
+        OptionError: no such file, not JSON, or a key that DeepSpeed does not have or that this strategy sets.
     """
     if config is None:
         return {}
@@ -68,7 +68,7 @@ def read_config(config: Mapping[str, Any] | str | PathLike[str] | None) -> dict[
         except OSError as error:
             raise OptionError(f"the DeepSpeed config {config} cannot be read: {error.strerror}") from None
         except ValueError as error:
-            raise OptionError(f"the DeepSpeed config {config} is no JSON: {error}") from None
+            raise OptionError(f"the DeepSpeed config {config} is not JSON: {error}") from None
     if not isinstance(read, dict):
         raise OptionError(f"a DeepSpeed config is a dict, not a {type(read).__name__}")
     for key in read:
@@ -76,23 +76,23 @@ def read_config(config: Mapping[str, Any] | str | PathLike[str] | None) -> dict[
             raise OptionError(f"{key!r} in the DeepSpeed config: {_REFUSED[key]}")
         if key not in _SETTABLE:
             raise OptionError(
-                f"DeepSpeed has no setting {key!r} that this strategy takes.{did_you_mean(key, _SETTABLE)} "
+                f"DeepSpeed has no setting {key!r} that this strategy accepts.{did_you_mean(key, _SETTABLE)} "
                 f"It takes: {', '.join(_SETTABLE)}"
             )
     return {key: _without_auto(value) for key, value in read.items() if value != "auto"}
 
 
 def full_config(user: Mapping[str, Any], stage: int, offload: bool, precision: Precision) -> dict[str, Any]:
-    """Return what DeepSpeed is given: ours below, the user's on top.
+    """Return the configuration for DeepSpeed: our values, overridden by the user's.
 
     Raises:
-        OptionError: the user's contradicts the strategy, or asks for what is wrong or unknown.
+        OptionError: the user's contradicts the strategy, or has a wrong or unknown value.
     """
     zero = user.get("zero_optimization", {})
     _check_zero(zero, stage)
     cpu = {"device": "cpu", "pin_memory": False}
     settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it; batches() decides
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it; batches() sets the size
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": 0.0,  # by default DeepSpeed clips at 1
@@ -119,12 +119,12 @@ def full_config(user: Mapping[str, Any], stage: int, offload: bool, precision: P
     return settings
 
 
-# What a config says of batches, and prepare() or batches() must not contradict.
+# Settings about batches, which prepare() and batches() must not contradict.
 _COUNTED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def check_prepared(user: Mapping[str, Any], accumulate: int, clip_norm: float | None) -> None:
-    """Compare a user's configuration with what `prepare` was given.
+    """Compare a user's configuration with the arguments of `prepare`.
 
     Raises:
         OptionError: they contradict each other; the message names both.
@@ -147,10 +147,10 @@ def check_batch(user: Mapping[str, Any], global_batch_size: int, accumulate: int
     Raises:
         OptionError: they contradict each other; the message names both.
     """
-    said = user.get("train_batch_size", global_batch_size)
-    if said != global_batch_size:
+    configured = user.get("train_batch_size", global_batch_size)
+    if configured != global_batch_size:
         raise OptionError(
-            f"batches(global_batch_size={global_batch_size}) contradicts train_batch_size={said} in the DeepSpeed "
+            f"batches(global_batch_size={global_batch_size}) contradicts train_batch_size={configured} in DeepSpeed's "
             "config"
         )
     micro = user.get("train_micro_batch_size_per_gpu")
@@ -173,7 +173,7 @@ def _check_zero(zero: Any, stage: int) -> None:
     if zero.get("stage", stage) != stage:
         raise OptionError(
             f"zero_optimization.stage={zero['stage']} in the DeepSpeed config contradicts the strategy's stage "
-            f"{stage}: take strategy 'deepspeed_zero_{zero['stage']}'"
+            f"{stage}: use strategy 'deepspeed_zero_{zero['stage']}'"
         )
     for key in ("offload_optimizer", "offload_param"):
         section = zero.get(key)
@@ -187,7 +187,7 @@ def _check_zero(zero: Any, stage: int) -> None:
 
 
 def _check_values(settings: dict[str, Any]) -> None:
-    """Have DeepSpeed parse the configuration, for its own opinion on values."""
+    """Let DeepSpeed parse the configuration, to check values."""
     from deepspeed import DeepSpeedConfig
 
     try:

@@ -1,4 +1,4 @@
-"""A module on DeepSpeed's engine: what a training step needs of it, and what a checkpoint does."""
+"""A module on DeepSpeed's engine: the primitives for training steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .waiting import Collectives, find_collectives
 
 
 class ZeroEngine(Engine):
-    """Base of the stages. DeepSpeed reduces, clips, has the optimizer called and gathers; see `fragments`.
+    """Base of the stages. DeepSpeed reduces, clips, calls the optimizer and gathers; see `fragments`.
 
-    Stages 2 and 3 reduce gradients while backward runs, in buckets that are filled as gradients come. Workers that use
-    different parameters would add up gradients of different ones, so they compare what they use; where it differs, they
-    hold this micro-batch's gradients whole, and reduce them afterwards in one order.
+    Stages 2 and 3 reduce gradients while backward runs, in buckets filled as gradients come. Workers that use different
+    parameters would sum the gradients of different parameters, so they compare what they use. If it differs, they keep
+    this micro-batch's gradients whole, and reduce them afterwards in one order.
 
     Args:
         deepspeed_engine: what `deepspeed.initialize` returned.
@@ -99,7 +99,7 @@ class ZeroEngine(Engine):
             inputs = tuple(map_structure(self._cast, value) for value in inputs)
         with self.passes:
             output = self._engine(*inputs)
-        # Now, so that it is under way before other reductions of this step are.
+        # Now, so that it starts before other reductions of this step.
         self.settle()
         self._unused = self._look_at_use(output) if torch.is_grad_enabled() else None
         return output
@@ -126,7 +126,7 @@ class ZeroEngine(Engine):
         self._zero.clip_norm = max_norm
 
     def measure_grad_norm(self) -> None:
-        pass  # DeepSpeed does in each update
+        pass  # DeepSpeed does it in each update
 
     def grad_norm(self) -> torch.Tensor:
         return torch.as_tensor(self._engine_view.global_grad_norm())
@@ -142,10 +142,10 @@ class ZeroEngine(Engine):
                 "zero in loss_fn, or too high a learning rate"
             )
 
-    def take_up_groups(self) -> None:
+    def update_groups(self) -> None:
         raise OptionError(
             "parameters were given to the optimizer after prepare(), and DeepSpeed would not reduce their gradients: "
-            "give them to it before, with a learning rate of 0 in a group of their own, or take strategy 'ddp'"
+            "give them to it before, with a learning rate of 0 in their own group, or use strategy 'ddp'"
         )
 
     def zero_grad(self) -> None:
@@ -167,7 +167,7 @@ class ZeroEngine(Engine):
         return value.to(self._dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
     def _look_at_use(self, output: Any) -> list[bool] | None:
-        """Find which parameters `output` does not depend on, and start to compare; `None` where it depends on none."""
+        """Find the parameters on which `output` does not depend, and start to compare; `None` if it depends on none."""
         if not isinstance(output, torch.Tensor) or not output.requires_grad:
             return None
         leaves = leaves_of(output)
@@ -177,7 +177,7 @@ class ZeroEngine(Engine):
         return unused
 
     def _reduce_whole(self) -> None:
-        """Reduce gradients that were kept whole, in one order."""
+        """Reduce the gradients that were kept whole, in one order."""
         assert self._counts is not None
         self._counts.start([parameter.grad is not None for parameter in self._trained])
         with self.waiting():
@@ -209,35 +209,35 @@ class ZeroEngine(Engine):
     def _shaped(self, parameter: torch.nn.Parameter, slots: Slots) -> Slots:
         return slots
 
-    # What the stages do otherwise.
+    # Hooks for the stages.
 
     @abstractmethod
     def _find_fragment(self, parameter: torch.nn.Parameter) -> Fragment | None:
-        """Return this worker's fragment of a trained parameter; `None` where it has no part of it."""
+        """Return this worker's fragment of a trained parameter; `None` if it has none."""
 
     @abstractmethod
     def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
-        """Return what this worker holds of a parameter that the optimizer does not update."""
+        """Return this worker's shard of a parameter that the optimizer does not update."""
 
     @abstractmethod
     def _fill_gradient(self, parameter: torch.nn.Parameter) -> None:
-        """Give a parameter zeros for a gradient where it has none; all workers call it."""
+        """Give a parameter without a gradient zeros; all workers call it."""
 
     @abstractmethod
     def _flush(self) -> None:
-        """Reduce the gradients that workers kept whole."""
+        """Reduce the gradients that were kept whole."""
 
     def settle(self) -> None:
-        """Wait for reductions that nobody needed to wait for."""
+        """Wait for reductions whose result was not needed."""
         if self._comparison is not None:
-            self._comparison.is_alike()
+            self._comparison.is_same()
             self._comparison = None
         if self._counts is not None:
             self._counts.settle()
 
     @abstractmethod
     def _pass_on(self, parameter: torch.Tensor) -> None:
-        """Have DeepSpeed collect a gradient that it was kept from."""
+        """Give DeepSpeed a gradient that was held back."""
 
     def _forget_gradient(self, parameter: torch.nn.Parameter) -> None:
-        """Clear what the last step left where this step's reduced gradient will be looked for."""
+        """Clear the last step's gradient from the place of this step's reduced one."""

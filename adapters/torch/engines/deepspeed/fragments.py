@@ -1,10 +1,10 @@
-"""Let the user's own optimizer update what ZeRO leaves to this worker, parameter by parameter.
+"""Let the user's own optimizer update this worker's partition under ZeRO, parameter by parameter.
 
-ZeRO joins the parameters of a group to one flat tensor, cuts it into partitions, and has an optimizer update this
-worker's. We give it an optimizer that hands each parameter's fragment of the partition, and of its gradient, to the
-user's optimizer: parameters keep their own step counts, those without a gradient are left alone (ZeRO would decay
-them), and schedulers and the user hold the object that does the work. An elementwise optimizer cannot tell the
-difference.
+ZeRO joins the parameters of a group into one flat tensor, splits it into partitions, and lets an optimizer update this
+worker's. We give it an optimizer that passes each parameter's fragment of the partition, and of its gradient, to the
+user's optimizer. So parameters keep their own step counts, those without a gradient are not updated (ZeRO would decay
+them), and schedulers and the user hold the optimizer that does the work. For an elementwise optimizer the result is the
+same.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ....errors import OptionError
 
 @dataclass(frozen=True)
 class Fragment:
-    """A part of one parameter within this worker's partition.
+    """One parameter's shard within this worker's partition; DeepSpeed's word.
 
     start: index of its first element in the flattened parameter.
-    partition: the flat tensor that ZeRO has the optimizer update, of which [offset, offset + numel) is this part.
-    held: that part, as the tensor that the user's optimizer updates: a view of the partition.
+    partition: the flat tensor that ZeRO lets the optimizer update; the fragment is [offset, offset + numel) of it.
+    held: the fragment as the tensor that the user's optimizer updates: a view of the partition.
     """
 
     start: int
@@ -34,14 +34,14 @@ class Fragment:
 
     @classmethod
     def cut(cls, start: int, partition: torch.Tensor, offset: int, numel: int) -> Fragment:
-        """Cut `numel` elements of a partition."""
+        """Return the fragment of `numel` elements of a partition."""
         return cls(start, partition, offset, torch.nn.Parameter(partition.detach().narrow(0, offset, numel)))
 
 
 class DelegatingOptimizer(torch.optim.Optimizer):
-    """What ZeRO takes for the optimizer: it knows the groups, and passes `step` on.
+    """The optimizer that ZeRO calls: it knows the groups, and passes `step` on.
 
-    ZeRO puts the partitions to be updated in the groups' "params" before it calls `step`.
+    Before `step`, ZeRO puts the partitions to update into the groups' "params".
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -57,9 +57,9 @@ class DelegatingOptimizer(torch.optim.Optimizer):
         groups: Sequence[Sequence[torch.nn.Parameter]],
         is_used: Callable[[torch.nn.Parameter], bool],
     ) -> None:
-        """Have the user's optimizer update `fragments` instead of the model's parameters, and move its state to them.
+        """Make the user's optimizer update `fragments` instead of the model's parameters, and move its state to them.
 
-        `is_used` tells whether any worker has a gradient for a parameter in this step.
+        `is_used` returns whether any worker has a gradient for a parameter in this step.
         """
         state = self._optimizer.state
         self._is_used = is_used
@@ -95,12 +95,12 @@ class DelegatingOptimizer(torch.optim.Optimizer):
 
 
 def _cut(value: Any, parameter: torch.nn.Parameter, fragment: Fragment, group: Mapping[str, Any]) -> Any:
-    """Return the fragment's part of a slot that was made for the whole parameter."""
+    """Return the fragment of a slot that was made for the whole parameter."""
     if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
         return value
     if parameter.numel() == 0:
-        # Built on a parameter that zero.Init had taken apart already: the slot never had values but its initial one.
+        # Built on a parameter that zero.Init had already partitioned: the slot has only its initial value.
         if "initial_accumulator_value" not in group:
-            raise OptionError("the optimizer's state does not fit its parameters: build it anew inside scope()")
+            raise OptionError("the optimizer's state does not fit its parameters: build a new one inside scope()")
         return torch.full_like(fragment.held, group["initial_accumulator_value"])
     return value.reshape(-1).narrow(0, fragment.start, fragment.held.numel()).clone()

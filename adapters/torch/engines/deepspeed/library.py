@@ -1,4 +1,4 @@
-"""Import DeepSpeed and let it join, without a compiler and without what it prints by habit."""
+"""Import DeepSpeed and let it join, without a compiler and without its usual output."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .compat import communication, groups, modules_under_way, operators, release
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 _OPTIMIZER_OPS = ("cpu_adam", "cpu_adagrad", "cpu_lion", "fused_adam", "fused_lamb", "fused_lion")
 _RENAMED = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
-_STALE_SECONDS = 60.0  # a compiler that runs in the folder is seen at once; this is for one between two processes
+_STALE_SECONDS = 60.0  # covers the time between two compilers in the folder; a running one is seen at once
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed to train on this kind of device, and return its module.
+    """Import DeepSpeed for this kind of device, and return its module.
 
     Raises:
         EngineUnavailableError: it trains on another kind in this process.
     """
-    # DeepSpeed chooses a GPU where it sees one, whatever the strategy was asked for; this variable is its own switch.
+    # DeepSpeed chooses a GPU if it sees one, even for device='cpu'; this variable is its own switch.
     with entry.environment(DS_ACCELERATOR=os.environ.get("DS_ACCELERATOR", device.type)):
         import deepspeed
         from deepspeed.accelerator import get_accelerator
@@ -46,13 +46,13 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 def join_deepspeed(deepspeed: Any) -> None:
-    """Have DeepSpeed communicate through torch's process group, which is initialized.
+    """Let DeepSpeed communicate through torch's process group, which must be initialized.
 
     Raises:
-        EngineUnavailableError: an interrupted build blocks its operators.
+        EngineUnavailableError: the lock of an interrupted build blocks its operators.
     """
     refuse_stale_locks()
-    # DeepSpeed calls collectives by names that torch 2.13 renamed, and every call would print a line.
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates, and every call would print a warning.
     warnings.filterwarnings("ignore", _RENAMED, FutureWarning)
     with _without_shared_memory_op():
         deepspeed.init_distributed(
@@ -61,7 +61,7 @@ def join_deepspeed(deepspeed: Any) -> None:
 
 
 def leave_deepspeed() -> None:
-    """Forget the process group, which is about to be destroyed unless the program made it."""
+    """Forget the process group, which is about to be destroyed, unless the program created it."""
     known = groups()
     if known.copy_of_world is not None and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group(known.copy_of_world)
@@ -70,9 +70,9 @@ def leave_deepspeed() -> None:
 
 
 def forget_module(module: torch.nn.Module) -> None:
-    """Let go of a module that stage 3 trained, which holds its engine and the process group.
+    """Release a module that stage 3 trained, which holds its engine and the process group.
 
-    DeepSpeed keeps modules in two places of the process for good.
+    DeepSpeed keeps modules for ever, in two places.
     """
     under_way = modules_under_way()
     under_way[:] = [other for other in under_way if other is not module]
@@ -81,9 +81,9 @@ def forget_module(module: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def _without_shared_memory_op() -> Iterator[None]:
-    """Keep DeepSpeed from compiling its all-reduce over shared memory: 23 s, and an error where no compiler is.
+    """Keep DeepSpeed from compiling its all-reduce over shared memory, which takes 23 s and needs a compiler.
 
-    Its process group is Gloo's then, as it is where the operator cannot be built.
+    It then uses Gloo, as it does if the operator cannot be built.
     """
     compatible = operators()
     before = compatible.get(_SHARED_MEMORY_OP)
@@ -96,7 +96,7 @@ def _without_shared_memory_op() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop DeepSpeed's warning of an optimizer that it does not know: it is our own."""
+    """Drop DeepSpeed's warning about an untested optimizer: it is ours."""
     logger = logging.getLogger("DeepSpeed")
 
     def wanted(record: logging.LogRecord) -> bool:
@@ -110,10 +110,10 @@ def quiet() -> Iterator[None]:
 
 
 def refuse_stale_locks() -> None:
-    """Find the lock of a build that was killed: whoever needs that operator next would wait for it for ever.
+    """Find the lock of a killed build, for which the next build would wait for ever.
 
     Raises:
-        EngineUnavailableError: there is one; the message names it and how to remove it.
+        EngineUnavailableError: there is one; the message says how to remove it.
     """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     for operator in (*_OPTIMIZER_OPS, _SHARED_MEMORY_OP):
@@ -128,7 +128,7 @@ def refuse_stale_locks() -> None:
 def _age(lock: Path) -> float:
     try:
         return time.time() - lock.stat().st_mtime
-    except FileNotFoundError:  # its build has just ended
+    except FileNotFoundError:  # the build has just ended
         return 0.0
 
 

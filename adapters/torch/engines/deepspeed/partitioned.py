@@ -1,4 +1,4 @@
-"""Build a model whose parameters are partitioned from the start: zero.Init, without what it does silently."""
+"""Build a model whose parameters are partitioned from the start: zero.Init, with its silent faults refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...compat import import_dynamo
 from ...parameter_types import scalar_error
 from .compat import is_apart, is_partitioned, scalar_met
 
-_WAY_OUT = "build the model before scope(): prepare() partitions it then, at the price of one whole model a worker"
+_WAY_OUT = "build the model before scope(): prepare() partitions it, and each worker holds the whole model until then"
 
 
 @contextlib.contextmanager
@@ -24,8 +24,8 @@ def partitioned_building(deepspeed: Any, config: Mapping[str, Any], strategy_nam
     """Partition each module's parameters as soon as it is constructed.
 
     Raises:
-        OptionError: the model has a scalar parameter, copies a module, or writes to parameters of a submodule where it
-            cannot be followed.
+        OptionError: the model has a scalar parameter, copies a module, or writes to parameters of a submodule in a way
+            that would be lost.
     """
     # torch.optim imports it at first use, and it cannot be imported while zero.Init has replaced Tensor.__new__.
     import_dynamo()
@@ -46,25 +46,25 @@ def partitioned_building(deepspeed: Any, config: Mapping[str, Any], strategy_nam
 
 
 def refuse_groups_by_shape(optimizer: torch.optim.Optimizer) -> None:
-    """Look for groups that were formed by the shapes of partitioned parameters, which are empty: `p.ndim > 1`.
+    """Refuse groups formed by the shapes of partitioned parameters, which are empty tensors: `p.ndim > 1`.
 
     Raises:
-        OptionError: a group is empty, and the parameters were partitioned when it was formed.
+        OptionError: a group is empty, and the parameters were partitioned before.
     """
     groups = [group["params"] for group in optimizer.param_groups]
     if not all(groups) and any(is_partitioned(parameter) for group in groups for parameter in group):
         raise OptionError(
             "a group of the optimizer is empty. Inside scope() parameters are partitioned, and p.ndim, p.shape and "
-            "p.numel() are those of the empty tensor in their place: form groups by len(p.ds_shape) and p.ds_numel, or "
+            "p.numel() are those of empty tensors: form groups by len(p.ds_shape) and p.ds_numel, or "
             "build model and optimizer before scope()"
         )
 
 
 class _WriteThrough(TorchFunctionMode):
-    """Let a module initialize parameters of those that it is made of, as nn.MultiheadAttention does.
+    """Let a module initialize parameters of its submodules, as nn.MultiheadAttention does.
 
-    They are partitioned by then, and what is written to the empty tensor in their place is lost, silently: so they are
-    gathered for it, on every worker. What was taken from them before (`.data`) cannot be traced back, and is refused.
+    They are partitioned by then, and values written to the empty tensors would be lost silently. So the parameters are
+    gathered for the write, on every worker. Writes to an earlier alias (`.data`) cannot be traced, and are refused.
     """
 
     def __torch_function__(
@@ -75,8 +75,8 @@ class _WriteThrough(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "clone" and sys._getframe(1).f_code.co_name == "__deepcopy__" and _is_empty(target):
             raise OptionError(
-                "the model copies one of its modules (nn.TransformerEncoder does), whose parameters are partitioned by "
-                f"then, so that the copies would have none: {_WAY_OUT}"
+                "the model copies one of its modules (nn.TransformerEncoder does) whose parameters are already "
+                f"partitioned, so that the copies would have none: {_WAY_OUT}"
             )
         sets_data = func == _SET_DATA and args[1].numel() > 0  # Module.to sets another empty tensor
         writes = sets_data or (name.endswith("_") and not name.endswith("__"))
@@ -96,7 +96,7 @@ _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether it has the shape of what stands in the place of a partitioned parameter."""
+    """Whether it has the shape of the empty tensor of a partitioned parameter."""
     return isinstance(value, torch.Tensor) and value.shape == (0,)
 
 
@@ -107,6 +107,6 @@ def _called_by_deepspeed() -> bool:
 
 def _lost(what: str) -> OptionError:
     return OptionError(
-        f"a module has {what} set values of a parameter of one that it is made of, which is partitioned by then, and "
-        f"they would be lost: do it in Module.apply or under deepspeed.zero.GatheredParameters, or {_WAY_OUT}"
+        f"a module has {what} set values of a submodule's parameter, which is already partitioned, so that they would "
+        f"be lost: do it in Module.apply or under deepspeed.zero.GatheredParameters, or {_WAY_OUT}"
     )

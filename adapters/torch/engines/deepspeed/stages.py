@@ -1,4 +1,4 @@
-"""The engines of ZeRO's stages: where each keeps this worker's part of a parameter."""
+"""The engines of ZeRO's stages: where each keeps this worker's shard of a parameter."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Stage12Engine(ZeroEngine):
 
 
 class Stage1Engine(Stage12Engine):
-    """Gradients stay whole and at home until the update, so workers need not compare what they use beforehand."""
+    """Gradients stay whole and local until the update, so workers need not compare what they use beforehand."""
 
     def _look_at_use(self, output: Any) -> list[bool] | None:
         return None
@@ -70,7 +70,7 @@ class Stage1Engine(Stage12Engine):
 
 
 class Stage3Engine(ZeroEngine):
-    """Parameters are partitioned too, each by itself: rank r holds its elements from r * ceil(numel / N)."""
+    """Parameters are partitioned too, each separately: rank r holds the elements from r * ceil(numel / N)."""
 
     _zero_view = Zero3View
     _zero: Zero3View
@@ -119,12 +119,12 @@ class Stage3Engine(ZeroEngine):
         self._zero.collect_gradient(parameter)
 
     def _forget_gradient(self, parameter: torch.nn.Parameter) -> None:
-        # DeepSpeed only writes there, and would take the last step's gradient for this one's.
+        # DeepSpeed writes there only if there is a gradient, and else would use the last step's.
         self._zero.gradient_partitions[self._zero.number_of(parameter)].zero_()
 
 
 def _range(parameter: torch.nn.Parameter) -> tuple[int, int]:
-    """Return first element and number of elements of this worker's part, without the padding at its end."""
+    """Return the first element and the length of this worker's shard, without its padding."""
     partitioned = PartitionedParameter(parameter)
     size, numel = partitioned.partition_numel(), partitioned.numel
     start = min(size * dist.get_rank(), numel)

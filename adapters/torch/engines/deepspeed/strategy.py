@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO as a strategy: each stage, and each offload, is a row of the registry."""
+"""DeepSpeed ZeRO as a strategy: each stage, with and without offload, is a row of the registry."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ _DEEPSPEED_OPTIMIZERS = ("DeepSpeedCPUAdam", "FusedAdam")
 
 
 class DeepSpeedStrategy(ProcessGroupStrategy):
-    """DeepSpeed ZeRO (https://arxiv.org/abs/1910.02054): each worker keeps a part of what every replica would have.
+    """DeepSpeed ZeRO (https://arxiv.org/abs/1910.02054) shards what a replica would hold.
 
-    At stage 1 that is the optimizer's state, at stage 2 the gradients too, at stage 3 the parameters too: 8 + 12/N,
-    4 + 16/N and 20/N bytes a parameter on N workers, for Adam in float32. Take the lowest stage that fits into memory,
-    or one with offload, which keeps the optimizer (and at stage 3 the parameters) in the CPU's memory and is slower.
-    It takes float32 models, and optimizers of torch.optim that update each element by itself.
+    Stage 1 shards the optimizer's state, stage 2 gradients too, stage 3 parameters too: 8 + 12/N, 4 + 16/N and 20/N
+    bytes per parameter on N workers, for Adam in float32. Use the lowest stage that fits into memory, or offload, which
+    keeps the optimizer (and at stage 3 the parameters) in the CPU's memory and is slower. It trains float32 models, with
+    elementwise optimizers of torch.optim.
 
-    At stage 3 build model and optimizer inside scope(): parameters are partitioned as they are made. All workers must
-    run the same modules in the same order, as parameters are gathered for them.
+    At stage 3 build model and optimizer inside scope(): parameters are partitioned when they are created. All workers
+    must run the same modules in the same order, because parameters are gathered for each.
 
     Args:
         stage: of ZeRO, 1 to 3.
-        offload: keep the optimizer's share on the CPU, and at stage 3 the parameters' too.
-        precision: "float32", or "bf16" or "fp16" (on CUDA) to compute in, with float32 kept for the update; floating
+        offload: keep the optimizer's shards on the CPU, and at stage 3 the parameters' too.
+        precision: "float32", or "bf16" or "fp16" (on CUDA) for the computation, with float32 for the update; floating
             point inputs are cast.
-        config: DeepSpeed's own settings, a dict or the path of a JSON file; they win where they speak.
+        config: DeepSpeed's own settings, a dict or the path of a JSON file; they override ours.
         find_unused_parameters: let workers use different parameters in a step; it costs a small all-reduce for each
             micro-batch at stages 2 and 3. Without it they must use the same ones.
     """
@@ -104,7 +104,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             found = str(other.pop()).removeprefix("torch.")
             raise OptionError(
                 f"DeepSpeed does not train {found} parameters under precision={self._precision!r}: make the model "
-                "float32, or take strategy 'fsdp'"
+                "float32, or use strategy 'fsdp'"
             )
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         looking = refuse_sparse_gradients(named, self.name)  # before DeepSpeed's own hooks
@@ -130,7 +130,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     def _join(self) -> None:
         super()._join()
-        # zero.Init and DeepSpeed's engine read it, whoever launched us.
+        # zero.Init and DeepSpeed's engine read it under any launcher.
         self._variables.enter_context(entry.environment(LOCAL_RANK=str(self.worker.local_rank)))
         join_deepspeed(self._deepspeed)
 
@@ -158,6 +158,6 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         options: StepOptions,
     ) -> Training:
         check_prepared(self._user_config, options.accumulate, options.clip_norm)
-        # What is built from here on, in a scope that is often left open while training, is no part of the model.
+        # The scope often stays open while training, but modules built from now on are not part of the model.
         self._building.close()
         return super()._prepare(model, optimizer, loss_fn, options)

@@ -1,4 +1,4 @@
-"""Have DeepSpeed reduce gradients while backward runs only where all workers use the same parameters."""
+"""Let DeepSpeed reduce gradients while backward runs, but only if all workers use the same parameters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .compat import EngineView, ZeroView
 
 
 class Comparison:
-    """Compares with the other workers which trained parameters a loss does not depend on; it starts at once.
+    """Compares with the other workers the trained parameters on which a loss does not depend; it starts at once.
 
-    On CUDA it runs on a stream of its own: its result is there long before the forward pass is computed.
+    On CUDA it runs on its own stream, and its result is there long before the forward pass is computed.
     """
 
     def __init__(self, unused: list[bool], device: torch.device) -> None:
@@ -28,11 +28,11 @@ class Comparison:
             self._work: Any = dist.all_reduce(self._extremes, dist.ReduceOp.MAX, async_op=True)
 
     def is_completed(self) -> bool:
-        """Whether `is_alike` returns without waiting."""
+        """Whether `is_same` returns without waiting."""
         return bool(self._work.is_completed())
 
-    def is_alike(self) -> bool:
-        """Wait, and return whether it is the same on every worker."""
+    def is_same(self) -> bool:
+        """Wait, and return whether all workers have the same parameters."""
         with self._on_stream():
             self._work.wait()
             largest, smallest = self._extremes.tolist()
@@ -43,18 +43,18 @@ class Comparison:
 
 
 class Gate:
-    """Keeps a backward pass's gradients from DeepSpeed until the workers have compared what they use.
+    """Holds a backward pass's gradients back from DeepSpeed until the workers have compared what they use.
 
-    DeepSpeed collects gradients in a bucket as they come, and reduces a full one while backward goes on. So nobody has
-    to wait for the comparison before the first bucket is full. If the workers use the same parameters, DeepSpeed is
-    given the gradients in the order they came in, and reduces what it would have reduced without a gate, when it would
-    have; if not, the gradients stay whole until backward has ended.
+    DeepSpeed collects gradients in a bucket as they come, and reduces a full one while backward continues. So the
+    comparison is needed only when the first bucket is full. If the workers use the same parameters, DeepSpeed gets the
+    gradients in their order, and reduces the same buckets at the same time as without a gate. If not, the gradients
+    stay whole until the end of backward.
 
     Args:
         engine, zero: DeepSpeed's, and its optimizer.
         numels: the number of elements of each trained parameter.
-        pass_on: has DeepSpeed collect the gradient of a parameter.
-        waiting: what times how long the comparison is waited for.
+        pass_on: gives a parameter's gradient to DeepSpeed.
+        waiting: times the wait for the comparison.
     """
 
     def __init__(
@@ -76,19 +76,19 @@ class Gate:
         self._held_numel = 0
 
     def backward(self, loss: torch.Tensor, comparison: Comparison) -> bool:
-        """Run DeepSpeed's backward; return whether it has reduced the gradients, which otherwise are whole, in `grad`.
+        """Run DeepSpeed's backward; return whether it has reduced the gradients, which else are whole, in `grad`.
 
-        `DeepSpeedEngine.coalesce_grad_reduction` holds gradients by the same two flags, but refuses an accumulation
-        that its caller counts, although nothing in it depends on who counts.
+        `DeepSpeedEngine.coalesce_grad_reduction` uses the same two flags, but refuses accumulation that the caller
+        counts, although nothing in it depends on that.
         """
         self._comparison = comparison
         self._shut(True)
         try:
-            # DeepSpeed reduces all gradients of a leaf module (`set_z3_leaf_modules`) at once, and asks nobody.
+            # DeepSpeed reduces all gradients of a leaf module (`set_z3_leaf_modules`) at once, without our hook.
             if any(self._zero.leaf_parameters.values()):
-                self._open_if_alike()
+                self._open_if_same()
             self._engine.real.backward(loss, scale_wrt_gas=False)
-            if self._comparison is not None and self._open_if_alike():
+            if self._comparison is not None and self._open_if_same():
                 self._engine.reduce_gradients()  # as at the end of its own backward
             return self._alike
         finally:
@@ -97,18 +97,18 @@ class Gate:
             self._held, self._held_numel = [], 0
 
     def hold(self, parameter: torch.Tensor) -> None:
-        """Take up a gradient that has just come; to be called after DeepSpeed's own hook."""
+        """Hold back a gradient that has just come; called after DeepSpeed's own hook."""
         if self._comparison is None:
             return
         self._held.append(parameter)
         self._held_numel += self._numels[parameter]
         if self._held_numel > self._zero.reduce_bucket_size or self._comparison.is_completed():
-            self._open_if_alike()
+            self._open_if_same()
 
-    def _open_if_alike(self) -> bool:
+    def _open_if_same(self) -> bool:
         assert self._comparison is not None
         with self._waiting():
-            self._alike = self._comparison.is_alike()
+            self._alike = self._comparison.is_same()
         self._comparison = None
         if self._alike:
             self._shut(False)

@@ -1,4 +1,4 @@
-"""Time DeepSpeed's collectives, for which it has no hook: its object with all of them is one of each job's own."""
+"""Time DeepSpeed's collectives: there is no hook, but one object per job has all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEPT = "_farandole_collectives"
 
 
 class Collectives:
-    """What times them: for one engine at a time, whose step it is.
+    """Times the collectives for one engine at a time, whose step it is.
 
     waiting: that engine's; `None` while no engine is watched.
     """
@@ -34,7 +34,7 @@ class Collectives:
 
 
 class _Work:
-    """A collective under way; waiting for it is timed."""
+    """A running collective; waiting for it is timed."""
 
     def __init__(self, work: Any, waiting: Waiting) -> None:
         self._work = work
@@ -49,7 +49,7 @@ class _Work:
 
 
 def find_collectives() -> Collectives:
-    """Return what times the collectives of the job that DeepSpeed has joined; it is gone with that job."""
+    """Return the timer for the collectives of DeepSpeed's job; it ends with that job."""
     backend = communication().backend
     if not hasattr(backend, _KEPT):
         setattr(backend, _KEPT, Collectives(backend))

@@ -1,1 +1,1 @@
-"""PyTorch FSDP2 (https://arxiv.org/abs/2304.11277): workers share out all of the training state."""
+"""PyTorch FSDP2 (https://arxiv.org/abs/2304.11277): all of the training state is sharded."""

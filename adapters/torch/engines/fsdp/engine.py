@@ -1,4 +1,4 @@
-"""FSDP's training step: every worker reduces the same, and what no worker has a gradient for stays as it is."""
+"""FSDP's training step: all workers reduce the same, and parameters without a gradient on any worker are unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Root(torch.nn.Module):
-    """The module that FSDP starts from. It has no parameters, so the model keeps its own hooks and runs alone too."""
+    """FSDP's root module. It has no parameters, so the model keeps its own hooks, and also runs alone."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class Root(torch.nn.Module):
 class FSDPEngine(Engine):
     """One model, sharded.
 
-    FSDP reduces a block's gradients when backward reaches it, and zeros where this worker has none for a parameter.
-    That leaves two things to do. A loss that does not use what came out of a block, on some workers only, would have
-    those skip it, and mistake one block's reduction for another's: the loss is made to depend on all of them, with no
-    gradient. And a zero is not none: workers count who has a gradient, and one that nobody has is dropped.
+    FSDP reduces a block's gradients when backward reaches it, with zeros for parameters without a gradient on this
+    worker. Two problems are solved here. If a loss does not use a block's output on some workers, these would skip its
+    reduction, and mix up one block's reduction with another's: so the loss is made to depend on all outputs, with no
+    gradient. And zeros are not a missing gradient: workers count who has one, and drop gradients that no worker has.
 
-    passes: what says where only some workers run the model.
+    passes: reports if only some workers run the model.
     """
 
     module: Any  # Root, whose class FSDP extends
@@ -62,10 +62,10 @@ class FSDPEngine(Engine):
         name = f"fsdp{strategy.next_training()}"
         self._counts = GradientCounts(strategy, name)
         self._scaler: torch.amp.GradScaler | None = None
-        self._running = False  # from the start of a forward to the end of its backward
-        self._keeping = False  # during a forward, not while backward repeats parts of it
+        self._running = False  # from the start of forward to the end of backward
+        self._keeping = False  # during forward, not while backward recomputes parts of it
         self._outputs: list[torch.Tensor] = []  # of the blocks, since the last backward
-        self._unused: list[int] = []  # which of them got no gradient
+        self._unused: list[int] = []  # the outputs without a gradient
         self._found: set[torch.nn.Parameter] = set()  # gathered parameters with a gradient, of this backward
         self._with_gradient: set[torch.nn.Parameter] = set()  # shards with one, of this step
         self._shard_of: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
@@ -84,14 +84,14 @@ class FSDPEngine(Engine):
         time_collectives(self.module, self.waiting)
 
     def scale_loss(self, scaler: torch.amp.GradScaler) -> None:
-        """Scale losses, so that small gradients survive in float16, and skip updates where some are not finite."""
+        """Scale losses, so that small gradients survive in float16, and skip updates that are not finite."""
         self._scaler = scaler
 
     def forward(self, *inputs: Any) -> Any:
         if self._running:
-            self._reset()  # that one had no backward, for an error
+            self._reset()  # the last forward had no backward, because of an error
         self._running = self._keeping = True
-        self._found.clear()  # of a backward that was not ours
+        self._found.clear()  # from a backward that was not ours
         try:
             with self.passes:
                 self._model.unshard()
@@ -113,7 +113,7 @@ class FSDPEngine(Engine):
             anchored.backward()  # type: ignore[no-untyped-call]
         self._running = False
         if self._unused:
-            # Before a block that got no gradient, FSDP's own functions made zeros of it.
+            # For a block without a gradient, FSDP's functions pass zeros on to the blocks before it.
             self._found -= leaves_below(nodes[number] for number in self._unused) - leaves_of(loss)
             self._unused.clear()
         self._with_gradient.update(self._shard_of[parameter] for parameter in self._found)
@@ -132,7 +132,7 @@ class FSDPEngine(Engine):
             self._scaler.unscale_(self.optimizer)
 
     def settle(self) -> None:
-        """Wait for counts that this worker did not need to know."""
+        """Wait for counts that this worker did not need."""
         self._counts.settle()
 
     def gradients(self) -> Iterator[torch.Tensor]:
@@ -189,9 +189,9 @@ class FSDPEngine(Engine):
             self._hooks.pop().remove()
 
     def _learn_gathered(self, module: torch.nn.Module) -> None:
-        """Meet the gathered parameters of a block, which FSDP keeps for good, and hear of their gradients.
+        """Find the gathered parameters of a block, which FSDP keeps, and register hooks for their gradients.
 
-        Done ahead of the first forward, which may be in `torch.inference_mode()`: born there, they could not train.
+        Before the first forward, which may be in `torch.inference_mode()`: created there, they could not be trained.
         """
         block = cast(FSDPModule, module)
         shards = dict(module.named_parameters())
@@ -201,7 +201,7 @@ class FSDPEngine(Engine):
                 self._shard_of[gathered] = shards[name]
                 if gathered.is_floating_point():
                     trained = gathered.requires_grad
-                    gathered.requires_grad_()  # a hook needs it, and a frozen one may be trained later
+                    gathered.requires_grad_()  # a hook needs it, and a frozen parameter may be trained later
                     hook = gathered.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
                     self._hooks.append(hook)
                     gathered.requires_grad_(trained)
@@ -230,7 +230,7 @@ class FSDPEngine(Engine):
 
 
 class _Anchor(torch.autograd.Function):
-    """A loss, as if it depended on `outputs` too: backward visits what they came from, with no gradient."""
+    """A loss that also depends on `outputs`, without a gradient, so that backward visits their blocks."""
 
     @staticmethod
     def forward(ctx: Any, loss: torch.Tensor, *outputs: torch.Tensor) -> torch.Tensor:

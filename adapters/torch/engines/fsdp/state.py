@@ -1,4 +1,4 @@
-"""Shards of parameters and of what an optimizer keeps for them, as DTensors and as their local memory."""
+"""Shards of parameters and optimizer slots, as DTensors and as local memory."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch.distributed.tensor import DTensor
 from ....errors import OptionError
 from ...engine import Slots
 
-# torch 2.13: DTensor has no kernels for them. Without these lines they stop at the first step.
+# torch 2.13: DTensor has no kernels for them; they would fail at the first step.
 _WITHOUT_DTENSOR = ("Rprop",)
 _FUSED_WITHOUT_DTENSOR = ("Adagrad", "SGD")
 
 
 def refuse_without_dtensor(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse optimizers that update whole tensors only.
+    """Refuse optimizers that cannot update shards.
 
     Raises:
-        OptionError: it does, or does so when fused.
+        OptionError: it cannot, or cannot when fused.
     """
     name = type(optimizer).__name__
     if name in _WITHOUT_DTENSOR:
-        raise OptionError(f"PyTorch's {name} cannot update the shards of FSDP: take another, or strategy 'ddp'")
+        raise OptionError(f"PyTorch's {name} cannot update the shards of FSDP: use another, or strategy 'ddp'")
     if name in _FUSED_WITHOUT_DTENSOR and any(group.get("fused") for group in optimizer.param_groups):
         raise OptionError(f"PyTorch's {name} cannot update the shards of FSDP when fused: leave fused=True out")
 
 
 def rebind(optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, str], model: torch.nn.Module) -> None:
-    """Have an optimizer built before sharding update the shards; its state, the same on all workers, is cut alike.
+    """Make an optimizer built before sharding update the shards; its state, the same on all workers, is sharded alike.
 
-    `names` says what its parameters were called before.
+    `names` has its parameters' names from before.
     """
     sharded = dict(model.named_parameters())
     for group in optimizer.param_groups:
@@ -44,20 +44,20 @@ def rebind(optimizer: torch.optim.Optimizer, names: Mapping[torch.nn.Parameter, 
 
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a DTensor's memory on this worker, without padding, detached; of the tensor's dimensions, maybe empty."""
+    """Return a DTensor's local tensor, without padding, detached; it may be empty."""
     with torch.no_grad():
         return cast(DTensor, tensor).to_local().detach()
 
 
 def first_row(parameter: torch.nn.Parameter) -> int:
-    """Return the number of rows that workers before this one hold; FSDP deals them out as `torch.chunk` does."""
+    """Return the number of rows on earlier ranks; FSDP splits rows as `torch.chunk` does."""
     mesh = cast(DTensor, parameter).device_mesh
     rows = parameter.shape[0]
     return min(mesh.get_local_rank() * -(-rows // mesh.size()), rows)
 
 
 def sharded_like(parameter: torch.nn.Parameter, local: torch.Tensor) -> torch.Tensor:
-    """Return this worker's part of a tensor as a DTensor that is sharded as `parameter`."""
+    """Return this worker's shard of a tensor as a DTensor that is sharded like `parameter`."""
     like = cast(DTensor, parameter)
     return DTensor.from_local(
         local.view(local_of(parameter).shape),
@@ -70,7 +70,7 @@ def sharded_like(parameter: torch.nn.Parameter, local: torch.Tensor) -> torch.Te
 
 
 def flat_slots(slots: Mapping[str, Any]) -> Slots:
-    """Return what an optimizer keeps for a parameter, shards as flat views of their memory."""
+    """Return an optimizer's slots for a parameter, with shards as flat views of their memory."""
     return {name: local_of(value).view(-1) if isinstance(value, DTensor) else value for name, value in slots.items()}
 
 

@@ -32,20 +32,19 @@ _PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class FSDPStrategy(ProcessGroupStrategy):
     """Each worker keeps a shard of parameters, gradients and optimizer, and blocks are gathered while they compute.
 
-    Take it where the model with its optimizer does not fit into one worker's memory: N workers keep 16/N bytes a
-    parameter each, for Adam in float32, with accumulation too. It takes optimizers of torch.optim that update each
-    element by itself.
+    Use it if the model with its optimizer does not fit into one worker's memory: each of N workers keeps 16/N bytes per
+    parameter, for Adam in float32, with accumulation too. It needs an elementwise optimizer of torch.optim.
 
-    All workers must run the same blocks in the same order, but their losses need not use what came out of them. Outside
-    of a step call the model itself, on all workers: its parts alone hold shards.
+    All workers must run the same blocks in the same order, but their losses need not use all outputs. Outside of a step
+    call the model itself, on all workers: its submodules alone hold shards.
 
     Args:
-        wrap: which blocks are gathered by themselves, not with the whole model: names of module classes; or a number of
-            parameters, from which on an element of an nn.ModuleList or nn.Sequential is. Such a block must be used by
-            calling it. An empty list gathers the whole model at once.
+        wrap: the blocks that are gathered separately, not with the whole model: names of module classes; or a number of
+            parameters from which an element of an nn.ModuleList or nn.Sequential is a block. A block must be called to
+            be used. An empty list gathers the whole model at once.
         reshard_after_forward: free gathered blocks after forward, and gather them again in backward.
-        precision: "float32" computes in the parameters' own type; "bf16" and, on CUDA, "fp16" (with a loss scale that
-            adapts) gather and compute in half precision, and keep and reduce in float32; both are lossy.
+        precision: "float32" computes in the parameters' own type; "bf16" and, on CUDA, "fp16" (with a dynamic loss
+            scale) gather and compute in half precision, and keep and reduce in float32; both are lossy.
         offload: keep shards and optimizer on the CPU, and reduce there by Gloo; only on CUDA, as without a GPU they are
             there already.
     """
@@ -67,11 +66,11 @@ class FSDPStrategy(ProcessGroupStrategy):
         if precision not in _PRECISIONS:
             raise OptionError(f"precision={precision!r} must be one of {', '.join(_PRECISIONS)}")
         if precision == "fp16" and self.device.type == "cpu":
-            raise OptionError("precision='fp16' is for GPUs: on the CPU take 'bf16' or 'float32'")
+            raise OptionError("precision='fp16' is for GPUs: on the CPU use 'bf16' or 'float32'")
         if offload and self.device.type == "cpu":
             raise OptionError("offload=True keeps shards on the CPU, where device='cpu' has them already: leave it out")
         if offload and backend is None:
-            self._backend = "cpu:gloo,cuda:nccl"  # clipping and checkpoints reduce what is on the CPU
+            self._backend = "cpu:gloo,cuda:nccl"  # clipping and checkpoints reduce CPU tensors
         self._reshard_after_forward = reshard_after_forward
         self._precision = precision
         self._offload = offload
@@ -113,13 +112,13 @@ class FSDPStrategy(ProcessGroupStrategy):
         kept_type = None if compute_type is None else torch.float32
         for unit in units:
             self._shard(unit, MixedPrecisionPolicy(compute_type, kept_type), self._reshard_after_forward)
-        # The model's own parameters stay gathered from the start of a step to the end of its backward, whatever loss_fn
-        # does with them. Its outputs come back in float32, so that the loss is computed in it.
+        # The model's own parameters stay gathered from the start of a step to the end of its backward, for any use in
+        # loss_fn. Its outputs are cast to float32 for the loss.
         self._shard(model, MixedPrecisionPolicy(compute_type, kept_type, kept_type), False)
         self._shard(root, MixedPrecisionPolicy(cast_forward_inputs=False), False)
         cast(FSDPModule, root).set_reduce_scatter_unused_params(True)
         with torch.no_grad():
-            root()  # FSDP takes for its root what runs first
+            root()  # FSDP's root is the module that runs first
         rebind(optimizer, names, model)
 
     def _shard(self, module: torch.nn.Module, precision: MixedPrecisionPolicy, reshard_after_forward: bool) -> None:
@@ -140,13 +139,13 @@ def _checked_wrap(wrap: Sequence[str] | int) -> tuple[str, ...] | int:
     if isinstance(wrap, (list, tuple)) and all(isinstance(name, str) for name in wrap):
         return tuple(wrap)
     raise OptionError(
-        f"wrap={wrap!r} must be a list of names of module classes, or a positive number of parameters from which on an "
-        "element of an nn.ModuleList or nn.Sequential is gathered by itself"
+        f"wrap={wrap!r} must be a list of names of module classes, or a positive number of parameters from which an "
+        "element of an nn.ModuleList or nn.Sequential is gathered separately"
     )
 
 
 def _broadcast(tensor: torch.Tensor) -> None:
-    """Give every worker rank 0's values; as bytes, because backends do not know all types."""
+    """Give every worker rank 0's values; as bytes, because backends do not support all types."""
     flat = tensor.contiguous().reshape(-1)
     dist.broadcast(flat.view(torch.uint8), 0)
     tensor.copy_(flat.view(tensor.shape))

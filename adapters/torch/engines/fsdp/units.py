@@ -1,4 +1,4 @@
-"""Which blocks of a model FSDP gathers by themselves, and what it cannot shard."""
+"""Choose the blocks of a model that FSDP gathers separately, and refuse what it cannot shard."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ...parameter_types import refuse_empty, refuse_scalars
 
 
 def choose_units(model: torch.nn.Module, wrap: Sequence[str] | int) -> list[torch.nn.Module]:
-    """Return the blocks below `model` that are gathered by themselves, inner ones before those that contain them.
+    """Return the blocks below `model` that are gathered separately, inner ones before those that contain them.
 
-    By size, a block counts what its inner blocks leave to it, and one that shares a parameter with the rest of the
-    model is left to the model, where the parameter stays one.
+    By size, a block's parameters exclude those of its inner blocks. A block that shares a parameter with the rest of
+    the model is left to the model, so that the parameter stays one.
 
     Raises:
         OptionError: a class of `wrap` is not in the model, cannot be called, or shares a parameter.
@@ -39,7 +39,7 @@ def choose_units(model: torch.nn.Module, wrap: Sequence[str] | int) -> list[torc
         elif shared:
             raise OptionError(
                 f"wrap names {type(module).__name__}, which shares the parameter {_name(model, shared[0])!r} with "
-                "another part of the model: leave it out, or name a class that contains all who share it"
+                "another module: leave it out, or name a class that contains all modules that share it"
             )
         units.append(module)
         taken |= own
@@ -47,13 +47,13 @@ def choose_units(model: torch.nn.Module, wrap: Sequence[str] | int) -> list[torc
 
 
 def check_shardable(model: torch.nn.Module, units: Iterable[torch.nn.Module]) -> None:
-    """Refuse by name what FSDP would stop at.
+    """Refuse models at which FSDP would fail.
 
     Raises:
-        OptionError: a mere list, a scalar, empty or strided parameter, or types that do not mix.
+        OptionError: a plain list, a scalar, empty or strided parameter, or mixed types.
     """
     if isinstance(model, (torch.nn.ModuleList, torch.nn.ModuleDict)):
-        raise OptionError(f"FSDP does not shard a {type(model).__name__}: make it part of a module that is the model")
+        raise OptionError(f"FSDP does not shard a {type(model).__name__}: put it into a module")
     refuse_scalars(model, "fsdp")
     refuse_empty(model, "fsdp")
     for name, parameter in model.named_parameters():
@@ -90,7 +90,7 @@ def _of_classes(model: torch.nn.Module, names: Sequence[str]) -> set[torch.nn.Mo
     for module in chosen:
         if not _has_forward(module):
             raise OptionError(
-                f"wrap names {type(module).__name__}, which has no forward: name the class of what it holds"
+                f"wrap names {type(module).__name__}, which has no forward: name the class of its elements"
             )
     return chosen
 

@@ -1,4 +1,4 @@
-"""Time FSDP's collectives: it takes others in the place of its own, which do the same here."""
+"""Time FSDP's collectives: it accepts replacements, which do the same here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.distributed.fsdp import FSDPModule
 
 from ...waiting import Waiting
 
-# torch 2.13 renamed them, and warns of the old names.
+# torch 2.13 renamed them, and warns about the old names.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def time_collectives(root: torch.nn.Module, waiting: Waiting) -> None:
-    """Have the gathering of parameters and the reduction of gradients timed, of all blocks below `root`.
+    """Time the gathering of parameters and the reduction of gradients of all blocks below `root`.
 
-    On CUDA the host does not wait in them, but the stream.
+    On CUDA the stream waits in them, not the host.
     """
     for module in root.modules():
         if isinstance(module, FSDPModule):
@@ -28,7 +28,7 @@ def time_collectives(root: torch.nn.Module, waiting: Waiting) -> None:
 
 
 class _Timed:
-    """What FSDP calls a `Comm`: where a collective's buffer comes from, and the collective."""
+    """FSDP's `Comm`: it allocates a collective's buffer, and runs the collective."""
 
     def __init__(self, waiting: Waiting, collective: Any) -> None:
         self._waiting = waiting
