@@ -1,4 +1,4 @@
-"""Farandole's callbacks as Lightning's: for the Trainer, on our strategies and on its own."""
+"""Farandole's callbacks for Lightning's Trainer, on our strategies and on Lightning's own."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _Callback: Any = trainer_part("callbacks").Callback
 
 
 class LightningCallback(_Callback):  # type: ignore[misc]
-    """A callback of farandole's, for a Trainer: `Trainer(callbacks=[LightningCallback(Waits()), ...])`.
+    """A farandole callback for a Trainer: `Trainer(callbacks=[LightningCallback(Waits()), ...])`.
 
     It sees each `fit`. A record is of one step of the optimizer; with manual optimization it is of one batch, and its
-    loss is the sum of what was given to `manual_backward`.
+    loss is the sum of the losses given to `manual_backward`.
 
-    On farandole's strategies the loss is that over all workers and micro-batches, the same number on every worker, and
-    one may read it alone. On Lightning's own it is this worker's, and there is no phase "data", of which Lightning's
-    hooks do not tell; `run.strategy` has the workers and the collectives there, and nothing else.
+    On farandole's strategies the loss is that over all workers and micro-batches, the same number on every worker. One
+    worker may read it alone. On Lightning's own strategies it is this worker's loss, and there is no phase "data",
+    because Lightning has no hooks for it; `run.strategy` has only the workers and the collectives.
 
-    States travel in Lightning's checkpoints, by the names that they have in farandole's. Fabric's loops are their
-    authors', and have none of these hooks.
+    States are stored in Lightning's checkpoints under the same names as in farandole's. In Fabric you write the loop,
+    and it has none of these hooks.
 
     Raises:
-        OptionError: it is no callback of farandole's, or watches what is no phase.
+        OptionError: it is not a farandole callback, or watches an unknown phase.
     """
 
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
-        """Make one of a class of its own for each kind: by the class Lightning tells which callbacks replace others."""
+        """Create a class for each kind of callback: Lightning replaces a callback by another of the same class."""
         if cls is LightningCallback and arguments:
             kind = type(arguments[0])
             cls = _KINDS.setdefault(kind, type(f"Lightning{kind.__name__}", (cls,), {}))
@@ -43,12 +43,12 @@ class LightningCallback(_Callback):  # type: ignore[misc]
         super().__init__()
         check_callback(callback)
         self.callback = callback
-        self._records: Records | None = None  # of the fit under way
+        self._records: Records | None = None  # of the running fit
         self._seam: Seam | None = None
         self._prepared: weakref.ref[Any] | None = None
 
     def __reduce__(self) -> Any:
-        """Copy what was given: its class may be one that was made here."""
+        """Copy the wrapped callback: the class may have been created here, and cannot be pickled."""
         return (LightningCallback, (self.callback,)) if type(self) in _KINDS.values() else super().__reduce__()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,11 +58,11 @@ class LightningCallback(_Callback):  # type: ignore[misc]
         plugged = [callback for callback in trainer.callbacks if isinstance(callback, LightningCallback)]
         self._records = None
         if stage == "fit":
-            self._seam = None  # of another Trainer, where this one may not be the first
+            self._seam = None  # of another Trainer, in which this callback may not be the first
         if stage != "fit" or plugged[0] is not self:
-            return  # the first tells all of them
+            return  # the first calls all of them
         self._records = Records(trainer, [callback.callback for callback in plugged])
-        self._seam = self._records.seam  # which stays: a checkpoint may be saved after the fit
+        self._seam = self._records.seam  # kept: a checkpoint may be saved after the fit
         if self._prepared is None or self._prepared() is not pl_module:
             self._prepared = weakref.ref(pl_module)
             self._records.prepare(pl_module)
@@ -134,6 +134,6 @@ class WorkerMetrics(LightningCallback):
 
     @property
     def epochs(self) -> list[list[dict[str, float]]]:
-        """The measures of each epoch, by worker; see there."""
+        """The measures of each epoch, by worker, as in `metrics.WorkerMetrics`."""
         assert isinstance(self.callback, metrics.WorkerMetrics)
         return self.callback.epochs

@@ -1,4 +1,4 @@
-"""Load a worker's shares of a plan with the user's own DataLoader, and say of each batch how heavy it is."""
+"""Load a worker's shares of a plan with the user's own DataLoader, and report each batch's weight."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .plans import Plan, Share
 class ShareSampler(Sampler[Any]):
     """This worker's batches of a plan, as lists of indices; a batch sampler for torch's DataLoader.
 
-    alone: yield single indices, for a DataLoader that makes no batches (`batch_size=None`).
-    seed: of what the dataset draws at random; `None` where it draws nothing.
+    alone: yield single indices, for a DataLoader without batches (`batch_size=None`).
+    seed: of the dataset's random numbers; `None` if it draws none.
     """
 
     def __init__(self, plan: Plan, worker: Worker, alone: bool, seed: int | None) -> None:
         self.plan = plan
         self.epoch = 0
-        self.skip = (0, 0)  # epoch, and how many of its samples are to be left out
+        self.skip = (0, 0)  # epoch, and how many of its first samples to skip
         self._worker = worker
         self._alone = alone
         self._seed = seed
@@ -36,15 +36,15 @@ class ShareSampler(Sampler[Any]):
 
     @property
     def sampler(self) -> ShareSampler:
-        """Itself: Lightning looks here for whom to tell the epoch."""
+        """Itself: Lightning calls `set_epoch` of this."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def shares(self) -> Iterator[Share]:
-        """Begin an iteration: yield its shares, which `iter` then yields the indices of."""
+        """Begin an iteration: yield its shares, whose indices `iter` then yields."""
         skip = self.skip[1] if self.epoch == self.skip[0] else 0
         yielded, self._shares = itertools.tee(self._share(parts) for parts in self.plan.batches(self.epoch, skip))
         return yielded
@@ -67,7 +67,7 @@ class ShareSampler(Sampler[Any]):
         if len(own) > 0:
             return Share(tuple(int(index) for index in own), len(own), total)
         first = int(next(part for part in parts if len(part) > 0)[0])
-        # Two of it, as BatchNorm refuses to train on a single value.
+        # Twice, because BatchNorm refuses to train on a single value.
         return Share((first,) if self._alone else (first, first), 0, total)
 
 
@@ -77,21 +77,21 @@ def sampler_of(loader: Any, plan: Plan, worker: Worker, seed: int) -> ShareSampl
 
 
 class Position(Protocol):
-    """How far the training of this epoch is, as its framework counts, in batches."""
+    """How many batches of this epoch were trained on, as its framework counts."""
 
     @property
     def batches(self) -> int: ...
 
     def move(self, batches: int) -> None:
-        """Count on from `batches`."""
+        """Continue to count from `batches`."""
 
 
 class ShareLoader(InPlaceOf):
-    """A DataLoader that tells, for each batch it yields, which share of the workers' batch it is; `None` at the end.
+    """A DataLoader that reports, for each batch it yields, its share of the workers' batch; `None` at the end.
 
-    given: the user's DataLoader, which `loader` was made after.
-    position: of the training that it loads for, which goes into checkpoints; `None` for an evaluation.
-    timed: yields what is loaded, and times how long that is waited for.
+    given: the user's DataLoader, from which `loader` was built.
+    position: in the training that it loads for, stored in checkpoints; `None` for an evaluation.
+    timed: yields what is loaded, and times the wait for it.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ShareLoader(InPlaceOf):
         self._tell = tell
         self._position = position
         self._has_state = False
-        self._base = (0, 0)  # batches, and samples, that came before it, in the epoch that it was resumed in
+        self._base = (0, 0)  # batches and samples trained on before, in the resumed epoch
         if position is not None:
             self.state_dict = self._state_dict
             self.load_state_dict = self._load_state_dict
@@ -127,18 +127,19 @@ class ShareLoader(InPlaceOf):
             self._tell(self, None)
 
     def resume(self, epoch: int, samples: int) -> None:
-        """Leave out the first `samples` of `epoch`, and have the framework count on from there."""
+        """Skip the first `samples` of `epoch`, and let the framework count from there."""
         plan = self._share_sampler.plan
         if self._position is None or not 0 < samples < plan.length():
             return
-        # The rest of the epoch, in batches as they are now; counted from the epoch's end, so that it ends as ever.
+        # Count the remaining batches, of today's size, from the epoch's end, so that the epoch ends at its usual
+        # number.
         batches = len(plan) - math.ceil((plan.length() - samples) / plan.batch_size)
         self._base = (batches, samples)
         self._share_sampler.skip = (epoch, samples)
         self._position.move(batches)
 
     def resume_by_count(self, epoch: int) -> None:
-        """Where a checkpoint said how many batches were trained on, but not what of, take them for batches of now."""
+        """If a checkpoint has only a number of batches, assume that they had today's size."""
         if not self._has_state and self._position is not None:
             self.resume(epoch, self._position.batches * self._share_sampler.plan.batch_size)
 
@@ -156,17 +157,17 @@ class ShareLoader(InPlaceOf):
         if state["length"] != length and 0 < state["samples"] < state["length"]:
             raise DataError(
                 f"the checkpoint was written in the middle of an epoch of {state['length']} samples, and the training "
-                f"data has {length} now: resume with the same data, or from a checkpoint of an epoch's end"
+                f"data has {length} now: resume with the same data, or from a checkpoint at the end of an epoch"
             )
         self.resume(state["epoch"], state["samples"])
 
 
 def rebuild(loader: Any, sampler: ShareSampler, predicting: bool) -> Any:
-    """Return a DataLoader like `loader`, of its class, that loads what `sampler` says."""
+    """Return a DataLoader of `loader`'s class, with its arguments, that loads what `sampler` yields."""
     alone = loader.batch_sampler is None
     model = copy.copy(loader)
     if not alone:
-        # Lightning knows the constructor's arguments, but gives up on batch samplers that it does not know.
+        # Lightning finds the constructor's arguments, but fails on batch samplers of classes that it does not know.
         object.__setattr__(model, "batch_sampler", BatchSampler(sampler, 1, drop_last=False))
     arguments, keywords = constructor_arguments(model, sampler)
     keywords = {
@@ -182,6 +183,6 @@ def rebuild(loader: Any, sampler: ShareSampler, predicting: bool) -> Any:
 
 
 def _positional(kind: type) -> list[str]:
-    """Return the names of the arguments that a class can be given by position."""
+    """Return the names of a class's positional arguments."""
     named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [name for name, parameter in inspect.signature(kind).parameters.items() if parameter.kind in named]

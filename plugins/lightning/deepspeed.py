@@ -29,15 +29,15 @@ _DeepSpeedPrecision: Any = trainer_part("plugins.precision.deepspeed").DeepSpeed
 
 @noticing_lost_workers(TRAINERS)
 class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type: ignore[misc]
-    """Workers share out optimizer states (stage 1), gradients too (2), parameters too (3).
+    """Optimizer states are sharded (stage 1), and gradients (2), and parameters (3).
 
-    A Lightning DeepSpeedStrategy to whoever asks. Unlike Lightning's own it trains on CPUs, updates with the optimizer
-    and the scheduler that `configure_optimizers` returns, and writes checkpoints of whole weights and states, as
-    `strategy="ddp"` does: any of ours, DDP and one process load them, at any number of workers.
+    Lightning sees a Lightning DeepSpeedStrategy. Unlike Lightning's own it trains on CPUs, updates with the optimizer
+    and scheduler that `configure_optimizers` returns, and writes checkpoints of whole weights and states, as
+    `strategy="ddp"` does: any of our strategies, DDP and one process load them, at any number of workers.
 
     Args:
         stage: of ZeRO, 1 to 3.
-        offload: keep the optimizer's share on the CPU, and at stage 3 the parameters' too.
+        offload: keep the optimizer's shard on the CPU, and at stage 3 the parameters' too.
         config: DeepSpeed's own settings, a dict or the path of a JSON file.
         find_unused_parameters: let workers use different parameters in a step.
         timeout: seconds that a collective may take.
@@ -57,7 +57,7 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
             find_unused_parameters=find_unused_parameters,
             timeout=timeout,
         )
-        self.config = {"zero_optimization": {"stage": stage}}  # what Lightning asks it for
+        self.config = {"zero_optimization": {"stage": stage}}  # Lightning reads it
         run_steps_in(self, self._run_in_engine)
         self._between_updates = False
         self._configured_norm = 0.0
@@ -73,7 +73,7 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
 
     @property
     def engine(self) -> ZeroEngine | None:
-        """The engine of the module that is being run; `None` where it was not trained in this process."""
+        """The engine of the running module; `None` if it was not trained in this process."""
         engine = next(iter(self.engines), None)
         assert engine is None or isinstance(engine, ZeroEngine)
         return engine
@@ -99,9 +99,9 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
     def _learning(self) -> set[int]:
         return {id(parameter) for parameter in self.lightning_module.parameters() if parameter.requires_grad}
 
-    def _take_up_unfrozen(self, batch_idx: int) -> None:
+    def _add_unfrozen(self, batch_idx: int) -> None:
         raise OptionError(
-            "parameters were unfrozen while training, and DeepSpeed has partitioned the others without them: unfreeze "
+            "parameters were unfrozen during training, and DeepSpeed partitioned the others without them: unfreeze "
             "them before fit(), or use strategy='horovod' or 'ddp'"
         )
 
@@ -113,7 +113,7 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         return _strategies.DDPStrategy.tensor_init_context(self, empty_init)
 
     def model_sharded_context(self) -> Any:
-        # At stage 3 parameters are partitioned as they are made; a model that is only run must be whole.
+        # At stage 3 parameters are partitioned when they are created; a model that is not trained must be whole.
         if self.lightning_module is not None and self.lightning_module.trainer.state.fn != "fit":
             return _strategies.DDPStrategy.model_sharded_context(self)
         return self.adapter.scope()
@@ -128,7 +128,7 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         """Apply the gradients."""
         assert self.engine is not None
         self.engine.update()
-        self.engine.clip_grad_norm(self._configured_norm)  # what a step was clipped at is not for the next one
+        self.engine.clip_grad_norm(self._configured_norm)  # a step's clipping does not hold for the next
         self._between_updates = False
 
     def _wrap(self, trainer: Any) -> None:
@@ -136,8 +136,8 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
         AdapterStrategy._wrap(self, trainer)
         if self.engine is None:
             raise OptionError(
-                "configure_optimizers() returned no optimizer that trains a parameter, and DeepSpeed shares out what "
-                "one updates: return one, or use strategy='horovod' or 'ddp'"
+                "configure_optimizers() returned no optimizer that trains a parameter, and DeepSpeed needs one to "
+                "shard: return one, or use strategy='horovod' or 'ddp'"
             )
         give(self.engine.optimizer)
         self._configured_norm = self.engine.deepspeed_engine.gradient_clipping()
@@ -145,14 +145,14 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
     def _before_step(self, optimizer: Any, *arguments: Any) -> None:
         if not self._stepping:
             raise OptionError(
-                "step() of a bare optimizer, which sees this worker's part only: step what self.optimizers() returns"
+                "step() of a bare optimizer, which sees this worker's shard only: step what self.optimizers() returns"
             )
 
     def teardown(self) -> None:
         if self.engine is None or self.root_device.type == "cpu":
             AdapterStrategy.teardown(self)
             return
-        # Lightning would move parameters to the CPU, away from what DeepSpeed has made of them.
+        # Lightning would move parameters to the CPU, out of DeepSpeed's buffers.
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
         self.accelerator.teardown()
@@ -187,7 +187,7 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
 
 
 class ZeroPrecision(_DeepSpeedPrecision):  # type: ignore[misc]
-    """Lightning's precision plugin for DeepSpeed, on our engine: it clips what it is told to clip."""
+    """Lightning's precision plugin for DeepSpeed, on our engine; it clips in the engine."""
 
     def __init__(self, precision: str, strategy: DeepSpeedStrategy) -> None:
         super().__init__(precision)
@@ -197,7 +197,7 @@ class ZeroPrecision(_DeepSpeedPrecision):  # type: ignore[misc]
         overridden = getattr(model.backward, "__func__", None) is not _LightningModule.backward
         if overridden or args or kwargs:
             what = "LightningModule.backward" if overridden else "an argument of backward"
-            raise OptionError(f"{what}: DeepSpeed runs backward by itself and cannot honour it; leave it out")
+            raise OptionError(f"{what}: DeepSpeed runs backward itself and cannot use it; leave it out")
         assert self._strategy.engine is not None
         self._strategy.engine.backward(tensor)
 

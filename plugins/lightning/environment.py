@@ -1,4 +1,4 @@
-"""Who a worker is, told to Lightning in its own terms: for launchers that it does not know, and for those it does."""
+"""Tell Lightning a worker's rank and world size, under launchers that it knows and that it does not know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OWN_STARTS = (_environments.LightningEnvironment, _environments.TorchElasticEnv
 
 
 class LauncherEnvironment(_environments.ClusterEnvironment):  # type: ignore[misc, name-defined]
-    """The workers that a launcher started: horovodrun, deepspeed, torchrun, Open MPI, TF_CONFIG or bare variables."""
+    """Workers started by a launcher: horovodrun, deepspeed, torchrun, Open MPI, TF_CONFIG or plain variables."""
 
     def __init__(self, launch: Launch | None = None) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class LauncherEnvironment(_environments.ClusterEnvironment):  # type: ignore[mis
         return self.launch.worker.world_size
 
     def set_world_size(self, size: int) -> None:
-        """Keep the launcher's number: it started them."""
+        """Keep the launcher's number."""
 
     def global_rank(self) -> int:
         return self.launch.worker.rank
@@ -70,10 +70,10 @@ class SlurmEnvironment(LauncherEnvironment, _environments.SLURMEnvironment):  # 
 
 
 def resolve(environment: Any) -> Any:
-    """Return the environment to use where Lightning chose `environment`, or its user did.
+    """Return the environment to use instead of `environment`, which Lightning or its user chose.
 
-    Lightning takes a process for one that it is to start workers from where it does not know the launcher. An
-    environment of the user's own stays.
+    If Lightning does not know the launcher, it takes this process for one that must start workers. The user's own
+    environment is kept.
     """
     scheduled = type(environment) is _environments.SLURMEnvironment
     if (scheduled or type(environment) in _OWN_STARTS) and LauncherEnvironment.detect():
@@ -98,10 +98,10 @@ def in_place_of_refused() -> LauncherEnvironment | None:
 
 
 def launch_of(environment: Any, local_world_size: int) -> Launch:
-    """Describe this worker to an engine, as Lightning's environment does to Lightning.
+    """Describe this worker to an engine by Lightning's environment.
 
     Raises:
-        LauncherError: a variable of another job's keeps Lightning from starting workers.
+        LauncherError: a variable of another job keeps Lightning from starting workers.
     """
     if isinstance(environment, LauncherEnvironment):
         return environment.launch
@@ -112,11 +112,11 @@ def launch_of(environment: Any, local_world_size: int) -> Launch:
         local_world_size,
         environment.node_rank(),
     )
-    left_behind = isinstance(environment, _environments.LightningEnvironment) and "MASTER_PORT" not in os.environ
-    if worker.world_size > 1 and environment.creates_processes_externally and left_behind:
+    incomplete = isinstance(environment, _environments.LightningEnvironment) and "MASTER_PORT" not in os.environ
+    if worker.world_size > 1 and environment.creates_processes_externally and incomplete:
         raise LauncherError(
-            f"LOCAL_RANK={worker.local_rank} is set, so that Lightning starts no workers, but no MASTER_ADDR and "
-            "MASTER_PORT tell where to meet those of another launcher: unset LOCAL_RANK, or set all of them"
+            f"LOCAL_RANK={worker.local_rank} is set, so Lightning starts no workers, but no MASTER_ADDR and "
+            "MASTER_PORT say where to meet another launcher's workers: unset LOCAL_RANK, or set all of them"
         )
     address = (environment.main_address, environment.main_port) if worker.world_size > 1 else None
     return Launch("lightning", worker, address)
@@ -125,16 +125,16 @@ def launch_of(environment: Any, local_world_size: int) -> Launch:
 def devices_here(
     environment: Any, devices: list[Any], automatic: int, available: list[Any], frontend: str
 ) -> list[Any]:
-    """Return the devices of this machine's workers: what the frontend was asked for, if the launcher agrees.
+    """Return the devices of this machine's workers: those that the user chose, if the launcher agrees.
 
     Args:
-        devices: what the frontend made of `devices=`.
-        automatic: how many `devices="auto"` would give; as many are not taken for a wish.
+        devices: the frontend's list for `devices=`.
+        automatic: how many `devices="auto"` would give; this number does not count as the user's choice.
         available: the devices that "auto" would give.
         frontend: "Trainer" or "Fabric".
 
     Raises:
-        LauncherError: another number was asked for than was started.
+        LauncherError: the user's number is not the launcher's.
     """
     if not isinstance(environment, LauncherEnvironment):
         return devices
@@ -154,7 +154,7 @@ def devices_here(
 
 
 def check_nodes(environment: Any, num_nodes: int, frontend: str) -> None:
-    """Compare the number of machines with the launcher's; 1, the default, is not taken for a wish.
+    """Compare the number of machines with the launcher's; 1, the default, does not count as the user's choice.
 
     Raises:
         LauncherError: they differ.
@@ -171,7 +171,7 @@ def check_nodes(environment: Any, num_nodes: int, frontend: str) -> None:
 
 
 def _is_started_by_lightning() -> bool:
-    """Whether Lightning started this worker, or is to: it sets LOCAL_RANK, and no rank of the whole job."""
+    """Whether Lightning started or will start this worker: it sets LOCAL_RANK, and no global rank."""
     return "LOCAL_RANK" in os.environ and not any(
         name in os.environ for name in ("RANK", "HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "TF_CONFIG")
     )

@@ -14,8 +14,8 @@ from .strategy import AdapterStrategy
 class HorovodStrategy(AdapterStrategy):
     """A replica on every worker; Horovod all-reduces the gradients while backward runs.
 
-    With manual optimization, with several optimizers and with a GradientAccumulationScheduler they are reduced when
-    the optimizer steps, or is clipped, instead. (There is no Adasum: it has Horovod step, and Lightning steps itself.)
+    With manual optimization, several optimizers or a GradientAccumulationScheduler they are reduced when the optimizer
+    steps or is clipped. (There is no Adasum: Horovod would have to step, and Lightning steps itself.)
 
     Args:
         compression: "fp16" halves the traffic, lossily.
@@ -38,7 +38,7 @@ class HorovodStrategy(AdapterStrategy):
         return super()._adopt_precision(plugin)
 
     def teardown(self) -> None:
-        # A backward pass after the training, by the user or in another one that a part of the module has, is theirs.
+        # Later backward passes, by the user or in a training with one of the submodules, must not be reduced here.
         if self.lightning_module is not None:
             release(self.lightning_module)
         super().teardown()

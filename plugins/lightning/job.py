@@ -1,4 +1,4 @@
-"""The one strategy of ours that this process has joined: Trainers come and go, while the job stays joined."""
+"""The one strategy of ours that this process has joined: it stays joined from one Trainer to the next."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ...adapters.torch.meeting import Meeting
 from ...adapters.torch.rendezvous import init_companion_group, open_side_store
 from ...adapters.torch.strategy import TorchStrategy
 
-_LONGEST_ALONE = 300.0  # seconds that workers may go on alone, once the one that started them has left
+_LONGEST_ALONE = 300.0  # seconds that started workers may run after the one that started them has left
 
 
 @dataclass(frozen=True)
 class Joined:
     """A strategy that this process has joined.
 
-    meeting: where its workers meet outside of the engine; `None` for a single worker.
+    meeting: where its workers meet without the engine; `None` for a single worker.
     """
 
     key: Any
@@ -37,15 +37,15 @@ class Joined:
 
 _joined: list[Joined] = []
 _meetings: list[Meeting] = []  # also of a strategy that was abandoned
-_companions: list[Any] = []  # the process group of torch's, where we made it beside a strategy
-_started: list[subprocess.Popen[Any]] = []  # the workers that this one has started
+_companions: list[Any] = []  # torch's process group, if we created it for a strategy
+_started: list[subprocess.Popen[Any]] = []  # workers started by this one
 
 
 def join(key: Any, create: Callable[[], TorchStrategy], started: Sequence[subprocess.Popen[Any]]) -> Joined:
-    """Return the joined strategy with this key; leave one with another key, and create and join one with this.
+    """Return the joined strategy with this key; if the key differs, leave the old one, and create and join a new one.
 
     Args:
-        started: the workers that this process has started: the job's exit code is theirs too.
+        started: workers started by this process, which also decide the job's exit code.
     """
     _started[:] = started
     atexit.unregister(_end_started)
@@ -61,7 +61,7 @@ def join(key: Any, create: Callable[[], TorchStrategy], started: Sequence[subpro
         stack.pop_all()
     entry.leave_for_another(leave)
     _joined.append(joined)
-    # Anew each time, so that it comes before the handler that Horovod has just added: the last one runs first.
+    # Register again each time, to run before the handler that Horovod has just added: the last one runs first.
     atexit.unregister(_leave_at_exit)
     atexit.register(_leave_at_exit)
     return joined
@@ -74,11 +74,11 @@ def leave() -> None:
             strategy = _joined.pop().strategy
             stack.push(strategy)
             stack.callback(_close_beside)
-            strategy.barrier()  # nobody is in a collective of the group any more
+            strategy.barrier()  # no worker is in a collective of the group
 
 
 def _open_beside(strategy: TorchStrategy) -> Meeting | None:
-    """Open what a strategy's workers have beside it, and return where they meet."""
+    """Open a strategy's extra connections, and return where its workers meet."""
     if strategy.worker.world_size == 1:
         return None
     store = open_side_store(strategy)
@@ -91,13 +91,13 @@ def _open_beside(strategy: TorchStrategy) -> Meeting | None:
 
 
 def _close_beside() -> None:
-    """Close what was opened beside a strategy."""
+    """Close a strategy's extra connections."""
     while _meetings:
         _meetings.pop().close()
     if _companions:
         _companions.clear()
         dist.destroy_process_group()
-        time.sleep(0.02)  # Gloo's threads let go of their last tensors under the GIL (pytorch#179291)
+        time.sleep(0.02)  # Gloo's threads release their last tensors under the GIL (pytorch#179291)
 
 
 def abandon(strategy: TorchStrategy, error: BaseException) -> None:
@@ -111,11 +111,11 @@ def abandon(strategy: TorchStrategy, error: BaseException) -> None:
             try:
                 strategy.__exit__(type(error), error, error.__traceback__)
             except WorkerLostError as lost:
-                error.add_note(str(lost))  # who calls goes on with the engine's own error
+                error.add_note(str(lost))  # the caller raises the engine's own error
 
 
 def _leave_at_exit() -> None:
-    error = getattr(sys, "last_value", None)  # the interpreter's note of what ended the program; none of `sys.exit`
+    error = getattr(sys, "last_value", None)  # set by Python if an exception ended the program, but not by `sys.exit`
     for known in list(_joined):
         if error is not None:
             abandon(known.strategy, error)
@@ -126,20 +126,20 @@ def _leave_at_exit() -> None:
 
 
 def _leave_alone(known: Joined) -> None:
-    """Leave where the others do not: they may need nothing any more, or lose this worker now, and say so."""
+    """Leave while the others stay: if they still need this worker, they report it as lost."""
     _joined.remove(known)
     _close_beside()
-    with contextlib.suppress(WorkerLostError):  # they had lost each other before
+    with contextlib.suppress(WorkerLostError):  # the workers had lost each other before
         known.strategy.__exit__(None, None, None)
     until = time.monotonic() + _LONGEST_ALONE
-    # Whether this one is missed is for them to say, and the job's exit code is that of the process that started them.
+    # A worker that needed this one fails; the exit code of this process, which started them, must then be a failure.
     codes = [_wait_for(process, until) for process in _started]
     if any(codes):
         end_with_failure()
 
 
 def _end_started() -> None:
-    """Leave no worker behind that this one has started, where it fails: they may be waiting for it."""
+    """End the workers that this one started if it fails: they may be waiting for it."""
     if getattr(sys, "last_value", None) is not None:
         until = time.monotonic() + leave_timeout() / 3
         for process in _started:
@@ -147,7 +147,7 @@ def _end_started() -> None:
 
 
 def _wait_for(process: subprocess.Popen[Any], until: float) -> int:
-    """Return the exit code of a worker that this one has started; end it where it does not end by itself."""
+    """Return the exit code of a worker that this one started; end it if it does not exit in time."""
     for seconds, end in ((until - time.monotonic(), process.terminate), (end_timeout(), process.kill)):
         try:
             return process.wait(max(0.0, seconds))

@@ -1,4 +1,4 @@
-"""How a strategy of Lightning's finds out who its workers are, and joins them by the strategy of ours that works."""
+"""How a Lightning strategy finds its workers, and joins their job through one of our strategies."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ ON_DEMAND = 2**31
 
 
 class Joining(Launching):
-    """Comes before a strategy class of Lightning's.
+    """A mixin before a strategy class of Lightning.
 
-    frontend: what users of the class make with it: "Trainer" or "Fabric".
+    frontend: what the class is used with: "Trainer" or "Fabric".
     """
 
     frontend = "Trainer"
@@ -31,7 +31,7 @@ class Joining(Launching):
     launcher: Any
 
     def _stand_for(self, name: str, options: dict[str, Any]) -> None:
-        """Say which strategy of ours this is, as in `create_strategy`; options that are `None` are left out."""
+        """Set the name and options of our strategy, as in `create_strategy`; options that are `None` are left out."""
         self._adapter_name = name
         self._adapter_options = {option: value for option, value in options.items() if value is not None}
         self._used = False
@@ -45,10 +45,10 @@ class Joining(Launching):
 
     @property
     def adapter(self) -> TorchStrategy:
-        """The strategy of ours that does the work; it exists once the workers have been started."""
+        """Our strategy, which does the work; it exists once the workers were started."""
         if self._adapter is None:
             raise StrategyStateError(
-                f"strategy {self._adapter_name!r} has not joined yet: its {self.frontend} has not run"
+                f"strategy {self._adapter_name!r} has not joined: its {self.frontend} has not run yet"
             )
         return self._adapter
 
@@ -84,7 +84,7 @@ class Joining(Launching):
         self._devices_here = devices
 
     def refuse_second_use(self) -> None:
-        """Raise `StrategyStateError` where a Trainer or Fabric has this object."""
+        """Raise `StrategyStateError` if a Trainer or Fabric has this object already."""
         if self._used:
             raise StrategyStateError(
                 f"this {type(self).__name__} belongs to another {self.frontend} already: make a new one for each "
@@ -92,9 +92,9 @@ class Joining(Launching):
             )
 
     def before_launch(self) -> None:
-        """Take this object for one Trainer or Fabric."""
+        """Reserve this object for one Trainer or Fabric."""
         self._used = True
-        self._create_adapter(Launch("none", Worker()))  # what it refuses is refused now
+        self._create_adapter(Launch("none", Worker()))  # checks the options now
 
     def _join(self) -> None:
         launch = environment.launch_of(self.cluster_environment, self.num_processes)
@@ -109,13 +109,13 @@ class Joining(Launching):
         return False
 
     def say_who_failed(self, lost: WorkerLostError) -> None:
-        """Add what the lost worker failed with, where no launcher ends the job's output with that."""
-        told = "" if self._meeting is None or is_reported() else self._meeting.told()
-        if told and not hasattr(lost, "__notes__"):
-            lost.add_note(told)
+        """Add the lost worker's error, unless a launcher prints it at the end of the job."""
+        failure = "" if self._meeting is None or is_reported() else self._meeting.told()
+        if failure and not hasattr(lost, "__notes__"):
+            lost.add_note(failure)
 
     def _options(self) -> dict[str, Any]:
-        """Return the engine's options, those that follow from the frontend's arguments included."""
+        """Return the engine's options, including those that follow from the frontend's arguments."""
         return {"device": self.root_device.type, **self._adapter_options}
 
     def _create_adapter(self, launch: Launch) -> TorchStrategy:

@@ -1,6 +1,6 @@
-"""Have what Lightning calls on a strategy say that a worker was lost, where the engine speaks of sockets.
+"""Make a strategy's methods raise `WorkerLostError` where the engine would speak of sockets.
 
-And have it wait for nobody while an exception is handled that the other workers do not handle too.
+And let them wait for no one while this worker alone handles an exception.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ _ALONE: dict[str, Callable[..., Any]] = {
     "reduce": lambda strategy, tensor, *arguments, **options: tensor,
     "reduce_boolean_decision": lambda strategy, decision, *arguments, **options: decision,
 }
-"""What a worker does instead that handles an exception alone: it waits for nobody."""
+"""What these methods do on a worker that handles an exception alone: they wait for no one."""
 
-_ALONE_WITH_A_PART: dict[str, Callable[..., Any]] = {
+_ALONE_WITH_A_SHARD: dict[str, Callable[..., Any]] = {
     "lightning_module_state_dict": lambda strategy: {},
     "optimizer_state": lambda strategy, optimizer: {},
     "save_checkpoint": lambda strategy, checkpoint, filepath, **options: strategy.say_lost(filepath),
 }
-"""The same, where each worker has a part of the state: nothing can be saved."""
+"""The same for a strategy that shards the state: nothing can be saved."""
 
 
 def noticing_lost_workers(methods: tuple[str, ...]) -> Callable[[C], C]:
-    """Decorate a strategy class of ours for Lightning: these methods raise `WorkerLostError` where one is lost."""
+    """Decorate our strategy class for Lightning: these methods raise `WorkerLostError` if a worker is lost."""
 
     def decorate(kind: C) -> C:
         for name in methods:
@@ -72,14 +72,14 @@ def noticing_lost_workers(methods: tuple[str, ...]) -> Callable[[C], C]:
 
 
 def _noticing(method: Callable[..., Any]) -> Callable[..., Any]:
-    alone, with_a_part = (known.get(method.__name__) for known in (_ALONE, _ALONE_WITH_A_PART))
+    alone, with_a_shard = (known.get(method.__name__) for known in (_ALONE, _ALONE_WITH_A_SHARD))
 
     @functools.wraps(method)
     def noticing(self: Any, *args: Any, **options: Any) -> Any:
         if self._adapter is None:
             return method(self, *args, **options)
-        if (alone or with_a_part) and self.is_alone():
-            instead = alone or (with_a_part if self.has_a_part() else None) or method
+        if (alone or with_a_shard) and self.is_alone():
+            instead = alone or (with_a_shard if self.has_a_shard() else None) or method
             return instead(self, *args, **options)
         try:
             with self._adapter.noticing_lost_workers():

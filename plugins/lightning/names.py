@@ -33,12 +33,12 @@ def register() -> None:
 
 
 def _refuse_in_other(names: list[str]) -> None:
-    """Have the Trainer of the Lightning that was not chosen refuse our names: it could not use our classes."""
+    """Make the other Lightning's Trainer refuse our names: it could not use our classes."""
 
     def refuse() -> None:
         raise EngineUnavailableError(
             f"this process has imported both lightning and pytorch_lightning, and farandole.plugins.lightning serves "
-            f"{NAME} here: import one of them only, or take Trainer and LightningModule from {NAME}"
+            f"{NAME} here: import only one of them, or use Trainer and LightningModule from {NAME}"
         )
 
     for module, attribute in OTHER_REGISTRIES:
@@ -48,10 +48,10 @@ def _refuse_in_other(names: list[str]) -> None:
 
 
 class _Name(str):
-    """A name of ours, which says what Lightning says badly before it makes the strategy.
+    """One of our names, which raises better errors than Lightning, before Lightning creates the strategy.
 
-    Lightning compares what it is given with each name that is registered, and answers with a page of the web where it
-    is none of them. Then it chooses an environment, which refuses `srun -n 2`.
+    Lightning compares the user's name with each registered one, and for an unknown name only refers to a web page. Then
+    it chooses an environment, which refuses `srun -n 2`.
     """
 
     _registry: Any

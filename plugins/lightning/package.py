@@ -1,7 +1,7 @@
 """Which Lightning to plug into: `lightning`, or the older import `pytorch_lightning`.
 
-Both hold the same classes a second time, and an object of one is a stranger to the other, so one of them is chosen when
-this is imported: the one that the program has imported already, else `lightning` where it is installed.
+Both contain the same classes, and an object of one does not work with the other. So this module chooses one on import:
+the one that the program has imported already, else `lightning` if it is installed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from packaging.version import Version
 from ...adapters import EngineUnavailableError
 
 OLDEST = Version("2.5.0")
-"""In 2.4 an epoch that is resumed in its middle goes on elsewhere."""
+"""In 2.4 an epoch that is resumed in its middle continues at another batch."""
 _FABRIC = {"lightning": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
 _TRAINER = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 
@@ -51,7 +51,7 @@ def _version_of(name: str) -> Version | None:
 
 
 NAME = _choose()
-"""The import that users of this process write: `lightning` or `pytorch_lightning`."""
+"""The package that this process imports: `lightning` or `pytorch_lightning`."""
 
 VERSION = _version_of(NAME)
 """Its version; `None` for a checkout on the path."""
@@ -62,7 +62,7 @@ OTHER_REGISTRIES = [
     for name, module in parts.items()
     if name != NAME
 ]
-"""Where the Lightning that was not chosen keeps its names."""
+"""Where the other Lightning keeps its names."""
 
 
 TRAINER, FABRIC = _TRAINER[NAME], _FABRIC[NAME]
@@ -80,7 +80,7 @@ def fabric_part(module: str) -> Any:
 
 
 def other() -> str | None:
-    """Return the name of the other Lightning, where this process has imported it too."""
+    """Return the name of the other Lightning, if this process has imported it too."""
     for name, module in _TRAINER.items():
         if name != NAME and module in sys.modules:
             return name

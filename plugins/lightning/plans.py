@@ -1,8 +1,8 @@
-"""How the samples of an epoch are cut among workers: none twice, none left out.
+"""How the samples of an epoch are split among workers: none twice, none left out.
 
-The unit is what one process with N times the batch size would load: the workers cut each of those batches among them.
-Lightning's own sampler repeats samples until all workers have as many, and a mean over workers counts a short share as
-a long one.
+The unit is the batch that one process with N times the batch size would load: the workers split each of these.
+Lightning's own sampler instead repeats samples until all workers have equally many, and a mean over workers counts a
+short share as much as a long one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .compat import without_notes
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's part of one batch of all workers.
+    """One worker's share of one batch of all workers.
 
     indices: its samples; never empty.
-    weight: how many of them count: all, or 0 where they stand in for an empty share.
+    weight: how many of them count: all, or 0 if they are placeholders for an empty share.
     total: how many samples the batch has over all workers.
     """
 
@@ -39,7 +39,7 @@ class Share:
 
 
 class Plan(ABC):
-    """The batches of an epoch, over all workers. `batch_size` samples are in a full one."""
+    """The batches of an epoch, over all workers. A full one has `batch_size` samples."""
 
     batch_size: int
 
@@ -53,17 +53,17 @@ class Plan(ABC):
 
     @abstractmethod
     def placeholders(self) -> int:
-        """Return how many workers have no samples of the last batch of an epoch."""
+        """Return how many workers have no samples in the last batch of an epoch."""
 
     @abstractmethod
     def batches(self, epoch: int, skip: int) -> Iterator[list[Any]]:
-        """Yield the batches after the first `skip` samples, each as a list of the workers' parts."""
+        """Yield the batches after the first `skip` samples, each as a list of the workers' samples."""
 
 
 class SamplePlan(Plan):
-    """Samples in the order that `order(epoch)` gives, cut into batches of `batch_size`, and those among the workers.
+    """Samples in the order of `order(epoch)`, split into batches of `batch_size`, and those among the workers.
 
-    balance: even out the last two batches where the last has fewer samples than workers, so that nobody has none.
+    balance: even out the last two batches if the last has fewer samples than workers, so that no worker has none.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class SamplePlan(Plan):
 
 
 class BatchPlan(Plan):
-    """Batches that a batch sampler of the user's makes: each worker takes every N-th of them."""
+    """Batches of a user's batch sampler: each worker takes every N-th of them."""
 
     def __init__(self, batches: Callable[[int], Sequence[Sequence[int]]], count: int, world_size: int) -> None:
-        self.batch_size = world_size  # its unit, and what a position counts, is one batch of the sampler's
+        self.batch_size = world_size  # here a sample is one batch of the sampler
         self._batches = batches
         self._world_size = world_size
         self._count = count
@@ -129,19 +129,19 @@ class BatchPlan(Plan):
             yield own + [()] * (self._world_size - len(own))
 
 
-def plan_of(loader: Any, worker: Worker, seed: int, share: Callable[[Any], Any], training: bool) -> Plan | None:
-    """Return how to share out what a DataLoader loads; `None` for one that has to be left alone.
+def plan_of(loader: Any, worker: Worker, seed: int, broadcast: Callable[[Any], Any], training: bool) -> Plan | None:
+    """Return how to split what a DataLoader loads; `None` for one that must stay as it is.
 
     Args:
-        share: returns rank 0's value on every worker, for samplers that draw at random by themselves.
+        broadcast: returns rank 0's value on every worker, for samplers with their own random numbers.
 
     Raises:
-        OptionError: its batches come in another order than the sampler's, and could not be told apart.
+        OptionError: its batches come in another order than the sampler's, so their sizes are unknown.
     """
     if loader.num_workers > 0 and not getattr(loader, "in_order", True):
         raise OptionError(
-            "DataLoader(in_order=False) yields batches as its processes finish them, so that workers would weigh them "
-            "by the size of others: leave in_order out"
+            "DataLoader(in_order=False) yields batches as its processes finish them, so a batch's size would be "
+            "unknown: leave in_order out"
         )
     sampler, batches = loader.sampler, without_notes(loader.batch_sampler)
     if isinstance(loader.dataset, IterableDataset) or _shares_by_itself(sampler) or _shares_by_itself(batches):
@@ -149,29 +149,29 @@ def plan_of(loader: Any, worker: Worker, seed: int, share: Callable[[Any], Any],
     if batches is not None and type(batches) is not BatchSampler:
 
         def draw(epoch: int) -> Sequence[Sequence[int]]:
-            drawn: Sequence[Sequence[int]] = share([[int(i) for i in batch] for batch in _of_epoch(batches, epoch)])
+            drawn: Sequence[Sequence[int]] = broadcast([[int(i) for i in batch] for batch in _of_epoch(batches, epoch)])
             return drawn
 
         return BatchPlan(draw, len(batches), worker.world_size)
     size = (1 if batches is None else batches.batch_size) * worker.world_size
     drop_last = batches is not None and bool(batches.drop_last)
-    return SamplePlan(_order(sampler, seed, share), len(sampler), size, worker.world_size, drop_last, not training)
+    return SamplePlan(_order(sampler, seed, broadcast), len(sampler), size, worker.world_size, drop_last, not training)
 
 
 def order_seed(adapter: TorchStrategy) -> int:
-    """Return the seed of shuffled orders: that of `seed_everything` on rank 0; others may have called it otherwise."""
+    """Return the seed of shuffled orders: that of `seed_everything` on rank 0, as other workers' may differ."""
     seed: int = adapter.broadcast(int(os.environ.get("PL_GLOBAL_SEED", 0)))
     return seed
 
 
-def _order(sampler: Any, seed: int, share: Callable[[Any], Any]) -> Callable[[int], Indices]:
+def _order(sampler: Any, seed: int, broadcast: Callable[[Any], Any]) -> Callable[[int], Indices]:
     length = len(sampler)
     if length == 0:
         return lambda epoch: np.zeros(0, dtype=np.int64)
     if _is_permutation(sampler):
         order = GlobalOrder(length, length, seed, shuffle=type(sampler) is RandomSampler)
         return lambda epoch: order.global_batch(epoch, 0)
-    return lambda epoch: np.asarray(share([int(index) for index in _of_epoch(sampler, epoch)]), dtype=np.int64)
+    return lambda epoch: np.asarray(broadcast([int(index) for index in _of_epoch(sampler, epoch)]), dtype=np.int64)
 
 
 def _of_epoch(sampler: Any, epoch: int) -> Any:
@@ -185,22 +185,22 @@ def _shares_by_itself(sampler: Any) -> bool:
 
 
 def _is_permutation(sampler: Any) -> bool:
-    """Whether the sampler is torch's own, in order or at random, over each sample once: ours takes its place."""
+    """Whether the sampler is torch's own, and yields each sample once, in order or shuffled: ours then replaces it."""
     if type(sampler) is SequentialSampler:
         return True
     return type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(sampler.data_source)
 
 
 def refuse_different_plans(plan: Plan, adapter: TorchStrategy) -> None:
-    """Compare what the workers are to share out.
+    """Compare the workers' plans.
 
     Raises:
-        DataError: it is not of one size, so that it is not one dataset.
+        DataError: the sizes differ, so the datasets do too.
     """
     sizes = adapter.gather((plan.length(), plan.batch_size))
     if len(set(sizes)) > 1:
-        told = ", ".join(f"{length} in batches of {size} over all" for length, size in sizes)
+        found = ", ".join(f"{length} in batches of {size} over all" for length, size in sizes)
         raise DataError(
-            f"the workers' DataLoaders have different numbers of samples ({told}): give all workers the whole dataset, "
-            "which is shared out for you, or pass use_distributed_sampler=False"
+            f"the workers' DataLoaders have different numbers of samples ({found}): give all the whole dataset, which "
+            "is split for you, or pass use_distributed_sampler=False"
         )

@@ -1,4 +1,4 @@
-"""Where Lightning's training loop stands in its epoch, and how to tell it otherwise."""
+"""Where Lightning's training loop is in its epoch, and how to move it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _KEY = "farandole"
 
 
 class TrainingPosition:
-    """The number of batches of this epoch that are trained on, by the counters of Lightning's fit loop.
+    """The number of batches of this epoch that were trained on, by the counters of Lightning's fit loop.
 
-    `processed` of them: it is raised before the hook in which checkpoints are written.
+    It is the counter `processed`, which is raised before the hook that writes checkpoints.
     """
 
     def __init__(self, fit_loop: Any) -> None:
@@ -21,11 +21,11 @@ class TrainingPosition:
         return int(self._fit_loop.epoch_loop.batch_progress.current.processed)
 
     def is_resumed(self) -> bool:
-        """Whether it stands in the middle of an epoch by a checkpoint."""
+        """Whether a checkpoint put it in the middle of an epoch."""
         return self._fit_loop.restarting and self._is_inside()
 
     def move(self, batches: int) -> None:
-        """Count on from `batches`, where the batches have another size than when the checkpoint was written."""
+        """Continue to count from `batches`, if batches had another size when the checkpoint was written."""
         current = self._fit_loop.epoch_loop.batch_progress.current
         difference = batches - self.batches
         if self._is_inside():
@@ -38,7 +38,7 @@ class TrainingPosition:
 
 
 def take_out_position(checkpoint: dict[str, Any]) -> None:
-    """Move what our loaders say from where Lightning puts it: without our loaders, Lightning refuses to load that."""
+    """Move our loaders' state out of Lightning's place, because Lightning without our loaders refuses to load it."""
     state = checkpoint["loops"]["fit_loop"]["state_dict"]
     loaders = state.get("combined_loader", ())
     if loaders and all("samples" in loader for loader in loaders):
@@ -46,7 +46,7 @@ def take_out_position(checkpoint: dict[str, Any]) -> None:
 
 
 def put_back_position(checkpoint: dict[str, Any]) -> None:
-    """Move what `take_out_position` took out to where Lightning looks for it."""
+    """Undo `take_out_position`."""
     loop = checkpoint.get("loops", {}).get("fit_loop")
     kept = checkpoint.get(_KEY, {}).get("combined_loader")
     if not loop or not kept:
@@ -54,6 +54,6 @@ def put_back_position(checkpoint: dict[str, Any]) -> None:
     loop["state_dict"]["combined_loader"] = kept
     inside = any(loader["samples"] < loader["length"] for loader in kept)
     if inside and not loop["epoch_loop.batch_progress"]["is_last_batch"]:
-        # Stopped by max_steps, for one: Lightning counts the epoch as done, and would leave out the rest of it.
+        # For example stopped by max_steps: Lightning counts the epoch as done, and would skip the rest of it.
         for counters in loop["epoch_progress"].values():
             counters["processed"] = counters["completed"] = counters["started"] - 1

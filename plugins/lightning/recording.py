@@ -1,4 +1,4 @@
-"""How the Trainer's strategies of ours tell farandole's callbacks of a step: its loss, and its phases."""
+"""How our strategies for the Trainer report a step to farandole's callbacks: its loss, and its phases."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ...adapters.torch.strategy import TorchStrategy
 
 
 class Recording:
-    """Comes before a strategy class of Lightning's, whose optimizers run forward and backward inside of their step.
+    """A mixin before a strategy class of Lightning, whose optimizers run forward and backward inside their step.
 
-    seam: the callbacks of farandole's that watch the training.
+    seam: the farandole callbacks that watch the training.
     """
 
     seam: Seam
@@ -28,7 +28,7 @@ class Recording:
         self._loss_name = ""
 
     def tell(self, seam: Seam) -> None:
-        """Tell these callbacks of what comes."""
+        """Report to these callbacks from now on."""
         self.seam = seam
         self._loss_of_step = None
         if seam:
@@ -43,13 +43,13 @@ class Recording:
         """Call after a batch."""
 
     def note_loss(self, loss: torch.Tensor) -> None:
-        """Add a loss, weighed so that its mean over workers is that over samples, to the step's."""
+        """Add a loss to the step's, weighted so that its mean over workers is the mean over samples."""
         if self.seam:
             own = loss.detach().to(torch.float64) / self.adapter.worker.world_size
             self._loss_of_step = own if self._loss_of_step is None else self._loss_of_step + own
 
     def drop_step(self) -> None:
-        """Forget a step that was left before its end."""
+        """Forget a step that did not finish."""
         self._loss_of_step = None
 
     def take_loss(self) -> Pending:
@@ -68,10 +68,10 @@ class Recording:
         return Pending(read)
 
     def settle_loss(self) -> None:
-        """Wait for a loss that nobody has read; all workers have told theirs."""
+        """Wait for a loss that was not read; all workers have sent theirs."""
         self._earlier_loss.settle()
 
-    # What is timed.
+    # Timed.
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.seam.phase("forward", self._micro):

@@ -1,4 +1,4 @@
-"""What farandole's callbacks are told of each step of a Trainer: this is where the record is filled."""
+"""Fills the records that farandole's callbacks get of each step of a Trainer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NOBODY = Seam((), Worker())
 
 
 class Records:
-    """The callbacks of one `fit`, and what its steps tell them.
+    """The callbacks of one `fit`, and the records of its steps.
 
-    A step is one of the optimizer's: `accumulate_grad_batches` batches. With manual optimization it is a batch, as only
-    the module knows what else would be one.
+    A step is one of the optimizer: `accumulate_grad_batches` batches. With manual optimization it is a batch, because
+    only the module knows what else would be a step.
     """
 
     def __init__(self, trainer: Any, callbacks: Sequence[Callback]) -> None:
@@ -34,7 +34,7 @@ class Records:
         self._in_step = False
 
     def prepare(self, module: Any) -> None:
-        """Have callbacks change the module once it is whole, before it is restored, wrapped and given optimizers."""
+        """Let callbacks change the module once it is whole, before it is restored, wrapped and gets optimizers."""
         configure = module.configure_model
 
         def configure_and_prepare() -> None:
@@ -53,26 +53,26 @@ class Records:
         self._source.begin_batch(micro)
 
     def end_batch(self, number: int, outputs: Any) -> None:
-        """Call after it."""
+        """Call after a batch was trained on."""
         self._source.end_batch(outputs)
         if self._is_last(number) or (number + 1) % self._accumulate() == 0:
             self._in_step = False
             self.seam.end_step(self._after(number), self._source.take_loss())
 
     def begin_epoch(self) -> None:
-        """Call where an epoch begins; the module may have left the one before within a step."""
+        """Call when an epoch begins; the last one may have ended within a step."""
         if self._in_step:
             self._in_step = False
             self._source.drop_step()
             self.seam.drop_step()
 
     def hook(self, name: str) -> None:
-        """Call in the hooks that Lightning has within a step."""
+        """Call in Lightning's hooks within a step."""
         if isinstance(self._source, Hooks):
             self._source.hook(name)
 
     def end(self, error: BaseException | None) -> None:
-        """Call where `fit` ends."""
+        """Call when `fit` ends."""
         if error is None:
             self._source.settle_loss()
         self._source.tell(NOBODY)
@@ -97,16 +97,16 @@ class Records:
 
 
 class Hooks:
-    """What Lightning's hooks tell of a strategy of its own: the loss of this worker, and when its phases begin and end.
+    """What Lightning's hooks report of Lightning's own strategies: this worker's loss, and the begin and end of phases.
 
-    Not how long a loader is waited for: between two batches there is more.
+    They do not show how long a loader is waited for: more happens between two batches.
     """
 
     def __init__(self) -> None:
         self.tell(NOBODY)
 
     def tell(self, seam: Seam) -> None:
-        """Tell these callbacks of what comes."""
+        """Report to these callbacks from now on."""
         self._seam = seam
         self._open: AbstractContextManager[None] | None = None
         self._micro = 0
@@ -131,7 +131,7 @@ class Hooks:
             self._losses.append(loss)
 
     def drop_step(self) -> None:
-        """Forget a step that was left before its end."""
+        """Forget a step that did not finish."""
         self._switch(None)
         self._losses = []
 
@@ -141,7 +141,7 @@ class Hooks:
         return Pending(lambda: float(sum(losses)))
 
     def settle_loss(self) -> None:
-        """Wait for nothing: no worker knows of another's loss."""
+        """Do nothing: no worker has another's loss."""
 
     def _switch(self, phase: str | None) -> None:
         if self._open is not None:
@@ -153,7 +153,7 @@ class Hooks:
 
 
 def _borrowed(trainer: Any) -> TorchStrategy:
-    """Return a strategy of ours for callbacks that ask who the workers are, and for collectives, of Lightning's job."""
+    """Return our view of Lightning's job, for callbacks: its workers and collectives."""
     worker = Worker(
         trainer.global_rank,
         trainer.world_size,

@@ -1,4 +1,4 @@
-"""How the strategies of Trainer and Fabric weigh a loss, and reduce gradients by the engines of ours."""
+"""How Trainer's and Fabric's strategies weigh a loss, and reduce gradients by our engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...adapters.torch.weighing import is_nothing, weigh
 
 
 class Reducing:
-    """Comes before a strategy class of Lightning's."""
+    """A mixin before a strategy class of Lightning."""
 
     world_size: int
 
@@ -25,15 +25,15 @@ class Reducing:
 
     @abstractmethod
     def engine_of(self, optimizer: Any) -> Engine | None:
-        """Return the engine that has this optimizer; `None` for one that updates nothing."""
+        """Return the engine with this optimizer; `None` for an optimizer that updates nothing."""
 
     def weigh(self, loss: torch.Tensor, weight: int, total: int) -> torch.Tensor:
-        """Return the loss of `weight` of `total` samples so that a mean over workers is one over the samples."""
+        """Scale the loss of `weight` of `total` samples so that the mean over workers is the mean over samples."""
         self._counts_nothing |= is_nothing(loss, weight)
         return weigh(loss, weight, total, self.world_size)
 
     def reduce_gradients(self, optimizer: Any) -> None:
-        """Make this optimizer's gradients the mean over all workers, unless they are since the last backward pass."""
+        """Average this optimizer's gradients over all workers, unless that was done since the last backward pass."""
         engine = self.engine_of(optimizer)
         if engine is not None and engine not in self._reduced:
             with engine.waiting():
@@ -44,7 +44,7 @@ class Reducing:
                 refuse_gradients_of_nothing(engine)
 
     def reducing(self, optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return an optimizer's closure that leaves reduced gradients."""
+        """Return an optimizer's closure that also reduces the gradients."""
 
         def closure_and_reduction() -> Any:
             result = closure()

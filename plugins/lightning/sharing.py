@@ -1,4 +1,4 @@
-"""A Trainer's loaders, shared out among the workers, and what each batch then counts for."""
+"""A Trainer's loaders, split among the workers, and each batch's weight."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _CombinedLoader: Any = trainer_part("utilities.combined_loader").CombinedLoader
 
 
 class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
-    """A strategy of Lightning's that gives each worker its share of the data, and knows its weight.
+    """A Lightning strategy that gives each worker its share of the data, and knows its weight.
 
-    seam: the callbacks of farandole's that watch the training.
+    seam: the farandole callbacks that watch the training.
     """
 
     _own_sampling = False
@@ -42,7 +42,7 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         self.seam = NOBODY
 
     def _begin_sharing(self, trainer: Any) -> None:
-        """Begin a run: nothing is loaded yet, and what is will be shared out here."""
+        """Begin a run, in which this class splits the data."""
         self._shares.clear()
         self._evaluated = None
         self._own_sampling |= take_over_sampling(trainer)
@@ -65,13 +65,13 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         sampler = sampler_of(dataloader, plan, worker, seed)
         refuse_different_plans(plan, self.adapter)
         loader = rebuild(dataloader, sampler, trainer.predicting)
-        seed_loader_processes(loader, self.global_rank)  # Lightning would give this to the loader around it
+        seed_loader_processes(loader, self.global_rank)  # Lightning would set this on the outer loader
         outlive_sigterm(loader)
         if not trainer.training:
             if plan.placeholders() > 0 and worker.is_main:
                 warnings.warn(
-                    f"the last batch has no samples for {plan.placeholders()} worker(s), which repeat one: logged "
-                    "means leave it out, metric objects and predictions do not. A larger batch size avoids it",
+                    f"the last batch has no samples for {plan.placeholders()} worker(s), which repeat one: it does not "
+                    "count in logged means, but in metric objects and predictions. A larger batch size avoids it",
                     stacklevel=2,
                 )
             return ShareLoader(dataloader, loader, sampler, self._note_evaluated)
@@ -84,20 +84,20 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
     def on_train_start(self) -> None:
         super().on_train_start()
         loop = self.lightning_module.trainer.fit_loop
-        # Loaders that were asked for before the checkpoint was read, as estimated_stepping_batches does, know of none.
+        # Loaders may be created before the checkpoint is read, for example by estimated_stepping_batches.
         load_loader_states(loop)
         loaders = _CombinedLoader(self.lightning_module.trainer.train_dataloader).flattened
         shared = [loader for loader in loaders if isinstance(loader, ShareLoader)]
         if shared and loop.max_batches == float("inf"):
             raise DataError(
-                "one of the loaders of a training step has no length, and Lightning then reads the next batch before "
-                "this one is trained on, so that nobody knows its weight: give all of them a length"
+                "a loader of the training step has no length, so Lightning reads the next batch before it trains on "
+                "this one, whose weight is then unknown: give all of them a length"
             )
         if TrainingPosition(loop).is_resumed():
             if len({len(loader) for loader in shared}) > 1:
                 raise DataError(
                     "the checkpoint was written in the middle of an epoch, and the training loaders have different "
-                    "numbers of batches: nobody knows how far each was. Resume from a checkpoint of an epoch's end"
+                    "numbers of batches, so their positions are unknown: resume from a checkpoint at an epoch's end"
                 )
             for loader in shared:
                 loader.resume_by_count(loop.epoch_progress.current.processed)
@@ -125,15 +125,15 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         return bool(self._shares) and all(share.weight == 0 for share in self._shares.values())
 
     def _share_of_loss(self) -> Share | None:
-        """Return which share of the workers' batch the loss is of."""
+        """Return the share of the workers' batch that the loss belongs to."""
         shares = list(self._shares.values())
         if not shares:
             return None
         first = shares[0]
         if any(share.weight * first.total != first.weight * share.total for share in shares[1:]):
             raise DataError(
-                "the loaders of one training step have shares of different sizes on this worker, so that its loss has "
-                "no one weight: choose batch sizes that divide the datasets, or drop_last=True"
+                "the loaders of a training step have shares of different sizes on this worker, so its loss has no "
+                "single weight: choose batch sizes that divide the datasets, or drop_last=True"
             )
         return first
 
@@ -155,7 +155,7 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
             log_without_weight(self.lightning_module.trainer)
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        # A mean of integers is rounded off otherwise, and with it the number of samples that a logged mean is over.
+        # A mean of integers would be rounded, and with it the number of samples behind a logged mean.
         if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
             tensor = tensor.double()
         return super().reduce(tensor, group, reduce_op)

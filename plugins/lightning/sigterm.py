@@ -1,7 +1,7 @@
-"""Have all workers stop after the same batch when one of them is asked to end (SIGTERM), so that all can save.
+"""Stop all workers after the same batch when one of them gets SIGTERM, so that all can save.
 
-Lightning means to, but broadcasts from inside its signal handler: a worker that is asked alone waits there for ever,
-and one that is asked between two collectives mixes them up. (It also waits for a broadcast before each batch.)
+Lightning tries to, but broadcasts from inside its signal handler: if one worker gets the signal, it waits there for
+ever, and between two collectives it mixes them up. (Lightning also waits for a broadcast before each batch.)
 """
 
 from __future__ import annotations
@@ -16,62 +16,62 @@ from .compat import note_sigterm, take_over_sigterm
 from .package import trainer_part
 
 _TrainerFn: Any = trainer_part("trainer.states").TrainerFn
-_PERIOD = 0.5  # seconds between two looks; a reduction for each batch takes from the time of short steps
-_MOST = 20  # batches between two looks, should they come to take longer
+_PERIOD = 0.5  # seconds between two checks; one in each batch would slow down short steps
+_MOST = 20  # batches between two checks at most, in case batches become slower
 
 
 class SigtermWatch:
-    """Takes the place of what one Trainer does, from Lightning 2.5.5 on.
+    """Replaces what one Trainer does, from Lightning 2.5.5 on.
 
-    Whether somebody was asked is found out while a batch is trained on, and read before the next one. With it the
-    workers agree on when to look again, as those that are faster would look earlier.
+    The workers compare whether one got the signal while they train on a batch, and read the result before the next one.
+    They also agree on when to check again, because faster workers would check earlier.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
-        self._asked = False  # this worker
-        self._ending = False  # all of them, once they have found out
+        self._asked = False  # this worker got the signal
+        self._ending = False  # all workers know
         self._under_way: tuple[Any, torch.Tensor] | None = None
-        self._waited = 0  # batches since a look began
-        self._wait = 1  # batches from one look to the next
+        self._waited = 0  # batches since a check began
+        self._wait = 1  # batches from one check to the next
         self._began = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_under_way": None}
 
     def install(self) -> None:
-        """Have the Trainer call `note` on SIGTERM, and `look` before each batch."""
+        """Make the Trainer call `note` on SIGTERM, and `look` before each batch."""
         take_over_sigterm(self._trainer, self.note, self.look)
 
     def note(self, signum: int, frame: Any) -> None:
-        """Take note of the signal, and pass it on to the workers that this one has started."""
+        """Note the signal, and send it to the workers that this one started."""
         if not self._asked:
             self._asked = True
             self._trainer.strategy.launcher.kill(signum)
         if self._trainer.state.fn != _TrainerFn.FITTING:
-            # Nothing is lost with an evaluation: this worker ends after its batch, and the others without it.
+            # An evaluation has nothing to save: this worker ends after its batch, and the others fail without it.
             note_sigterm(self._trainer)
 
     def look(self) -> None:
-        """Read what was found out during the last batch, and start to find out again where it is time.
+        """Read the result of the last check, and start the next one if it is time.
 
         Raises:
-            SIGTERMException: a worker had been asked to end.
+            SIGTERMException: a worker got the signal.
         """
         self._waited += 1
         self._settle()
         batches = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        # Not between micro-batches: their gradients would be lost, and count as trained on.
+        # Not between micro-batches: their gradients would be lost, but their samples counted.
         if self._ending and batches % self._trainer.accumulate_grad_batches == 0:
             self._end()
         if self._waited >= self._wait:
             self._begin()
 
     def finish(self) -> None:
-        """Find out a last time, when all has been trained: the signal may have come since, or in a long validation.
+        """Check a last time, after the training: the signal may have come since the last check, or in the validation.
 
         Raises:
-            SIGTERMException: a worker had been asked to end.
+            SIGTERMException: a worker got the signal.
         """
         self._settle()
         self._begin()
@@ -87,16 +87,16 @@ class SigtermWatch:
         began, self._began = self._began, time.monotonic()
         wait = min(_MOST, max(1, int(_PERIOD * self._waited / (self._began - began + 1e-9))))
         self._waited = 0
-        told = torch.tensor([int(self._asked), -wait], device=self._trainer.strategy.root_device)
-        self._under_way = dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True), told
+        compared = torch.tensor([int(self._asked), -wait], device=self._trainer.strategy.root_device)
+        self._under_way = dist.all_reduce(compared, dist.ReduceOp.MAX, async_op=True), compared
 
     def _settle(self) -> None:
-        """Read what is being found out; nothing is any more."""
+        """Read the result of the running check, which ends it."""
         if self._under_way is None:
             return
-        work, told = self._under_way
+        work, compared = self._under_way
         self._under_way = None
         work.wait()
-        asked, wait = told.tolist()
+        asked, wait = compared.tolist()
         self._ending |= bool(asked)
         self._wait = -wait

@@ -1,4 +1,4 @@
-"""Lightning's hooks, mapped onto the primitives of a strategy of ours: what all engines share."""
+"""Lightning's hooks, mapped onto our strategies' primitives: the code that all engines share."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _TrainerFn: Any = trainer_part("trainer.states").TrainerFn
 
 
 class AdapterStrategy(Recording, Reducing, Sharing):
-    """Base of Lightning's strategies on ours. Lightning starts processes, and we join, share out data and reduce.
+    """Base of Lightning's strategies on ours. Lightning starts processes; we join, split data and reduce.
 
-    Lightning's own DDP strategy is the base because it is what Lightning, and its users' code, take for data-parallel
-    training; nothing here runs DistributedDataParallel.
+    Lightning's DDP strategy is the base because Lightning, and its users' code, take it for data-parallel training;
+    nothing here runs DistributedDataParallel.
 
     Args:
-        name: of the strategy, as in `create_strategy`.
+        name: the strategy's, as in `create_strategy`.
         options: the engine's.
     """
 
@@ -55,13 +55,13 @@ class AdapterStrategy(Recording, Reducing, Sharing):
         self._sigterm: SigtermWatch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy of a Trainer has joined nothing yet, and its strategy runs the module by itself."""
+        """Without the job and the engine: a copy of a Trainer has joined nothing, and runs the plain module."""
         fresh = object.__new__(type(self))
         fresh._hold_nothing()
         state, module = {**super().__getstate__(), **fresh.__dict__}, self.lightning_module
         return state if module is None else {name: module if v is self.model else v for name, v in state.items()}
 
-    # Who and where.
+    # Workers.
 
     @property
     def num_nodes(self) -> int:
@@ -92,7 +92,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
         _DDPStrategy.precision_plugin.fset(self, None if plugin is None else self._adopt_precision(plugin))
 
     def _adopt_precision(self, plugin: Any) -> Any:
-        """Make a precision plugin work on this engine: what it clips has to be reduced by then."""
+        """Make a precision plugin work on this engine: gradients must be reduced before it clips them."""
         plugin.clip_gradients = ReducingFirst(self, plugin)
         return plugin
 
@@ -133,7 +133,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
         self.model = layer_sync(self).apply(self.model)
 
     def _wrap(self, trainer: Any) -> None:
-        """Hand module and optimizers to the engine."""
+        """Give module and optimizers to the engine."""
         module = self.lightning_module
         schedules = trainer_part("callbacks").GradientAccumulationScheduler
         steady = module.automatic_optimization and not any(isinstance(c, schedules) for c in trainer.callbacks)
@@ -158,13 +158,13 @@ class AdapterStrategy(Recording, Reducing, Sharing):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         if not self._learning() <= self._known:
-            self._take_up_unfrozen(batch_idx)
+            self._add_unfrozen(batch_idx)
 
-    def _take_up_unfrozen(self, batch_idx: int) -> None:
-        """Have the engine reduce gradients of parameters too that were frozen, or in no optimizer, when it was made.
+    def _add_unfrozen(self, batch_idx: int) -> None:
+        """Let the engine also reduce gradients of parameters that were frozen, or in no optimizer, when it was created.
 
         Raises:
-            OptionError: gradients of other micro-batches are being added up.
+            OptionError: it is between the micro-batches of a step.
         """
         trainer = self.lightning_module.trainer
         if batch_idx % trainer.accumulate_grad_batches != 0:
@@ -178,19 +178,19 @@ class AdapterStrategy(Recording, Reducing, Sharing):
     def _trained_with(self) -> list[torch.optim.Optimizer]:
         own = {id(parameter) for parameter in self.model.parameters()}
         found = [optimizer for optimizer in self.optimizers if isinstance(optimizer, torch.optim.Optimizer)]
-        # Others may be given parameters, or have theirs unfrozen, later.
+        # Optimizers without any may get parameters, or have theirs unfrozen, later.
         found = [o for o in found if any(p.requires_grad for group in o.param_groups for p in group["params"])]
         for optimizer in found:
             if not {id(p) for group in optimizer.param_groups for p in group["params"]} <= own:
                 raise OptionError(
-                    "an optimizer of configure_optimizers() holds parameters that the LightningModule does not: no "
-                    "engine would reduce their gradients. Make them part of the module."
+                    "an optimizer of configure_optimizers() holds parameters that the LightningModule does not, so no "
+                    "engine would reduce their gradients: make them part of the module"
                 )
         return found
 
     @property
     def engines(self) -> list[Engine]:
-        """The engines of the module that is being run, one for each optimizer; none where it was not trained here."""
+        """The engines of the running module, one for each optimizer; none if it was not trained in this process."""
         return engines_of(self.lightning_module)
 
     def engine_of(self, optimizer: Any) -> Engine | None:
@@ -218,7 +218,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
             self._reduced.clear()
 
     def _before_step(self, optimizer: Any, *arguments: Any) -> None:
-        """Reduce the gradients for the step of a bare optimizer, which Lightning does not see."""
+        """Reduce the gradients for a step of a bare optimizer, which Lightning does not see."""
         if not self._stepping:
             self._reduced.clear()
             self.reduce_gradients(optimizer)
@@ -256,10 +256,10 @@ class AdapterStrategy(Recording, Reducing, Sharing):
             return
         if isinstance(exception, SystemExit) and has_succeeded(exception) and self.is_alone():
             worker = self.adapter.worker
-            way = "sys.exit(0)" if type(exception) is SystemExit else "SIGTERM"  # Lightning's is one too
+            way = "sys.exit(0)" if type(exception) is SystemExit else "SIGTERM"  # Lightning raises a subclass
             exception.code = (  # printed, with exit code 1
-                f"farandole: worker {worker.rank} of {worker.world_size} left by {way} in the middle of a run that the "
-                "others are in"
+                f"farandole: worker {worker.rank} of {worker.world_size} left by {way} in the middle of a run, and the "
+                "others are still in it"
             )
         job.abandon(self._adapter, exception)
 
@@ -272,16 +272,16 @@ class AdapterStrategy(Recording, Reducing, Sharing):
         where = f"exception in batch {loop.batch_progress.total.ready} after step {trainer.global_step}"
         return not self._meeting.all_come(where, lost=isinstance(sys.exception(), WorkerLostError))
 
-    def has_a_part(self) -> bool:
-        """Whether this worker has only a part of the state of what is trained."""
+    def has_a_shard(self) -> bool:
+        """Whether this worker has only a shard of the training state."""
         return bool(self.adapter.capabilities.shards and self.engines)
 
     def say_lost(self, path: Any) -> None:
-        """Say that a checkpoint cannot be saved by this worker alone."""
+        """Report that this worker alone cannot save a checkpoint."""
         worker = self.adapter.worker
         print(
             f"farandole: checkpoint lost: cannot save to {path}: worker {worker.rank} of {worker.world_size}, which "
-            "has a part of the state, handles an exception alone",
+            "has only a shard of the state, handles an exception alone",
             file=sys.stderr,
             flush=True,
         )

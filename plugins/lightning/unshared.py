@@ -1,4 +1,4 @@
-"""Watch loaders whose data the user shares out, or nobody does: what would hang, or train on copies, is said."""
+"""Watch loaders that farandole does not split, and report what would hang, or train on copies."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def watch(
     refuse_copies: bool,
     timed: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> Any:
-    """Return `loader`, or one that compares it with the other workers' while it is read.
+    """Return `loader`, or a wrapper that compares it with the other workers' loaders while it is read.
 
     Args:
-        refuse_copies: whether all workers must not get the same first batch.
-        timed: yields what is loaded, and times how long that is waited for; `None` where nobody asks.
+        refuse_copies: refuse workers that all get the same first batch.
+        timed: yields what is loaded, and times the wait for it; `None` if no one needs it.
 
     Raises:
-        DataError: the workers' loaders have different lengths, so that some would wait for the others for ever.
+        DataError: the workers' loaders have different lengths, so some would wait for the others for ever.
     """
     length = _length(loader)
     lengths = adapter.gather(length)
     if len(set(lengths)) > 1:
-        told = ", ".join("unknown" if length is None else str(length) for length in lengths)
+        found = ", ".join("unknown" if length is None else str(length) for length in lengths)
         raise DataError(
-            f"the workers' DataLoaders have different numbers of batches ({told}), and a step needs all workers: give "
-            "all of them as many, or leave the sharing to farandole (no sampler by rank, use_distributed_sampler=True)"
+            f"the workers' DataLoaders have different numbers of batches ({found}), and a step needs all workers: give "
+            "all the same number, or let farandole split the data (no sampler by rank, use_distributed_sampler=True)"
         )
     if length is not None and not (training and refuse_copies) and timed is None:
         return loader
@@ -46,7 +46,7 @@ def watch(
 
 
 class WatchedLoader(InPlaceOf):
-    """A loader that ends on all workers after the same batch, or says on all of them that it does not."""
+    """A loader that ends on all workers after the same batch, or raises an error on all of them."""
 
     def __init__(
         self,
@@ -82,17 +82,17 @@ class WatchedLoader(InPlaceOf):
         world_size = self._adapter.worker.world_size
         if 0 < at_end < world_size:
             raise DataError(
-                f"the IterableDataset ended on {at_end} of {world_size} workers, while the others have more batches, "
-                "which they cannot train on alone: have all workers yield as many"
+                f"the IterableDataset ended on {at_end} of {world_size} workers, and the others cannot train on their "
+                "remaining batches alone: yield the same number on all workers"
             )
 
     def _look_for_copies(self, batch: Any) -> None:
         digests = self._adapter.gather(_digest(batch))
         if len(set(digests)) == 1:
             raise DataError(
-                "every worker got the same first batch of its IterableDataset: nobody shares it out, and each sample "
-                "would be trained on by all workers. Have the dataset yield another part on each (torch.distributed's "
-                "get_rank() and get_world_size() tell), or pass use_distributed_sampler=False if it is meant"
+                "every worker got the same first batch of its IterableDataset, so all of them would train on every "
+                "sample. Yield another part on each (torch.distributed's get_rank() and get_world_size() help), or "
+                "pass use_distributed_sampler=False if it is meant"
             )
 
 

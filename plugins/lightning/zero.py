@@ -1,4 +1,4 @@
-"""What the Trainer's and Fabric's ZeRO strategies take, in Lightning's terms, and what that is in ours."""
+"""The options of the Trainer's and Fabric's ZeRO strategies in Lightning's words, and in ours."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _COMPUTES_IN = {"32-true": "float32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
 
 
 def name_of(stage: int, offload: bool) -> str:
-    """Return the name of the strategy of ours.
+    """Return our strategy's name.
 
     Raises:
-        OptionError: there is none.
+        OptionError: there is no such strategy.
     """
     if stage not in (1, 2, 3):
         raise OptionError(f"stage={stage!r} must be 1, 2 or 3")
@@ -25,15 +25,14 @@ def name_of(stage: int, offload: bool) -> str:
 
 
 def computes_in(precision: str) -> str:
-    """Return our name of what Lightning calls `precision`.
+    """Return our name for Lightning's `precision`.
 
     Raises:
-        OptionError: the engine does not train in it.
+        OptionError: the engine cannot train in it.
     """
     if precision not in _COMPUTES_IN:
         raise OptionError(
-            f"precision={precision!r}: DeepSpeed trains float32 parameters here, and computes in less with one of "
-            f"{', '.join(_COMPUTES_IN)}"
+            f"precision={precision!r}: DeepSpeed trains float32 parameters here; use one of {', '.join(_COMPUTES_IN)}"
         )
     return _COMPUTES_IN[precision]
 

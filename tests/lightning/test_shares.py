@@ -46,7 +46,7 @@ class Reader:
     def __init__(self, length: int, batch_size: int, worker: Worker, shuffle: bool, **options: Any) -> None:
         data = options.pop("data", TensorDataset(torch.arange(length)))
         loader: Any = DataLoader(data, batch_size, shuffle=shuffle, **options)
-        plan = plan_of(loader, worker, seed=3, share=lambda value: value, training=True)
+        plan = plan_of(loader, worker, seed=3, broadcast=lambda value: value, training=True)
         assert plan is not None
         self.sampler = sampler_of(loader, plan, worker, seed=3)
         self.position = Position()

@@ -1,7 +1,7 @@
-"""Give each worker its share of what a DataLoader loads, and find out which share a loss is of.
+"""Give each worker its share of what a DataLoader loads, and find the share that a loss belongs to.
 
-Fabric's user writes the loop, so nobody says which batch a loss was computed from. Modules that were set up say when
-they run: a loss is of what was loaded last when the forward passes before it ran.
+In Fabric the user writes the loop, so nothing says which batch a loss comes from. Modules that were set up report when
+they run: a loss belongs to the batches that were loaded last before the forward passes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ..plans import Plan, Share, order_seed, plan_of, refuse_different_plans
 
 
 class LossShares:
-    """Which part of the workers' batch the next loss is of."""
+    """The share of the workers' batch that the next loss belongs to."""
 
     def __init__(self) -> None:
         self._loaded: dict[ShareLoader, Share] = {}
-        self._has_run = False  # on what is loaded
-        self._trained: set[tuple[int, int]] = set()  # weight and total of what the next loss was computed from
+        self._has_run = False  # on the loaded batches
+        self._trained: set[tuple[int, int]] = set()  # weight and total of the next loss's batches
         self._evaluated: set[tuple[int, int]] = set()  # the same, by modules in evaluation mode
         self._last: set[tuple[int, int]] = set()  # of the last loss, until something is loaded
 
     def load(self, loader: ShareLoader, share: Share | None) -> None:
-        """Take note of a batch that was loaded, or of the end of an iteration.
+        """Note that a batch was loaded, or that an iteration ended.
 
-        Loaders that are read before a module runs are read together.
+        Loaders that are read before a module runs belong to one step.
         """
         if share is None:
             self._loaded.pop(loader, None)
@@ -42,21 +42,21 @@ class LossShares:
         self._loaded[loader] = share
 
     def run(self, training: bool) -> None:
-        """Take note that a module runs on what is loaded."""
+        """Note that a module runs on the loaded batches."""
         self._has_run = True
         if torch.is_grad_enabled():
             found = {(share.weight, share.total) for share in self._loaded.values()}
             (self._trained if training else self._evaluated).update(found)
 
     def counts_for_nothing(self) -> bool:
-        """Whether what is loaded stands in for an empty share."""
+        """Whether the loaded batches are placeholders for an empty share."""
         return bool(self._loaded) and all(share.weight == 0 for share in self._loaded.values())
 
     def of_loss(self) -> tuple[int, int] | None:
-        """Return how many samples of the loss count, and of how many on all workers; `None` where nobody knows.
+        """Return how many samples the loss counts for, and how many all workers have; `None` if unknown.
 
         Raises:
-            DataError: it was computed from batches whose shares are of different sizes.
+            DataError: its batches have shares of different sizes.
         """
         loaded = {(share.weight, share.total) for share in self._loaded.values()}
         found = self._trained or self._evaluated or self._last or loaded
@@ -66,23 +66,23 @@ class LossShares:
         weight, total = next(iter(found))
         if any(weight * other_total != other_weight * total for other_weight, other_total in found):
             raise DataError(
-                "a loss was computed from several batches of which this worker has shares of different sizes, so that "
-                "it has no one weight: call fabric.backward() for each batch, or pass drop_last=True to the DataLoader"
+                "a loss was computed from several batches, and this worker's shares of them have different sizes, so "
+                "it has no single weight: call fabric.backward() for each batch, or use DataLoader(drop_last=True)"
             )
         return weight, total
 
 
 class SharedLoader(ShareLoader):
-    """A loader of a worker's share, which tells `shares` what it loads."""
+    """A loader of a worker's share, which reports to `shares`."""
 
     def __init__(self, given: Any, loader: Any, sampler: ShareSampler, shares: LossShares) -> None:
         super().__init__(given, loader, sampler, shares.load)
-        # Fabric's own wrapper shows what it finds here.
+        # Fabric's own wrapper shows these attributes.
         self.__dict__.update({name: value for name, value in vars(loader).items() if name not in self.__dict__})
 
 
 class PlanByUse(Plan):
-    """One plan to train by and one to evaluate by, which is told by whether gradients are recorded."""
+    """One plan for training and one for evaluation, chosen by whether gradients are recorded."""
 
     def __init__(self, trained: Plan, evaluated: Plan) -> None:
         self.batch_size = trained.batch_size
@@ -104,7 +104,7 @@ class PlanByUse(Plan):
 
 
 def share_out(loader: Any, adapter: TorchStrategy, shares: LossShares) -> Any:
-    """Return a loader of this worker's share; `loader` itself where it has to be left alone."""
+    """Return a loader of this worker's share; `loader` itself if it must stay as it is."""
     seed = order_seed(adapter)
     plan = plan_of(loader, adapter.worker, seed, adapter.broadcast, training=True)
     if plan is None:

@@ -33,17 +33,17 @@ _DDPStrategy: Any = _strategies.DDPStrategy
 
 @noticing_lost_workers(FABRICS)
 class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepSpeedStrategy):  # type: ignore[misc]
-    """Workers share out optimizer states (stage 1), gradients too (2), parameters too (3).
+    """Optimizer states are sharded (stage 1), and gradients (2), and parameters (3).
 
-    A DeepSpeedStrategy of Fabric's to whoever asks. Unlike Fabric's own it trains on CPUs, updates with the optimizer
-    that `fabric.setup` gets, clips by `fabric.clip_gradients`, and writes checkpoints of whole weights and states, as
-    `strategy="ddp"` does: any of ours, DDP and one process load them, at any number of workers.
+    Fabric sees a Fabric DeepSpeedStrategy. Unlike Fabric's own it trains on CPUs, updates with the optimizer that
+    `fabric.setup` gets, clips by `fabric.clip_gradients`, and writes checkpoints of whole weights and states, as
+    `strategy="ddp"` does: any of our strategies, DDP and one process load them, at any number of workers.
 
-    One model with one optimizer is trained. A model that is set up without an optimizer is whole on every worker.
+    It trains one model with one optimizer. A model that is set up without an optimizer is whole on every worker.
 
     Args:
         stage: of ZeRO, 1 to 3.
-        offload: keep the optimizer's share on the CPU, and at stage 3 the parameters' too.
+        offload: keep the optimizer's shard on the CPU, and at stage 3 the parameters' too.
         config: DeepSpeed's own settings, a dict or the path of a JSON file.
         find_unused_parameters: let workers use different parameters in a step.
         timeout: seconds that a collective may take.
@@ -60,9 +60,9 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
         super().__init__(
             name_of(stage, offload), config=config, find_unused_parameters=find_unused_parameters, timeout=timeout
         )
-        self.config = {"zero_optimization": {"stage": stage}}  # what Fabric asks it for
+        self.config = {"zero_optimization": {"stage": stage}}  # Fabric reads it
         if stage > 1:
-            set_no_backward_sync(self, None)  # gradients are reduced to where they are kept
+            set_no_backward_sync(self, None)  # gradients are sharded
         self._configured_norm = 0.0
         self._stepped = False
 
@@ -80,7 +80,7 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
         model = self.model
         if model is None:
             raise StrategyStateError(
-                "no model was set up to be trained: set it up with its optimizer, by fabric.setup(model, optimizer)"
+                "no model was set up for training: set it up with its optimizer, by fabric.setup(model, optimizer)"
             )
         return model
 
@@ -90,7 +90,7 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
         if len(optimizers) > 1 or self.model is not None:
             what = f"{len(optimizers)} optimizers" if len(optimizers) > 1 else "a second model while one is in use"
             raise OptionError(
-                f"fabric.setup() with {what}, and DeepSpeed trains one model with one optimizer: join them to one, "
+                f"fabric.setup() with {what}, and DeepSpeed trains one model with one optimizer: join them into one, "
                 "or use strategy='horovod' or 'ddp'"
             )
         (optimizer,) = optimizers
@@ -111,7 +111,7 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
     def setup_module(self, module: torch.nn.Module) -> SetUpModule:
         if any(map(is_partitioned, module.parameters())):
             raise OptionError(
-                "fabric.setup(model) without an optimizer, of a model whose parameters are partitioned: build it "
+                "fabric.setup(model) without an optimizer, of a model with partitioned parameters: build it "
                 "outside fabric.init_module(), or set it up with its optimizer"
             )
         return FabricAdapterStrategy.setup_module(self, module)
@@ -130,8 +130,8 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
             raise OptionError("fabric.backward(loss, model=...) names a model that was set up without an optimizer")
         if self._stepped:
             raise StrategyStateError(
-                "fabric.backward() after optimizer.step(): call optimizer.zero_grad() in between, as DeepSpeed keeps "
-                "no gradients of a step to add to"
+                "fabric.backward() after optimizer.step(): call optimizer.zero_grad() in between, because DeepSpeed "
+                "cannot add to a step's gradients"
             )
         FabricAdapterStrategy.backward(self, tensor, model, *args, **kwargs)
 
@@ -146,15 +146,15 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
         return result
 
     def zero_grad(self, set_to_none: bool) -> None:
-        """Drop the gradients of the step that was taken.
+        """Drop the gradients of the last step.
 
         Raises:
-            OptionError: they are to become zeros.
-            StrategyStateError: no step was taken.
+            OptionError: `set_to_none` is False.
+            StrategyStateError: there was no step.
         """
         model = self._training()
         if not set_to_none:
-            raise OptionError("optimizer.zero_grad(set_to_none=False): DeepSpeed keeps no zeros for gradients")
+            raise OptionError("optimizer.zero_grad(set_to_none=False): DeepSpeed cannot set gradients to zero")
         if model.pending:
             raise StrategyStateError(
                 "optimizer.zero_grad() between fabric.backward() and optimizer.step(): DeepSpeed cannot drop gradients "
@@ -166,9 +166,9 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
     def clip_gradients_norm(
         self, module: Any, optimizer: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = True
     ) -> None:
-        """Have the next update clip, which is when DeepSpeed knows the norm; so it cannot be returned.
+        """Let the next update clip. DeepSpeed knows the norm only then, so it cannot be returned.
 
-        A gradient that is not finite is an error there.
+        If a gradient is not finite, the update raises an error.
         """
         if norm_type != 2 or not max_norm > 0:
             raise OptionError(
@@ -197,7 +197,7 @@ class FabricDeepSpeedStrategy(OneModel, FabricAdapterStrategy, _strategies.DeepS
         return whole_optimizer_state(self.adapter, self.engine_of(optimizer))
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
-        """Take up an optimizer's whole state."""
+        """Restore an optimizer's whole state."""
         load_whole_optimizer_state(self._training().engine, state)
 
     def save_checkpoint(self, path: Any, state: Any, storage_options: Any = None, filter: Any = None) -> None:

@@ -22,7 +22,7 @@ _NOT_REDUCED = ("bf16-true", "transformer-engine")
 class FabricHorovodStrategy(FabricAdapterStrategy):
     """A replica on every worker; Horovod all-reduces the gradients when the optimizer steps or is clipped.
 
-    Until then each worker has its own, with and without `fabric.no_backward_sync()`.
+    Until then gradients are local, with and without `fabric.no_backward_sync()`.
 
     Args:
         compression: "fp16" halves the traffic, lossily.
@@ -62,7 +62,7 @@ class FabricHorovodStrategy(FabricAdapterStrategy):
         return optimizer
 
     def _forget_unused(self) -> None:
-        """Let go of the engines, and with them the optimizers, of modules that are in use no more."""
+        """Release the engines and optimizers of modules that are no longer in use."""
         in_use = {id(known.module) for known in self.modules}
         self._of_optimizer = {
             number: engine

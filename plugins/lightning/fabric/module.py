@@ -1,4 +1,4 @@
-"""What Fabric runs in the place of a module that was set up."""
+"""The modules that Fabric runs in place of the user's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .data import LossShares
 
 
 class SetUpModule(torch.nn.Module):
-    """Runs the module, and tells on what.
+    """Runs the module, and reports that it runs.
 
     module: the user's.
     has_optimizer: whether an engine reduces its gradients.
@@ -53,7 +53,7 @@ class ZeroModule(SetUpModule):
         self.has_optimizer = True
         self.pending = 0
         self.engine = engine
-        self.deepspeed_engine = engine.deepspeed_engine  # a child, so that it is told whether it trains
+        self.deepspeed_engine = engine.deepspeed_engine  # a child, for `train()` and `eval()`
         self._ran = False
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -62,13 +62,13 @@ class ZeroModule(SetUpModule):
         return output
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run backward by the engine.
+        """Run the engine's backward.
 
         Raises:
-            OptionError: a second time for one forward pass, or with arguments.
+            OptionError: it is the second for one forward pass, or has arguments.
         """
         if args or kwargs:
-            raise OptionError("an argument of fabric.backward(): DeepSpeed runs backward by itself and takes none")
+            raise OptionError("fabric.backward() with an argument: DeepSpeed runs backward itself and accepts none")
         if not self._ran:
             raise OptionError(
                 "fabric.backward() a second time after one forward pass, and DeepSpeed would lose the gradients of the "
@@ -80,9 +80,9 @@ class ZeroModule(SetUpModule):
 
 
 class Called(CallingModule):
-    """The module as an engine calls it: with all arguments of a call, and what it returns in a tuple.
+    """The module for an engine: it takes a call's arguments as two values, and returns the result in a tuple.
 
-    The engine looks at a tensor that a module returns as at the loss, which it is not here.
+    The engine would take a tensor that a module returns for the loss.
     """
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any]:

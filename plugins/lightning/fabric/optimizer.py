@@ -1,4 +1,4 @@
-"""What Fabric takes for the optimizer under ZeRO."""
+"""The optimizer that Fabric gets under ZeRO."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class Keeper(Protocol):
-    """Who does for an optimizer what it cannot do by itself: it sees this worker's fragments only."""
+    """Does what an optimizer cannot do alone, because it sees only this worker's fragments."""
 
     def zero_grad(self, set_to_none: bool) -> None: ...
 
@@ -20,7 +20,7 @@ class Keeper(Protocol):
 
 
 class _Kept:
-    """Comes before the optimizer's class. Fabric puts an object of its own around this in the same way."""
+    """A mixin before the optimizer's class. Fabric wraps the result in the same way."""
 
     _optimizer: torch.optim.Optimizer
     _keeper: Keeper
@@ -44,7 +44,7 @@ class _Kept:
 
 
 def kept(optimizer: torch.optim.Optimizer, keeper: Keeper) -> Any:
-    """Return an object of the optimizer's class, with its groups and state, that leaves to `keeper` what is whole."""
+    """Return an object of the optimizer's class, with its groups and state; `keeper` does what needs the whole."""
     kind: Any = type(type(optimizer).__name__, (_Kept, type(optimizer)), {})
     found = kind.__new__(kind)
     found.__dict__.update(_optimizer=optimizer, _keeper=keeper)

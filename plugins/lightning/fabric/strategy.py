@@ -1,4 +1,4 @@
-"""Fabric's hooks, mapped onto the primitives of a strategy of ours: what all engines share."""
+"""Fabric's hooks, mapped onto our strategies' primitives: the code that all engines share."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _DDPStrategy: Any = fabric_part("strategies").DDPStrategy
 
 
 class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[misc]
-    """Base of Fabric's strategies on ours. Lightning starts processes, and we join, share out data and reduce.
+    """Base of Fabric's strategies on ours. Lightning starts processes; we join, split data and reduce.
 
     Args:
-        name: of the strategy, as in `create_strategy`.
+        name: the strategy's, as in `create_strategy`.
         options: the engine's.
     """
 
@@ -42,7 +42,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
         self._modules: list[weakref.ref[SetUpModule]] = []
         self._reduce_nothing_yet()
 
-    # Who and where.
+    # Workers.
 
     def before_launch(self) -> None:
         environment.check_nodes(self.cluster_environment, self.num_nodes, self.frontend)
@@ -56,10 +56,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
 
     @property
     def distributed_sampler_kwargs(self) -> None:
-        """Nothing, so that Fabric leaves samplers alone.
-
-        It asks for them where its user wants the data to be shared out, just before it hands the loader over.
-        """
+        """`None`, so that Fabric keeps samplers. Fabric reads it before each loader whose data is to be split."""
         self._share_out_next = True
 
     def process_dataloader(self, dataloader: Any) -> Any:
@@ -81,7 +78,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
 
     @property
     def modules(self) -> list[SetUpModule]:
-        """The modules that were set up, and still are in use, in order."""
+        """The modules that were set up and are still in use, in order."""
         return [module for known in self._modules if (module := known()) is not None]
 
     def engine_of(self, optimizer: Any) -> Engine:
@@ -100,7 +97,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
             if known.ran_without_optimizer:
                 known.ran_without_optimizer = False
                 raise OptionError(
-                    f"{type(known.module).__name__} was set up without an optimizer, and nothing would reduce its "
+                    f"{type(known.module).__name__} was set up without an optimizer, so nothing would reduce its "
                     "gradients: set the optimizer up too, or freeze the model with requires_grad_(False) or eval()"
                 )
         self._reduced.clear()
@@ -121,16 +118,16 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
 
 
 def check_owned(optimizer: torch.optim.Optimizer, modules: list[torch.nn.Module]) -> None:
-    """Look for parameters of the optimizer that belong to none of the modules.
+    """Check that all parameters of the optimizer belong to the modules.
 
     Raises:
-        OptionError: there are some.
+        OptionError: one does not.
     """
     own = {id(parameter) for module in modules for parameter in module.parameters()}
     if not {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} <= own:
         raise OptionError(
-            f"the {type(optimizer).__name__} holds parameters of no model that was set up, and no engine would reduce "
-            "their gradients: set up their model first, or make them part of one"
+            f"the {type(optimizer).__name__} holds parameters of no model that was set up, so no engine would reduce "
+            "their gradients: set up their model first, or add them to one"
         )
 
 

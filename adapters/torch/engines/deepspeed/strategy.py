@@ -40,8 +40,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     Stage 1 shards the optimizer's state, stage 2 gradients too, stage 3 parameters too: 8 + 12/N, 4 + 16/N and 20/N
     bytes per parameter on N workers, for Adam in float32. Use the lowest stage that fits into memory, or offload, which
-    keeps the optimizer (and at stage 3 the parameters) in the CPU's memory and is slower. It trains float32 models, with
-    elementwise optimizers of torch.optim.
+    keeps the optimizer (and at stage 3 the parameters) in the CPU's memory and is slower. It trains float32 models,
+    with elementwise optimizers of torch.optim.
 
     At stage 3 build model and optimizer inside scope(): parameters are partitioned when they are created. All workers
     must run the same modules in the same order, because parameters are gathered for each.
