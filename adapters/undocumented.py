@@ -1,7 +1,7 @@
-"""What is used of other libraries although they do not document it.
+"""Access to undocumented names of other libraries.
 
-Each such name stands once, in the `compat.py` of its library. It is looked for before anything depends on it: when the
-strategy is created, when the plugin is imported, or, where only an object has the name, when that object is taken up.
+Each such name stands once, in the `compat.py` of its library. It is checked before anything depends on it: when the
+strategy is created, when the plugin is imported, or, if only an object has the name, when a `View` of it is created.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .errors import EngineUnavailableError
 
 @dataclass(frozen=True)
 class Library:
-    """A library, and the versions that were seen to have its undocumented names.
+    """A library, and the versions known to have its undocumented names.
 
     name: as people write it.
-    module: what it is imported as.
+    module: the module to import.
     versions: from the oldest to the newest.
     install: the command that installs the newest of them.
     """
@@ -30,7 +30,7 @@ class Library:
     install: str
 
     def lacks(self, what: str) -> EngineUnavailableError:
-        """Return the error to raise where the installed version does not have a name."""
+        """Return the error to raise if the installed version lacks a name."""
         installed = getattr(sys.modules.get(self.module), "__version__", "as installed")
         return EngineUnavailableError(
             f"{self.name} {installed} has no {what}, which is needed here and not documented. "
@@ -41,7 +41,7 @@ class Library:
         """Import a module, or a name in it.
 
         Raises:
-            EngineUnavailableError: the installed version does not have it.
+            EngineUnavailableError: the installed version lacks it.
         """
         try:
             imported = importlib.import_module(module)
@@ -55,7 +55,7 @@ class Library:
         """Return an attribute.
 
         Raises:
-            EngineUnavailableError: the installed version does not have it.
+            EngineUnavailableError: the installed version lacks it.
         """
         try:
             return getattr(owner, name)
@@ -77,16 +77,16 @@ class Name:
 
 
 class Method(Name):
-    """One that the class of the objects has already: a method, a property."""
+    """A name that already the class of the objects has: a method or a property."""
 
 
 class View:
-    """An object of another library's, by its undocumented names.
+    """An object of another library, with its undocumented names.
 
     real: the object.
 
     Raises:
-        EngineUnavailableError: on making one, and from `check_class`: a name is missing.
+        EngineUnavailableError: a name is missing; raised by the constructor and by `check_class`.
     """
 
     library: ClassVar[Library]
@@ -97,7 +97,7 @@ class View:
 
     @classmethod
     def check_class(cls, real: type) -> None:
-        """Look for what the class of the objects must have, before there is an object."""
+        """Check the names that the class of the objects must have, before there is an object."""
         cls._require(real, Method)
 
     @classmethod
@@ -109,5 +109,5 @@ class View:
 
 
 def _called(owner: Any) -> str:
-    """Return what an object is called in a message: a module or class by its own name, another one by its class's."""
+    """Return an object's name in a message: of a module or class its own, of others their class's."""
     return str(owner.__name__) if hasattr(owner, "__name__") else type(owner).__name__

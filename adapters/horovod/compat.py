@@ -1,6 +1,6 @@
-"""What we use of Horovod and it does not document; its last release is known to work.
+"""Undocumented names of Horovod, known in its last release.
 
-Files are those of Horovod 0.28.1, below `horovod/`. Nothing is imported here before it is asked for.
+Files are those of Horovod 0.28.1, below `horovod/`. Each is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ class DistributedOptimizerView(View):
 
 
 def check() -> None:
-    """Look for what both engines need.
+    """Check what both engines need.
 
     Raises:
-        EngineUnavailableError: the installed Horovod does not have it.
+        EngineUnavailableError: the installed Horovod lacks it.
     """
     internal_error()
 
 
 def check_torch() -> None:
-    """Look for what the engine for PyTorch needs, as `check`."""
+    """Check what the engine for PyTorch needs, as `check`."""
     check()
     for optimizer in ("_DistributedOptimizer", "_DistributedAdasumOptimizer"):
         DistributedOptimizerView.check_class(HOROVOD.load("horovod.torch.optimizer", optimizer))
 
 
 def internal_error() -> type[Exception]:
-    """Return the error by which collectives fail (common/exceptions.py)."""
+    """Return the error that failed collectives raise (common/exceptions.py)."""
     found: type[Exception] = HOROVOD.load("horovod.common.exceptions", "HorovodInternalError")
     return found
 
 
 def rendezvous_server() -> Any:
-    """Return a server at which workers meet: `start()` returns its port (runner/http/http_server.py)."""
+    """Return a rendezvous server: `start()` returns its port (runner/http/http_server.py)."""
     return HOROVOD.load("horovod.runner.http.http_server", "RendezvousServer")()
 
 
 def launcher() -> Any:
-    """Return the module that the command `horovodrun` runs."""
+    """Return the module of the command `horovodrun`."""
     return HOROVOD.load("horovod.runner.launch")

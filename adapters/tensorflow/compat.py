@@ -1,7 +1,7 @@
-"""What the engines use of TensorFlow and Keras and these do not document, and the versions that were seen to have it.
+"""Undocumented names of TensorFlow and Keras that the engines use, and the versions known to have them.
 
-Files are those of TensorFlow 2.21, below `tensorflow/python/`, and of Keras 3.15, below `keras/src/`. What `fit` needs
-of Keras besides is in the plugin's own `compat`.
+Files are those of TensorFlow 2.21, below `tensorflow/python/`, and of Keras 3.15, below `keras/src/`. Other names that
+`fit` needs are in the plugin's `compat`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KERAS = Library("Keras", "keras", ("3.15.1",), "pip install keras==3.15.1")
 
 
 class EagerContext(View):
-    """`Context` (eager/context.py), of which a process has one, with its client of the coordination service."""
+    """`Context` (eager/context.py), one for each process, with its client of the coordination service."""
 
     library = TENSORFLOW
     is_initialized = Name("_initialized")
@@ -69,10 +69,10 @@ _RESHUFFLES = "_reshuffle_each_iteration"
 
 
 def check() -> None:
-    """Look for what all engines need; nothing is made for it, so that devices can still be chosen.
+    """Check what all engines need; it creates nothing, so that devices can still be chosen.
 
     Raises:
-        EngineUnavailableError: the installed TensorFlow or Keras does not have it.
+        EngineUnavailableError: the installed TensorFlow or Keras lacks it.
     """
     EagerContext.check_class(TENSORFLOW.load("tensorflow.python.eager.context", "Context"))
     autograph()
@@ -99,19 +99,19 @@ def autograph() -> Autograph:
 
 
 def cluster_jobs(spec: tf.train.ClusterSpec) -> list[tuple[str, int]]:
-    """Return the jobs of a cluster's workers as the coordination service has them, with how many tasks each has."""
+    """Return the cluster's jobs of workers, as in the coordination service, each with its number of tasks."""
     cluster = _of_clusters("normalize_cluster_spec")(spec)
     return [(job, cluster.num_tasks(job)) for job in ("chief", "worker") if job in cluster.jobs]
 
 
 def coordination_leader(spec: tf.train.ClusterSpec) -> str:
-    """Return the task that keeps the coordination service (distribute/multi_worker_util.py)."""
+    """Return the task that runs the coordination service (distribute/multi_worker_util.py)."""
     leader: str = _of_clusters("coordination_leader")(_of_clusters("normalize_cluster_spec")(spec))
     return leader
 
 
 def coordinated_jobs(jobs: Sequence[tuple[str, int]]) -> list[Any]:
-    """Return jobs as the coordination service is told them."""
+    """Return jobs in the coordination service's format."""
     made = TENSORFLOW.load("tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2", "CoordinatedJob")
     return [made(name=name, num_tasks=count) for name, count in jobs]
 
@@ -121,18 +121,18 @@ def _of_clusters(name: str) -> Any:
 
 
 def batch_size_of(stage: tf.data.Dataset) -> int | None:
-    """Return by what number this stage of a dataset batches; `None` where it does not."""
+    """Return the batch size of this stage of a dataset; `None` if it does not batch."""
     batches = "Batch" in type(stage).__name__ and hasattr(stage, _BATCH_SIZE)
     return int(getattr(stage, _BATCH_SIZE)) if batches else None
 
 
 def shuffles_without_seed(stage: tf.data.Dataset) -> bool:
-    """Whether this stage of a dataset shuffles, in another order in each process."""
+    """Whether this stage of a dataset shuffles in another order in each process."""
     if "Shuffle" not in type(stage).__name__ or not hasattr(stage, _SEEDS[0]):
         return False
     return not any(getattr(stage, name) for name in _SEEDS)
 
 
 def reshuffles(stage: tf.data.Dataset) -> bool:
-    """Whether this stage of a dataset shuffles anew in each iteration."""
+    """Whether this stage of a dataset shuffles again in each iteration."""
     return bool(getattr(stage, _RESHUFFLES, False))

@@ -1,7 +1,7 @@
-"""What we use of PyTorch and it does not document, and the versions that were seen to have it.
+"""Undocumented names of PyTorch that we use, and the versions known to have them.
 
-What PyTorch itself calls public (no underscore, in a module without one) is not here. Files are those of PyTorch 2.13,
-below `torch/`.
+Names that are public by PyTorch's rule (no underscore, in a module without one) are not here. Files are those of
+PyTorch 2.13, below `torch/`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ TORCH = Library("PyTorch", "torch", ("2.13.0", "2.14.1"), "pip install torch==2.
 
 
 def check() -> None:
-    """Look for what training needs on every engine.
+    """Check what training needs on every engine.
 
     Raises:
-        EngineUnavailableError: the installed PyTorch does not have it.
+        EngineUnavailableError: the installed PyTorch lacks it.
     """
     batch_norm()
     if torch.distributed.is_available():
@@ -27,17 +27,17 @@ def check() -> None:
 
 
 def batch_norm() -> Any:
-    """Return the base of all BatchNorm layers, of other people's too (nn/modules/batchnorm.py)."""
+    """Return the base of all BatchNorm layers, also in other packages (nn/modules/batchnorm.py)."""
     return TORCH.load("torch.nn.modules.batchnorm", "_BatchNorm")
 
 
 def import_dynamo() -> None:
-    """Import what `torch.optim` imports when it is first used (`_dynamo/`)."""
+    """Import what `torch.optim` imports on first use (`_dynamo/`)."""
     TORCH.load("torch._dynamo")
 
 
 def count_process_groups() -> int:
-    """Return how many process groups there are in this process (distributed/distributed_c10d.py)."""
+    """Return the number of process groups in this process (distributed/distributed_c10d.py)."""
     world = TORCH.load("torch.distributed.distributed_c10d", "_world")
     return len(TORCH.get(world, "pg_names"))
 

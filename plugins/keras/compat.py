@@ -1,4 +1,4 @@
-"""What `fit` needs of Keras and Keras does not document; what the engines need of it is in theirs.
+"""Undocumented names of Keras that `fit` uses; those that the engines use are in `adapters.tensorflow.compat`.
 
 Files are those of Keras 3.15, below `keras/src/`.
 """
@@ -16,8 +16,8 @@ from ...adapters.undocumented import Method, Name, View
 class FitModel(View):
     """`keras.Model` on TensorFlow (backend/tensorflow/trainer.py, trainers/trainer.py).
 
-    distribution: what it takes for its `tf.distribute.Strategy`.
-    compiled_loss: what `compile` made of its losses; `None` where it was given none.
+    distribution: used as its `tf.distribute.Strategy`.
+    compiled_loss: the losses given to `compile`; `None` if there were none.
     """
 
     library = KERAS
@@ -48,7 +48,7 @@ class ScheduledOptimizer(View):
     """`keras.optimizers.Optimizer` (optimizers/base_optimizer.py)."""
 
     library = KERAS
-    learning_rate = Name("_learning_rate")  # as it was given: a number's variable, or a schedule
+    learning_rate = Name("_learning_rate")  # a number's variable, or the schedule itself
 
 
 class VariableView(View):
@@ -59,12 +59,12 @@ class VariableView(View):
 
 
 def check() -> None:
-    """Look for what a model has as soon as its class is there.
+    """Check what the class of models has.
 
     Raises:
-        EngineUnavailableError: the installed Keras does not have it.
+        EngineUnavailableError: the installed Keras lacks it.
     """
-    if keras.backend.backend() == "tensorflow":  # on others only what needs no `distribute` can be used
+    if keras.backend.backend() == "tensorflow":  # with others, `distribute` cannot be used
         FitModel.check_class(keras.Model)
         KERAS.load(*_MASK)
 
@@ -73,5 +73,5 @@ _MASK = ("keras.src.backend.common.masking", "get_keras_mask")
 
 
 def has_mask(tensor: Any) -> bool:
-    """Whether Keras keeps a mask with a tensor."""
+    """Whether a tensor has a Keras mask."""
     return KERAS.load(*_MASK)(tensor) is not None

@@ -18,7 +18,7 @@ ASKED = {(made := Requirement(line)).name: made.specifier for lines in EXTRAS.va
 
 
 def libraries() -> Iterator[tuple[str, str, list[str], str]]:
-    """Yield what each `Library(name, module, versions, install)` of a `compat.py` is made of."""
+    """Yield the arguments of each `Library(name, module, versions, install)` in a `compat.py`."""
     for path in modules().values():
         if path.name == "compat.py":
             for node in ast.walk(ast.parse(path.read_text())):
@@ -28,7 +28,7 @@ def libraries() -> Iterator[tuple[str, str, list[str], str]]:
 
 
 def rows() -> dict[str, list[str]]:
-    """The README's table: by library, those that all tests ran with first."""
+    """The README's table: by library, first the version that all tests ran with."""
     (table,) = re.findall(
         r"^\| Library \| All tests .*\n\|[- |]+\n((?:\|.*\n)+)", (ROOT / "README.md").read_text(), re.M
     )

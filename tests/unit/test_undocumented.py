@@ -1,4 +1,4 @@
-"""What is used of other libraries and not documented: what is said where an installed version does not have it."""
+"""Undocumented names of other libraries: the error if the installed version lacks one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What we use of DeepSpeed and it does not document, and the versions that were seen to have it.
+"""Undocumented names of DeepSpeed that we use, and the versions known to have them.
 
-Files are those of DeepSpeed 0.19.8, below `deepspeed/`. Nothing is imported here before it is asked for.
+Files are those of DeepSpeed 0.19.8, below `deepspeed/`. Each is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class EngineView(View):
     reduce_gradients = Method("allreduce_gradients")
     destroy = Method("destroy")
     global_grad_norm = Method("get_global_grad_norm")
-    # What `coalesce_grad_reduction` is made of, which refuses an accumulation that its caller counts.
+    # Used by `coalesce_grad_reduction`, which itself refuses an accumulation that its caller counts.
     inside_no_sync = Name("inside_no_sync_ctxt")
     flush_zero_12 = Method("_flush_coalesced_reduction_zero12")
     flush_zero_3 = Method("_flush_coalesced_reduction_zero3")
 
 
 class ZeroView(View):
-    """What the optimizers of all stages have, which are the engine's `optimizer`."""
+    """What the engine's `optimizer` has at all stages."""
 
     library = DEEPSPEED
     averaged_gradients = Name("averaged_gradients")
@@ -36,7 +36,7 @@ class ZeroView(View):
     coalesces_reduction = Name("_coalesce_grad_reduction")
     overflow = Name("overflow")
     reduce_bucket_size = Name("reduce_bucket_size")
-    leaf_parameters: Any = MappingProxyType({})  # of no module at stages 1 and 2
+    leaf_parameters: Any = MappingProxyType({})  # none at stages 1 and 2
 
 
 class Zero12View(ZeroView):
@@ -66,7 +66,7 @@ class Zero3View(ZeroView):
 class LinkedParameter(View):
     """A trained parameter at stages 1 and 2 (utils/mixed_precision_linkage.py).
 
-    fragment: its fragment in this worker's partition; `None` where there is none.
+    fragment: its fragment in this worker's partition; `None` if there is none.
     """
 
     library = DEEPSPEED
@@ -97,7 +97,7 @@ class PartitionedParameter(View):
 class Communication(View):
     """The module comm/comm.py.
 
-    backend: the object that has all collectives of the job that DeepSpeed has joined; `None` where it has joined none.
+    backend: the object with all collectives of DeepSpeed's job; `None` if it has joined none.
     """
 
     library = DEEPSPEED
@@ -113,7 +113,7 @@ class Groups(View):
 
 
 class ZeroToFp32(View):
-    """The module utils/zero_to_fp32.py, of which only what reads a whole checkpoint is documented."""
+    """The module utils/zero_to_fp32.py; only its functions that read a whole checkpoint are documented."""
 
     library = DEEPSPEED
     find_model_files = Name("get_model_state_files")
@@ -125,10 +125,10 @@ class ZeroToFp32(View):
 
 
 def check(stage: int) -> None:
-    """Look for what training at a stage of ZeRO needs, as far as it can be seen without an engine.
+    """Check what training at a stage of ZeRO needs, as far as possible without an engine.
 
     Raises:
-        EngineUnavailableError: the installed DeepSpeed does not have it.
+        EngineUnavailableError: the installed DeepSpeed lacks it.
     """
     EngineView.check_class(DEEPSPEED.load("deepspeed", "DeepSpeedEngine"))
     communication()
@@ -148,7 +148,7 @@ def communication() -> Communication:
 
 
 def collectives_of(backend: Any) -> dict[str, Any]:
-    """Return the collectives that ZeRO waits for, as DeepSpeed's backend has them (comm/torch.py)."""
+    """Return the collectives of DeepSpeed's backend that ZeRO waits for (comm/torch.py)."""
     names = ("all_gather", "all_gather_into_tensor", "all_reduce", "reduce", "reduce_scatter_tensor")
     return {name: DEEPSPEED.get(backend, name) for name in names}
 
@@ -162,12 +162,12 @@ def zero_to_fp32() -> ZeroToFp32:
 
 
 def is_partitioned(tensor: Any) -> bool:
-    """Whether it is a parameter at stage 3, gathered or not."""
+    """Whether this is a parameter of stage 3, gathered or not."""
     return hasattr(tensor, PartitionedParameter.shape.name)
 
 
 def is_apart(tensor: Any) -> bool:
-    """Whether it is a parameter at stage 3, and not gathered."""
+    """Whether this is a parameter of stage 3 that is not gathered."""
     return bool(getattr(tensor, PartitionedParameter.status.name, None) == _apart())
 
 
@@ -195,7 +195,7 @@ def _apart() -> Any:
 
 
 def operators() -> dict[str, Any]:
-    """Return which compiled operators work here, by name, as DeepSpeed has found when this is asked first."""
+    """Return which compiled operators work here, by name; DeepSpeed finds it at the first call."""
     found: dict[str, Any] = DEEPSPEED.load("deepspeed.ops", "__compatible_ops__")
     return found
 
@@ -206,37 +206,37 @@ def zero_config() -> Any:
 
 
 def zero_stage(stage: int) -> Any:
-    """Return a stage as checkpoints have it."""
+    """Return a stage in the checkpoints' type."""
     return DEEPSPEED.load("deepspeed.runtime.zero.config", "ZeroStageEnum")(stage)
 
 
 def fragment_address(numel: int, start: int) -> Any:
-    """Return where a fragment lies, as checkpoints have it."""
+    """Return the position of a fragment in the checkpoints' type."""
     return DEEPSPEED.load("deepspeed.utils.tensor_fragment", "fragment_address")(numel=numel, start=start)
 
 
 def loss_scaler(scale: float) -> Any:
-    """Return a loss scale that does not change, as checkpoints have it."""
+    """Return a constant loss scale in the checkpoints' type."""
     return DEEPSPEED.load("deepspeed.runtime.fp16.loss_scaler", "LossScaler")(scale=scale)
 
 
 def launcher() -> Any:
-    """Return the module that the command `deepspeed` runs."""
+    """Return the module of the command `deepspeed`."""
     return DEEPSPEED.load("deepspeed.launcher.runner")
 
 
 def modules_under_way() -> list[Any]:
-    """Return stage 3's list of modules whose forward pass is under way, which begins with each model it was given."""
+    """Return stage 3's list of modules in a forward pass; every model that it was given stays at its begin."""
     found: list[Any] = DEEPSPEED.load("deepspeed.runtime.zero.parameter_offload", "FWD_MODULE_STACK")
     return found
 
 
 def release_cache() -> Any:
-    """Return stage 3's cache of which parameters to release after which module, whose keys are modules."""
+    """Return stage 3's cache, by module, of the parameters to release after it."""
     module = "deepspeed.runtime.zero.partitioned_param_coordinator"
     coordinator = DEEPSPEED.load(module, "PartitionedParameterCoordinator")
     method = DEEPSPEED.get(coordinator, "_PartitionedParameterCoordinator__params_to_release")
-    # A decorator of DeepSpeed's is around the cache, and does not tell what it is around of.
+    # DeepSpeed's decorator around the cache hides it.
     decorated = [cell.cell_contents for cell in getattr(method, "__closure__", None) or ()]
     cached = [candidate for candidate in (method, *decorated) if hasattr(candidate, "cache_clear")]
     if not cached:
