@@ -105,7 +105,7 @@ class Callback:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Say how to pass this callback to a frontend that took it for one of its own."""
+            """Say how to pass this callback to a frontend, which took it for its own kind."""
             if name in _ELSEWHERE:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{_ELSEWHERE[name]}")
             return object.__getattribute__(self, name)  # raises the original error again, for example a property's

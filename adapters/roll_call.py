@@ -100,19 +100,19 @@ class _Call:
         """Read one worker's message."""
         try:
             message = json.loads(line.reader.readline())
-            rank, theirs, said, origin = (message[name] for name in ("rank", "cluster", "said", "origin"))
+            rank, cluster, said, origin = (message[name] for name in ("rank", "cluster", "said", "origin"))
         except (OSError, ValueError, KeyError, TypeError):
             return  # a port scanner, or a worker that died: it will be missed
-        if theirs == self._cluster and is_stranger(origin, own_origin(0, len(theirs))):
+        if cluster == self._cluster and is_stranger(origin, own_origin(0, len(cluster))):
             self.aside[time.monotonic() + PATIENCE] = line, rank, said
             return
-        if theirs != self._cluster or rank in self.heard:
+        if cluster != self._cluster or rank in self.heard:
             self._others.append(line)
-        if theirs != self._cluster:
-            told, own = ", ".join(theirs), ", ".join(self._cluster)
-            self.problem = f"worker {rank} has the cluster {told}, worker 0 has {own}: give all workers the same one"
+        if cluster != self._cluster:
+            other, own = ", ".join(cluster), ", ".join(self._cluster)
+            self.problem = f"worker {rank} has the cluster {other}, worker 0 has {own}: give all workers the same one"
         elif rank in self.heard:
-            self.problem = f"{_two_are(rank)}: each needs an index of its own in TF_CONFIG's task"
+            self.problem = f"{_two_are(rank)}: each needs its own index in TF_CONFIG's task"
         else:
             self.heard[rank], self.lines[rank] = said, line
 

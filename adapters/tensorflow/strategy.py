@@ -128,7 +128,7 @@ class TensorFlowStrategy(Strategy):
         if self._followed:
             return StrategyStateError(
                 f"strategy {self.name!r} cannot follow {self._followed!r} in one process: TensorFlow chooses devices "
-                "and cluster once, before its first operation. Enter it first, or in a process of its own"
+                "and cluster once, before its first operation. Enter it first, or in a new process"
             )
         return StrategyStateError(
             f"a TensorFlow operation ran before strategy {self.name!r} was entered, which chooses devices and cluster: "

@@ -22,7 +22,7 @@ def breaks(strategy: Strategy, where: str) -> bool:
 
 
 def fail(how: str, folder: Path) -> None:
-    """Fail here, after creating `BROKE` in the folder, whose time tells when."""
+    """Fail here, after creating `BROKE` in the folder, whose time records when."""
     (folder / BROKE).touch()
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -46,7 +46,7 @@ class Records:
         """Call these callbacks for the steps inside the block."""
         if seam and model.steps_per_execution > 1:
             raise OptionError(
-                f"steps_per_execution={model.steps_per_execution}: callbacks of farandole's are told of each step, and "
+                f"steps_per_execution={model.steps_per_execution}: farandole's callbacks watch each step, and "
                 "Keras runs several as one. Compile the model with steps_per_execution=1, or leave the callbacks out"
             )
         known = self.told, self.stamped, self.waits

@@ -202,8 +202,8 @@ MUTANTS = (
     Mutant(
         "zero_2_shards_begin_at_0",
         "adapters/torch/engines/deepspeed/stages.py",
-        "Fragment.cut(found.in_parameter.start, partition,",
-        "Fragment.cut(0, partition,",
+        "Fragment.within(found.in_parameter.start, partition,",
+        "Fragment.within(0, partition,",
         _conformance("TestDeepSpeedZero2", "resumed or damaged"),
     ),
     Mutant(

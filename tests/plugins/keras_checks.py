@@ -131,7 +131,7 @@ def what_cannot_work_is_refused(strategy: Any, folder: Path) -> None:
     with pytest.raises(AttributeError, match=r"farandole\.plugins\.keras\.distribute\(model, strategy\)"):
         outside.fit(X, Y, verbose=0, callbacks=[Watcher()])
     if strategy.steps_in_control_flow:
-        with pytest.raises(OptionError, match="steps_per_execution=2: callbacks of farandole's are told of each step"):
+        with pytest.raises(OptionError, match="steps_per_execution=2: farandole's callbacks watch each step"):
             fit(made(strategy, build(steps_per_execution=2)), callbacks=[Watcher()])
     if not strategy.owns(outside.variables[0].value):
         with pytest.raises(OptionError, match=r"outside of strategy\.scope"):

@@ -33,7 +33,7 @@ class Fragment:
     held: torch.nn.Parameter
 
     @classmethod
-    def cut(cls, start: int, partition: torch.Tensor, offset: int, numel: int) -> Fragment:
+    def within(cls, start: int, partition: torch.Tensor, offset: int, numel: int) -> Fragment:
         """Return the fragment of `numel` elements of a partition."""
         return cls(start, partition, offset, torch.nn.Parameter(partition.detach().narrow(0, offset, numel)))
 

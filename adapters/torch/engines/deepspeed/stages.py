@@ -35,7 +35,7 @@ class Stage12Engine(ZeroEngine):
         found = FragmentView(fragment)
         address = found.in_partition
         partition = self._zero.partitions[found.group]
-        return Fragment.cut(found.in_parameter.start, partition, address.start, address.numel)
+        return Fragment.within(found.in_parameter.start, partition, address.start, address.numel)
 
     def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
         return super(ZeroEngine, self).shard(parameter)
@@ -96,7 +96,7 @@ class Stage3Engine(ZeroEngine):
         start, numel = _range(parameter)
         if numel == 0:
             return None
-        return Fragment.cut(start, self._zero.partitions[group], offset, numel)
+        return Fragment.within(start, self._zero.partitions[group], offset, numel)
 
     def _frozen_shard(self, parameter: torch.nn.Parameter) -> Shard:
         start, numel = _range(parameter)
