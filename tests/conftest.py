@@ -1,4 +1,4 @@
-"""What tests of several folders need: distributions made up for a test, free ports, what else is selected."""
+"""Fixtures of several folders: invented distributions, free ports, the other selected tests."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import pytest
 from farandole.plugins.conformance.servers import WorkerServers
 from farandole.plugins.pytest.suite import servers_of
 
-# Here as in the workers: on few cores, threads that wait for each other at each operation cost more than they give.
+# As in the workers: on few cores, threads that wait for each other at each operation cost more than they save.
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"))
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ sys.exit(max(job.wait() for job in jobs))
 
 @pytest.hookimpl(optionalhook=True)  # xdist's
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give all modules whose tests share the workers that stay up to one process; each other module is for any."""
+    """Run all modules that use the shared workers in one process, and the others in any."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModule(LoadScopeScheduling):
@@ -67,21 +67,21 @@ def make_distribution(tmp_path: Path) -> MakeDistribution:
 
 @pytest.fixture(scope="module")
 def selected(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """The parameters of each test of this module that this run of pytest selects: a job need do no more."""
+    """The parameters of this module's selected tests: a job needs no others."""
     items: Any = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     return [item.callspec.params for item in items]
 
 
 @pytest.fixture(scope="session")
 def worker_servers(pytestconfig: pytest.Config) -> Iterator[WorkerServers]:
-    """Yield the workers that stay up, which are those that the classes of `Conformance` use."""
+    """Yield the shared workers, which the classes of `Conformance` use too."""
     with servers_of(pytestconfig) as servers:
         yield servers
 
 
 @pytest.fixture(scope="session")
 def free_ports() -> Callable[[int], list[int]]:
-    """Return a function that finds ports that nobody listens on."""
+    """Return a function that finds free ports."""
 
     def find(number: int) -> list[int]:
         with contextlib.ExitStack() as stack:
@@ -93,7 +93,7 @@ def free_ports() -> Callable[[int], list[int]]:
 
 @pytest.fixture(scope="session")
 def by_hand() -> Callable[[Sequence[Mapping[str, str]], Sequence[str]], list[str]]:
-    """Return a function that makes a command of a program, to be started once in each of some environments."""
+    """Return a function that makes a command that starts a program once in each of some environments."""
 
     def command(environments: Sequence[Mapping[str, str]], program: Sequence[str]) -> list[str]:
         return [sys.executable, "-c", START_BY_HAND, json.dumps(environments), *program]

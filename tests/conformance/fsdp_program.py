@@ -1,4 +1,4 @@
-"""What `fsdp` promises beyond the contract, a function each, run by every worker of one job."""
+"""What `fsdp` promises beyond the contract, one function each, run by every worker of one job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def promise(function: Callable[[Strategy], None]) -> Callable[[Strategy], None]:
 
 
 class Net(nn.Module):
-    """Parameters of its own, and blocks."""
+    """Own parameters, and blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def mse(model: nn.Module, batch: Any) -> torch.Tensor:
 
 
 def train_plainly(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Any = mse, data: Any = (X, Y)) -> None:
-    """The same steps as `train`, by hand."""
+    """The same steps as `train`, in plain PyTorch."""
     for first in range(0, 24, 6):
         optimizer.zero_grad()
         loss(model, tuple(part[first : first + 6] for part in data)).backward()

@@ -1,4 +1,4 @@
-"""One worker dies; the other says what each method then raises: `lost_worker_program.py STRATEGY FOLDER`."""
+"""One worker dies; the other prints what each method then raises: `lost_worker_program.py STRATEGY FOLDER`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prepare(strategy: Strategy) -> tuple[Training, Any]:
 
 
 def say_what_a_read_raises(strategy: Strategy) -> None:
-    """A file system in the cloud fails by the types of error of TensorFlow's cluster, and nobody is lost."""
+    """A cloud file system raises the same types of error as TensorFlow's cluster, and no worker is lost."""
     import tensorflow as tf
 
     said = "Error executing an HTTP request: libcurl code 56, error details: Recv failure: Connection reset by peer"

@@ -1,4 +1,4 @@
-"""One model under one strategy after the other: each goes on as plain code would, while earlier trainings are kept."""
+"""One model under one strategy after the other: each continues as plain code does, with earlier trainings kept."""
 
 from __future__ import annotations
 

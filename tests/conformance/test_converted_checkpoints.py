@@ -1,4 +1,4 @@
-"""Checkpoints go to plain DeepSpeed, which knows nothing of us, and come back; the curve goes on each time."""
+"""Checkpoints are converted to plain DeepSpeed and back; the curve continues each time."""
 
 import json
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ BOUND = 1e-5
 
 
 def train(servers: WorkerServers, strategy: str, *words: object) -> list[float]:
-    """Train on two workers that are up already, and return the losses that they wrote."""
+    """Train on two running workers, and return the losses that they wrote."""
     program = [str(HERE / "training_beside_plain.py"), strategy, *map(str, words)]
     return losses(servers.run_program(strategy, 2, program, timeout=120), words)
 
 
 def train_plainly(workers: int, *words: object) -> list[float]:
-    """Train by plain DeepSpeed, which leaves traces, in a job of its own."""
+    """Train by plain DeepSpeed in a new job, because it leaves traces."""
     command = launch_command("ddp", workers, [str(HERE / "plain_deepspeed.py"), *map(str, words)])
     return losses(run_marked(command.argv, env=command.env, timeout=120), words)
 

@@ -1,4 +1,4 @@
-"""Same curve through Lightning: its Trainer on our strategies, beside its own on one device with N times the batch."""
+"""The same curve through Lightning: its Trainer on our strategies, and on one device with N times the batch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def places() -> Iterator[Any]:
 def trained(
     selected: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, worker_servers: WorkerServers
 ) -> Callable[[str, int], Outcome]:
-    """The outcome of the job in which a strategy trains all of its curves that are asked of so many workers."""
+    """The outcome of the job in which a strategy trains all selected curves with this number of workers."""
     chosen = {(each["strategy"], each["workers"]) for each in selected if "strategy" in each}
 
     @cache

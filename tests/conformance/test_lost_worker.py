@@ -1,4 +1,4 @@
-"""A worker that only lost another one: a typed error of one line from every method, and a short traceback."""
+"""A worker that lost another one: every method raises a typed error of one line, with a short traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METHODS = ("step", "reduce", "gather", "broadcast", "barrier", "save", "load")
 
 
 def variables(strategy: str, rank: int, ports: list[int]) -> dict[str, str]:
-    """Return what tells a worker who it is; no launcher ends the other one."""
+    """Return the variables of one worker, without a launcher that would end the other one."""
     if strategy_row(strategy).framework == "torch":
         return {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}
     addresses = [f"127.0.0.1:{port}" for port in ports]

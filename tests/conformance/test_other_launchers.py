@@ -1,4 +1,4 @@
-"""A strategy reads who it is from whatever started it: each engine under launchers that are not its own."""
+"""A strategy reads its rank from any launcher: each engine under launchers that are not its default."""
 
 import json
 import socket
@@ -43,7 +43,7 @@ def test_a_model_that_goes_on_under_the_next_strategy(worker_servers: WorkerServ
 
 
 def environments(kind: str, port: int, other_port: int) -> list[dict[str, str]]:
-    """Return what two processes of one machine find in their environments."""
+    """Return the environments of two processes of one machine."""
     if kind == "tf_config":
         cluster = {"worker": [f"127.0.0.1:{port}", f"127.0.0.1:{other_port}"]}
         return [
@@ -93,7 +93,7 @@ def in_environments(tmp_path_factory: pytest.TempPathFactory, free_ports: Any) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ddp_in_an_environment(kind: str, in_environments: tuple[Path, JobResult]) -> None:
-    """Slurm and Open MPI are not on this machine; what they tell their processes is."""
+    """Slurm and Open MPI are not on this machine, but their variables can be set."""
     folder, job = in_environments
     judge(Outcome(job, folder / kind, 2))
 

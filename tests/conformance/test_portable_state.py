@@ -1,4 +1,4 @@
-"""Contract 6: what one engine saved with N workers, any other of its framework takes up with M, on the same curve."""
+"""Contract 6: what one engine saved with N workers, any other of its framework loads with M, on the same curve."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def pairs() -> Iterator[Any]:
 def resume(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_servers: WorkerServers
 ) -> Resume:
-    """Return a function that loads the checkpoints that a strategy is asked for, and trains each to its end; once."""
+    """Return a function that once loads the checkpoints selected for a strategy, and trains each to its end."""
     folder = tmp_path_factory.mktemp("saved")
     asked = [item.callspec.params for item in request.session.items if item.parent is request.node]  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""Strategies one after the other in one process, by each launcher: none leaves what the next one stumbles on."""
+"""Strategies one after the other in one process, by each launcher: none leaves a trace that breaks the next."""
 
 import itertools
 import sys
@@ -28,7 +28,7 @@ def launch(launched_for: str, rounds: int, strategies: Sequence[str], timeout: f
 
 
 def each_after_each(strategies: Sequence[str]) -> list[str]:
-    """Return a walk that takes each ordered pair once, the same twice included (Hierholzer's algorithm)."""
+    """Return a walk over each ordered pair once, also of equal ones (Hierholzer's algorithm)."""
     following = {name: list(strategies) for name in strategies}
     stack, walk = [strategies[0]], []
     while stack:

@@ -1,4 +1,4 @@
-"""The contract, for every strategy of ours, and for options that take another path through their engine.
+"""The contract, for each of our strategies, and for options with another path through their engine.
 
 Workers that are killed in the midst of things have tests of their own for most of them: test_lost_worker.py.
 """
@@ -28,7 +28,7 @@ class TestFSDP(Conformance):
 
 
 class TestFSDPBlocks(Conformance):
-    """Blocks are gathered by themselves, and stay so until backward has passed them."""
+    """Blocks are gathered one by one, and stay gathered until backward has passed them."""
 
     strategy = "fsdp"
     varies = True

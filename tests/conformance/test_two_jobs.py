@@ -1,4 +1,4 @@
-"""Two jobs of one user that start at the same time on one machine: each trains by itself, or says what to type."""
+"""Two jobs of one user start at the same time on one machine: each trains alone, or says what to do."""
 
 import sys
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def test_two_jobs_at_once(strategy: str) -> None:
 
 
 def run_both(argv: Sequence[Sequence[str]], env: dict[str, str] | None = None) -> list[JobResult]:
-    """Run two jobs of `two_jobs_program.py`; whoever joins one is of it."""
+    """Run two jobs of `two_jobs_program.py`; only a job's own workers join it."""
     with ThreadPoolExecutor(2) as threads:
         jobs = list(threads.map(lambda each: run_marked(each, env=env, timeout=120), argv))
     for name, job in zip("AB", jobs, strict=True):
@@ -54,7 +54,7 @@ def programs(folder: Path, late: str = "", workers: int = 4) -> list[list[str]]:
 
 
 def test_two_jobs_that_were_told_one_port(tmp_path: Path, free_ports: Any, by_hand: Any) -> None:
-    """The second job's worker 1 is there before the first's, and before its own worker 0 finds the port taken."""
+    """The second job's worker 1 comes before the first's, and before its own worker 0 finds the port taken."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": "2"}
     told = [{**meeting, "RANK": str(rank)} for rank in range(2)]
     commands = [by_hand(told, [sys.executable, *program]) for program in programs(tmp_path, late="A1,B0")]

@@ -33,7 +33,7 @@ def fit(strategy: str) -> str:
 
 def main(rounds: int, strategies: list[str]) -> None:
     warnings.filterwarnings("ignore")
-    print(fit(strategies[0]), flush=True)  # the first Trainer tells the second worker's process who is who
+    print(fit(strategies[0]), flush=True)  # the first Trainer sets the ranks for the second worker's process
     check = Check()
     for _ in range(rounds):
         for strategy in strategies:

@@ -22,7 +22,7 @@ def main(name: str, load: str, save: str, losses_file: Path) -> None:
         training = strategy.prepare(
             model, optimizer, lambda m, b: functional.mse_loss(m(b[0]), b[1]), scheduler, clip_norm=CLIP
         )
-        model.seen[0] = 9  # the first model's, which a checkpoint carries on
+        model.seen[0] = 9  # the first model's buffer, which a checkpoint stores
         start = training.load(load) if load else Progress()
         assert model.seen.tolist() == [9, 1, 2]
         begun = 4 * start.epoch + start.step

@@ -1,4 +1,4 @@
-"""One worker of one of two jobs: `two_jobs_program.py NAME FOLDER WORKERS LATE`; it tells whom it met.
+"""One worker of one of two jobs: `two_jobs_program.py NAME FOLDER WORKERS LATE`; it prints whom it met.
 
 FOLDER: where all workers of both jobs wait for each other, so that they join at the same time.
 WORKERS: how many these are.

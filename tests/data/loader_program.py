@@ -1,4 +1,4 @@
-"""A loader whose process is asked to end with its whole process group, while the program goes on, and is left open.
+"""A loader whose process group gets SIGTERM while the program continues, and which is never closed.
 
 python loader_program.py spawn | fork | forkserver
 """
@@ -25,7 +25,7 @@ class Numbers(torch.utils.data.Dataset[int]):
 
 
 class Told:
-    """The user's own, which is called too."""
+    """The user's own function, which is called too."""
 
     def __call__(self, worker_id: int) -> None:
         print(f"LOADER {worker_id}", flush=True)

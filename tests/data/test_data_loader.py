@@ -66,7 +66,7 @@ def published(length: int, batch: int, seed: int, epochs: int) -> list[tuple[int
 
 
 class Numbers(Dataset[int]):
-    """Sample i is i, and takes its time now and then, so that loader processes overtake each other."""
+    """Sample i is i, and is sometimes slow, so that loader processes overtake each other."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -159,7 +159,7 @@ def test_workers_together_get_each_sample_once_wherever_they_resume(data: st.Dat
 
 
 def test_progress_is_what_was_trained_on_and_never_what_was_fetched_ahead(strategy: Strategy) -> None:
-    """Stop in mid-epoch while loader processes have fetched all that is left; go on in another way of loading."""
+    """Stop in mid-epoch when loader processes have fetched all that is left; resume with another way of loading."""
     run = published(length=30, batch=4, seed=1, epochs=2)
     taken, progress = [], START
     for batch in prepare(strategy, 2).batches(Numbers(30), 4, epochs=2, seed=1, prefetch_factor=8, **WORKERS):
@@ -269,7 +269,7 @@ def test_loader_processes_end_with_the_loop_and_when_it_is_left(strategy: Strate
 
 
 class Augmented(Dataset[Any]):
-    """Sample (index, draws from the three streams); a sample may draw as often as it likes."""
+    """Sample (index, draws from the three streams); a sample may draw any number of times."""
 
     def __len__(self) -> int:
         return 13
@@ -323,7 +323,7 @@ def test_augmentation_after_a_resume_is_what_it_would_have_been() -> None:
 
 @pytest.mark.parametrize("options", [{}, WORKERS], ids=["in this process", "in loader processes"])
 def test_loading_leaves_the_random_streams_of_the_training_alone(strategy: Strategy, options: dict[str, Any]) -> None:
-    """Those belong to the model, and must not depend on how data is loaded."""
+    """These streams belong to the model, and must not depend on how data is loaded."""
     training = prepare(strategy)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     for _ in training.batches(Augmented(), 4, **options):

@@ -1,4 +1,4 @@
-"""How loader processes are started beside an engine, and what a user reads whose program does not bear it."""
+"""How loader processes are started next to an engine, and the error in a program that does not allow it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ with create_strategy("local", device="cpu") as strategy:
 
 
 def test_a_script_that_trains_when_it_is_imported_is_told_where_to_put_it(tmp_path: Path) -> None:
-    """A spawned process imports the script: without the guard each would join the job as a worker that is there."""
+    """A spawned process imports the script: without the guard it would join the job as a worker."""
     script = tmp_path / "train.py"
     script.write_text(UNGUARDED)
     job = run_marked([sys.executable, str(script)], timeout=120)

@@ -1,4 +1,4 @@
-"""The README stays true: its programs run as written, its commands parse, its tables say what the code says."""
+"""The README is true: its programs run as written, its commands parse, and its tables agree with the code."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_ci_finds_the_test_command() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the README's programs, and what its commands name beside them."""
+    """A folder with the README's programs, and the other files in its commands."""
     folder = tmp_path_factory.mktemp("readme")
     for name, text in programs().items():
         (folder / name).write_text(text)
@@ -110,13 +110,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *command: str, waits: int = 0) -> dict[int, float]:
-    """Run a job in `folder` and return the loss of each epoch that it printed; `waits` workers tell of their data."""
+    """Run a job in `folder` and return the loss of each epoch that it printed; `waits` workers print their wait."""
     with contextlib.chdir(folder):
         return losses(run_marked(command, timeout=60), waits)
 
 
 def run_up(servers: WorkerServers, folder: Path, line: str, waits: int = 0) -> dict[int, float]:
-    """As `run`, what `farandole run` would start, in workers that are up already."""
+    """As `run`, in shared workers, what `farandole run` would start."""
     asked = command_of(line).params
     with contextlib.chdir(folder):
         job = servers.run_program(asked["strategy"], asked["workers"] or 1, asked["program"], timeout=60)
@@ -130,7 +130,7 @@ def losses(job: JobResult, waits: int) -> dict[int, float]:
 
 
 def plug_in(folder: Path, name: str) -> None:
-    """Change a program as the README says that a callback is plugged in."""
+    """Add a callback to a program, as the README says."""
     (patch,) = (block for block in fences("diff") if block.startswith(f" # {name}\n"))
     lines, place = programs()[name].splitlines(), 0
     for change in patch.splitlines():
@@ -239,7 +239,7 @@ def command_of(line: str) -> click.Context:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("line", [line for line in commands() if line.split()[1] in ("run", "strategies")])
 def test_command_ends_well(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs are not started here: of those, the command line is made."""
+    """Jobs are not started here: only their command line is made."""
     if "horovod" in line and HOROVOD_IS_MISSING:
         pytest.skip("Horovod is not installed")
     monkeypatch.chdir(folder)
@@ -287,7 +287,7 @@ def test_options_and_defaults_are_those_of_the_strategy(name: str) -> None:
 
 
 def launches() -> list[tuple[str, dict[str, str]]]:
-    """Each launcher with the environment of the only worker of a job, in the variables of its row."""
+    """Each launcher with the variables of its row, for a job of one worker."""
     cluster = json.dumps({"cluster": {"worker": ["localhost:2222"]}, "task": {"type": "worker", "index": 0}})
     found = []
     for name, _, variables, _, _ in table("Launcher", "For example"):

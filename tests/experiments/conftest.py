@@ -1,4 +1,4 @@
-"""Experiments' jobs in workers that stay up: starting them is most of what a small job takes."""
+"""Experiments' jobs in shared workers, because starting workers takes most of a small job's time."""
 
 from __future__ import annotations
 

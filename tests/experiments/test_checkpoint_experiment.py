@@ -26,7 +26,7 @@ ALL = pytest.param(("ddp", "fsdp"), (), marks=pytest.mark.exhaustive)
     ("strategies", "more"), [(("fsdp",), ("--only", "throughput")), ALL], ids=["small state", "all"]
 )
 def test_end_to_end(tmp_path: Path, strategies: tuple[str, ...], more: tuple[str, ...]):
-    # No throughput is judged of so small a state: this machine has other things to do.
+    # The throughput of so small a state is not judged: the machine is busy.
     arguments = ["--strategies", ",".join(strategies), "--workers", "2", "--state-mb", "25", "--saves", "2", *more]
     kept = tmp_path / "temporary"
     kept.mkdir()
@@ -51,7 +51,7 @@ def test_end_to_end(tmp_path: Path, strategies: tuple[str, ...], more: tuple[str
         assert row["workers"] == 2
         assert row["state_mb"] >= 25
         assert min(row[name] for name in ("save_mb_s", "raw_save_mb_s", "save_ratio", "load_mb_s")) > 0
-        # It cannot be below 1 by more than a rounding: the share itself is held.
+        # Not below 1 by more than a rounding, because the shard itself is in memory.
         assert 0.99 <= row["peak_ratio"] <= (row["peak_ratio_bound"] or 9)
 
 
@@ -65,12 +65,12 @@ def test_each_loads_what_each_saved(in_workers_that_stay: RunJob):
 
 
 def paired(rows: list[dict[str, Any]], strategies: tuple[str, ...]) -> None:
-    """Look at the rows of what two workers saved with each strategy, and two loaded with each."""
+    """Check the rows of what two workers saved with each strategy, and two loaded with each."""
     assert [(row["saved_with"], row["loaded_with"]) for row in rows] == [*itertools.product(strategies, strategies)]
     for row in rows:
         assert list(row) == [column.name for column in Checkpoint.pair_columns]
         assert (row["saved_workers"], row["loaded_workers"]) == (2, 2)
-        assert 0 < row["max_loss_diff"] <= 1e-5  # two workers round otherwise than one
+        assert 0 < row["max_loss_diff"] <= 1e-5  # two workers round differently from one
         assert 0 < row["max_weight_diff"] <= 1e-5
 
 

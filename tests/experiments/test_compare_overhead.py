@@ -66,7 +66,7 @@ def test_compare_on_engines_of_both_frameworks(in_workers_that_stay: RunJob):
 
 
 def compared(rows: list[dict[str, Any]], strategies: tuple[str, ...]) -> None:
-    """Look at the rows of strategies of two workers, behind those of one process that they are compared with."""
+    """Check the rows of strategies of two workers, after those of one process for comparison."""
     references = list(dict.fromkeys("tf_local" if name.startswith("tf_") else "local" for name in strategies))
     assert [row["strategy"] for row in rows] == [*references, *strategies]
     for row in rows:
@@ -87,7 +87,7 @@ def compared(rows: list[dict[str, Any]], strategies: tuple[str, ...]) -> None:
     "strategies", [("local",), pytest.param((*OVERHEAD, *TENSORFLOW), marks=EXHAUSTIVE)], ids=["one", "all"]
 )
 def test_overhead_end_to_end(tmp_path: Path, strategies: tuple[str, ...]):
-    # No time is judged: this machine has other things to do.
+    # Times are not judged: the machine is busy.
     done, report = experiment(
         "overhead",
         *("--strategies", ",".join(strategies), "--models", "small", "--pairs", "8"),
@@ -107,7 +107,7 @@ def test_overhead_times_both_sides_in_each_frontend(in_workers_that_stay: RunJob
 
 
 def timed(rows: list[dict[str, Any]], strategies: tuple[str, ...]) -> None:
-    """Look at the rows of the small model."""
+    """Check the rows of the small model."""
     assert [(row["strategy"], row["workers"], row["frontend"]) for row in rows] == [
         *((name, 1 if name == "local" else 2, "loop") for name in strategies),
         *((name, 2, "lightning (own)") for name in strategies if name == "ddp"),
@@ -124,7 +124,7 @@ def timed(rows: list[dict[str, Any]], strategies: tuple[str, ...]) -> None:
 
 def test_waiting_is_measured_on_engines_of_both_frameworks(in_workers_that_stay: RunJob):
     strategies, study = ("ddp", "tf_horovod"), Waiting()
-    asked = {"delay_ms": 5, "steps": 6}  # too few for the bounds, and here other things run beside
+    asked = {"delay_ms": 5, "steps": 6}  # too few for the bounds, and the machine is busy
     finished, failures = run_jobs("waiting", study.jobs(strategies, [2], asked), Display(), in_workers_that_stay)
     assert failures == []
     rows = study.rows(finished)

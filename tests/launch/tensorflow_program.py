@@ -1,4 +1,4 @@
-"""A small training under the strategy of FARANDOLE_STRATEGY that says its losses, or breaks as it is told.
+"""A small training under the strategy of FARANDOLE_STRATEGY that prints its losses, or fails as its arguments say.
 
 python tensorflow_program.py none | kill | terminate | stop | operation
 """

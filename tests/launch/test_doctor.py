@@ -1,4 +1,4 @@
-"""`farandole doctor` among engines that fail, crash or hang when they are imported."""
+"""`farandole doctor` with engines that fail, crash or hang when they are imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FARANDOLE = [sys.executable, "-m", "farandole.cli.main"]
 
 @pytest.fixture
 def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Engines that are found before those that are installed."""
+    """Engines on the path before the installed ones."""
     for name, code in {
         "lightning": "raise ImportError('cannot import name x from\\ny')",
         "comet_ml": "import os; print('noise', flush=True); os.abort()",

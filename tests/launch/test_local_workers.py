@@ -23,7 +23,7 @@ LAUNCHER = [sys.executable, "-P", "-m", "farandole.plugins.launch.local_workers"
 # Its patience, in seconds: a worker may be saving.
 REST, GRACE, STOPPED, LOOK = 3.0, leave_timeout() + 3, 5.0, 0.5
 SOON = 3.0
-IMPATIENT = 1.0, 3.0, 1.5, 0.1  # what is enough where a test waits until it is at an end
+IMPATIENT = 1.0, 3.0, 1.5, 0.1  # enough if a test waits until its end
 # What each worker of each test starts with.
 PROGRAM = """
 import json, os, signal, subprocess, sys, time
@@ -39,7 +39,7 @@ index = task["index"]
 BEFORE_READY
 os.write(1, f"READY {json.dumps(told)}\\n".encode())
 """
-# In short turns: a signal that comes just before a sleep begins is handled when that sleep is over.
+# In short sleeps: a signal just before a sleep begins is handled only after it.
 WAIT = "while True: time.sleep(0.1)"
 DEAF = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
@@ -55,7 +55,7 @@ def launcher(patience: tuple[float, float, float, float]) -> list[str]:
 
 
 class Run:
-    """A job of workers that run `first`, say that they are ready and run `code`; disturbed, where it is, after that."""
+    """A job of workers that run `first`, report that they are ready and run `code`; a disturbance comes after that."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ def to_worker(index: int, number: int) -> Callable[[Marked, list[dict[str, Any]]
 
 
 def to_launcher(number: int) -> Callable[[Marked, list[dict[str, Any]]], None]:
-    """What a terminal does at Ctrl-C, too: the launcher is all that there is in its process group."""
+    """As a terminal does at Ctrl-C: the launcher is alone in its process group."""
     return lambda job, told: os.killpg(job.launcher, number)
 
 

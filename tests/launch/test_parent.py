@@ -1,4 +1,4 @@
-"""`farandole run` as a launcher's parent: signals, terminals, what is said last, and that none outlives the other."""
+"""`farandole run` as a launcher's parent: signals, terminals, the last output, and that neither outlives the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 STAND_IN = Path(__file__).with_name("stand_in_launcher.py")
-# Then it sleeps in short turns: a signal that comes just before a read begins is handled when that read is over.
+# Then it sleeps in short steps: a signal just before a read begins is handled only after it.
 READS = """
 import time
 print("ASKED", flush=True)
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 class Parent:
-    """A parent in a terminal of its own, with what it and its children print there."""
+    """A parent in a new terminal, with the output of it and its children."""
 
     def __init__(self, argv: list[str], workers: int) -> None:
         self._terminal, inside = pty.openpty()
@@ -64,7 +64,7 @@ class Parent:
 
     def end(self) -> int:
         """Return the exit code."""
-        with contextlib.suppress(OSError):  # nobody has the terminal open any more
+        with contextlib.suppress(OSError):  # no process has the terminal open
             while True:
                 self.output += self._read()
         return self.process.wait()

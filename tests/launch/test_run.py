@@ -1,4 +1,4 @@
-"""`farandole run` in real processes: what the engines' own launchers promise of exit codes, Ctrl-C and orphans."""
+"""`farandole run` in real processes: the exit codes, Ctrl-C and orphans of the engines' own launchers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def on_engines(*default: tuple[str, ...], others: Iterable[tuple[str, ...]] = ()
 
 
 class Run:
-    """A job of two workers that is disturbed, where it is, once both have met."""
+    """A job of two workers; a disturbance comes once both have met."""
 
     def __init__(self, strategy: str, fault: str, *arguments: str, disturb: Callable[[Marked], object] | None = None):
         self.ready: list[dict[str, object]] = []
@@ -70,7 +70,7 @@ class Run:
 
 
 def interrupt(job: Marked) -> None:
-    """What a terminal does at Ctrl-C."""
+    """Send SIGINT as a terminal does at Ctrl-C."""
     os.killpg(job.launcher, signal.SIGINT)
 
 
@@ -80,7 +80,7 @@ def nothing_is_left(run: Run) -> None:
 
 
 def all_are_told(run: Run, strategy: str, fault: str, arguments: list[str]) -> None:
-    """Look at what the command was, and what the workers say of themselves."""
+    """Check the command, and the ranks that the workers print."""
     assert sorted((told["rank"], told["size"]) for told in run.ready) == [(0, 2), (1, 2)]
     assert all(told["arguments"] == arguments for told in run.ready)
     assert f"{PROGRAM} {strategy} {fault} 'a b' --" in run.result.output.splitlines()[0]  # the printed command
@@ -175,6 +175,6 @@ def test_the_command_line_imports_no_framework() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25, check=True)
     after = os.times()
     assert done.stdout.endswith("LOADED []\n"), done.stdout
-    # Of the processor: how long it takes says as much of what else this machine does.
+    # Processor time: wall time depends on what else this machine does.
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
     assert seconds < 0.3, f"`farandole --help` took {seconds:.2f} s of the processor"

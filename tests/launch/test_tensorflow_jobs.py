@@ -1,4 +1,4 @@
-"""TensorFlow's strategies under launchers that are not theirs, and what a user sees who set TF_CONFIG by hand."""
+"""TensorFlow's strategies under other launchers, and the messages if TF_CONFIG is set by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ exhaustive = pytest.mark.exhaustive
 
 
 class Worker:
-    """A process with a TF_CONFIG of its own, and what it printed."""
+    """A process with its own TF_CONFIG, and its output."""
 
     def __init__(self, path: Path, config: Any, *arguments: str, **environ: str) -> None:
         self._path, self.config = path, config
@@ -160,12 +160,12 @@ def test_a_worker_that_is_slow_goes_on(tmp_path: Path) -> None:
         assert [worker.ends_within(30) for worker in (first, last)] == [0, 0], first.output + last.output
 
 
-# What the roll call says is tested with threads; here, that the strategy holds one, and for how long.
+# The roll call's messages are tested with threads; here, that the strategy holds one, and for how long.
 
 
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Worker]]:
-    """Workers 0 of 2 whose other one never comes; two of them could not train with it either. They start at once."""
+    """Workers 0 of 2 whose worker 1 never comes; two of them could not train with it either. They start together."""
     folder = tmp_path_factory.mktemp("troubled")
     given = {
         "deadline": (["none"], {"FARANDOLE_START_DEADLINE": "3"}),

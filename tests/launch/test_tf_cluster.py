@@ -18,7 +18,7 @@ from farandole.adapters.launch.start import find_launcher
 from farandole.plugins.launch.installed import package
 from farandole.plugins.launch.job import JobResult, run_marked
 
-# Says in a file what this worker found; argument 2 lists ranks that never call, argument 3 hides torch.
+# Writes what this worker found into a file; argument 2 lists ranks that never call, argument 3 hides torch.
 PROGRAM = """
 import json, os, sys, time
 from pathlib import Path
@@ -31,7 +31,7 @@ launch = detect_launch()
 rank = launch.worker.rank
 report = Path(folder, f"{rank}.json")
 started = time.monotonic()
-def all_have_reported():  # a launcher ends the others with the first that ends
+def all_have_reported():  # a launcher ends the others when the first one ends
     until = time.monotonic() + 30
     while len(list(Path(folder).glob("*.json"))) < launch.worker.world_size - len(silent) and time.monotonic() < until:
         time.sleep(0.05)
@@ -72,7 +72,7 @@ def argv_of(launcher: str, workers: int, program: list[str], port: int, by_hand:
 
 
 def environment(kind: str, rank: int, workers: int, port: int) -> dict[str, str]:
-    """Return what a process finds in its environment where no launcher of this machine starts it."""
+    """Return the environment of a process without a launcher."""
     if kind == "environment":
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         return {"RANK": str(rank), "WORLD_SIZE": str(workers), **meeting}
@@ -83,7 +83,7 @@ def environment(kind: str, rank: int, workers: int, port: int) -> dict[str, str]
 
 
 class Job:
-    """Workers of one launcher, of which the `silent` ranks never say where they listen."""
+    """Workers of one launcher; the `silent` ranks never send their address."""
 
     def __init__(
         self, launcher: str, workers: int, folder: Path, port: int, by_hand: Any, silent: Sequence[int] = ()
@@ -100,7 +100,7 @@ class Job:
 
 
 def launchers(*names: str, exhaustive: Sequence[str] = ()) -> list[Any]:
-    """Return launchers that are there, some of them for the exhaustive size only."""
+    """Return the installed launchers, some for the exhaustive size only."""
     needs = {"horovodrun": "horovod", "slurm": None, "deepspeed": "deepspeed"}
     return [
         pytest.param(

@@ -10,7 +10,7 @@ BOUND = 20.0  # seconds from a fault until every process has ended
 
 
 class Broken:
-    """A job of two workers of which one has a fault."""
+    """A job of two workers, one of which has a fault."""
 
     def __init__(self, argv: list[str]) -> None:
         self._fault = self._end = 0.0

@@ -1,4 +1,4 @@
-"""A program of LightningCLI's, which names its strategy in a configuration file."""
+"""A LightningCLI program, whose strategy is in a configuration file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings under Fabric that write what they came to, for strategies one after the other at some number of workers.
+"""Trainings under Fabric that write their results, for one strategy after the other.
 
 python fabric_program.py alone FOLDER-OF-2 FOLDER-OF-3
 python fabric_program.py train WORKERS FOLDER STRATEGY[=CHECKPOINT] ...
@@ -132,7 +132,7 @@ def regression(fabric: Any, batch: int, result: Path, saved: Path | None = None,
 
 
 class Scaled(torch.nn.Module):
-    """Takes a keyword, returns a dict, and counts in a buffer what it has seen."""
+    """Takes a keyword, returns a dict, and counts its samples in a buffer."""
 
     seen: torch.Tensor
     gain: torch.Tensor
@@ -169,7 +169,7 @@ def uneven(fabric: Any, batch: int, result: Path) -> Any:
 
 
 def two_models(fabric: Any, batch: int, result: Path) -> None:
-    """Train two models by optimizers of their own, on losses that depend on both; set up one by one."""
+    """Train two models with one optimizer each, on losses that depend on both; set up one by one."""
     torch.manual_seed(0)
     encoder, decoder = (fabric.setup_module(network(outputs=10)) for _ in range(2))
     first = fabric.setup_optimizers(torch.optim.SGD(encoder.parameters(), lr=0.05, momentum=0.9))
@@ -186,8 +186,8 @@ def two_models(fabric: Any, batch: int, result: Path) -> None:
 
 
 def loaded(fabric: Any) -> dict[str, Any]:
-    """Return the samples that the workers load, by how their order was asked for."""
-    fabric.seed_everything(7 + fabric.global_rank)  # for noise of each worker's own
+    """Return the samples that the workers load, for each way to choose their order."""
+    fabric.seed_everything(7 + fabric.global_rank)  # other noise on each worker
     numbers = TensorDataset(torch.arange(23))
     own = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
     of_own = torch.utils.data.BatchSampler(own, 3, drop_last=False)
@@ -224,7 +224,7 @@ def collectives(fabric: Any) -> dict[str, Any]:
 
 
 def run_refusals(fabric: Any, strategy: str) -> dict[str, Any]:
-    """Return what is said to uses that the engine cannot honour."""
+    """Return the errors for uses that the engine does not support."""
     x, y = points(4).tensors
     said: dict[str, str] = {}
     if strategy == "horovod":
@@ -262,7 +262,7 @@ def run_refusals(fabric: Any, strategy: str) -> dict[str, Any]:
 
 
 def kept(fabric: Any) -> int:
-    """Return how many models are still there of those that were tried in a row."""
+    """Return how many of several models, tried in a row, are still in memory."""
     tried = []
     for _ in range(3):
         plain = network()
@@ -282,7 +282,7 @@ def refused(use: Callable[[], Any]) -> str:
 
 
 def leave(fabric: Any, way: str, who: str) -> None:
-    """Leave in a way, on one worker or on all, in the middle of a training."""
+    """Leave the training in one of several ways, on one worker or on all."""
     plain = network()
     model, optimizer = fabric.setup(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
     x, y = points(4).tensors
@@ -302,7 +302,7 @@ def leave(fabric: Any, way: str, who: str) -> None:
 
 
 def one_worker() -> None:
-    """Print in which order one worker loads, and what is said before others are started."""
+    """Print the order in which one worker loads, and the errors raised before others are started."""
     strategies = farandole.plugins.lightning
     cpu = {"accelerator": "cpu", "devices": 2}
     used = strategies.FabricHorovodStrategy()

@@ -1,4 +1,4 @@
-"""Trainings with Lightning, one after the other, in which one worker breaks as it is told.
+"""Trainings with Lightning, one after the other, in which one worker fails as the arguments say.
 
 python fault_program.py raise | exit0 | exit1 | kill | term --strategy horovod --devices 2 all:train 1:train 0:validate
 
@@ -63,7 +63,7 @@ class Module(pl.LightningModule):
 
 
 class Breaks(Callback):
-    """A callback of farandole's that breaks as the module is told to."""
+    """A farandole callback that fails as the module would."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
@@ -73,7 +73,7 @@ class Breaks(Callback):
 
 
 class End(pl.Callback):
-    """Says after which step of which training a worker was ended, and why."""
+    """Prints after which step of which training a worker was ended, and why."""
 
     def __init__(self, training: str) -> None:
         self.training = training

@@ -1,4 +1,4 @@
-"""Farandole's callbacks on a strategy of Lightning's own, on two workers.
+"""Farandole's callbacks on one of Lightning's own strategies, on two workers.
 
 python own_strategy_program.py STRATEGY
 """

@@ -1,4 +1,4 @@
-"""The larger example of a Trainer, in workers that stay up."""
+"""The larger example of a Trainer, in shared workers."""
 
 from __future__ import annotations
 

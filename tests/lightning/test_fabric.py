@@ -30,7 +30,7 @@ def run(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """What stock Fabric comes to on one device with 2, and with 3, times the batch."""
+    """Stock Fabric's results on one device with 2, and with 3, times the batch."""
     folders = {workers: tmp_path_factory.mktemp(f"alone{workers}") for workers in (2, 3)}
     run("alone", str(folders[2]), str(folders[3]))
     return folders
@@ -43,7 +43,7 @@ JOBS = [
     (3, ["deepspeed_zero_3_offload", "deepspeed_zero_2"]),
     (3, ["horovod"]),
 ]
-# Whose checkpoint of two workers three go on with.
+# The strategy whose checkpoint of two workers three load.
 RESUMED = {"horovod": "deepspeed_zero_3", "deepspeed_zero_3_offload": "horovod"}
 
 
@@ -54,7 +54,7 @@ def trained(
     selected: list[dict[str, Any]],
     worker_servers: WorkerServers,
 ) -> Any:
-    """Return a function that returns the folder of a strategy, and runs its job before."""
+    """Return a function that runs a strategy's job, and returns its folder."""
     asked = {(each["strategy"], each["workers"]) for each in selected if "workers" in each}
     asked |= {(RESUMED[strategy], 2) for strategy, workers in asked if workers == 3 and strategy in RESUMED}
     folder = tmp_path_factory.mktemp("fabric")
@@ -126,7 +126,7 @@ def test_trains_as_one_device(strategy: str, workers: int, alone: dict[int, Path
         check_alike(folder / "resumed.pt", alone[workers] / "resumed.pt")
     said = json.loads((folder / "said.json").read_text())
     ranks = list(range(workers))
-    batches = 10 * 2 * (4 * 12 // (4 * workers))  # of which every worker has a part; of the last one only rank 0
+    batches = 10 * 2 * (4 * 12 // (4 * workers))  # every worker has a share of each; only rank 0 of the last one
     assert said["seen"] == [batches + 10 * 2] + [batches] * (workers - 1)
     assert said["sum"] == sum(ranks) and said["mean"] == pytest.approx(sum(ranks) / workers)
     assert said["gathered"] == [[rank] for rank in ranks]
@@ -136,7 +136,7 @@ def test_trains_as_one_device(strategy: str, workers: int, alone: dict[int, Path
 
 
 def check_loaded(loaded: dict[str, list[list[list[int]]]], workers: int) -> None:
-    """Look at what each worker loaded in two epochs."""
+    """Check what each worker loaded in two epochs."""
     own = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
     flat = {name: [sorted(n for part in epoch for n in part) for epoch in epochs] for name, epochs in loaded.items()}
     assert flat["shuffled"] == [list(range(23))] * 2
@@ -183,7 +183,7 @@ def check_refused(said: dict[str, Any], strategy: str) -> None:
     ],
 )
 def test_workers_that_leave_a_training(strategy: str, way: str, who: str) -> None:
-    """The job succeeds where all leave in order; a worker that leaves alone ends it, with a failure."""
+    """The job succeeds if all leave without an error; a worker that leaves alone fails it."""
     broken = broken_job.Broken([sys.executable, str(PROGRAM), "leave", strategy, "2", way, who])
     succeeds = who == "all" and way in ("return", "exit0")
     assert (broken.job.returncode == 0) == succeeds, broken.job.describe()

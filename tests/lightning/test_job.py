@@ -1,4 +1,4 @@
-"""The strategy that a process has joined for Lightning is left whatever fails: the next one finds nothing of it."""
+"""A strategy joined for Lightning is left after any failure, and leaves no trace for the next one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from farandole.plugins.lightning import job
 
 
 class Broken(LocalStrategy):
-    """One whose other worker is lost as soon as it is joined."""
+    """A strategy whose other worker is lost at once."""
 
     @property
     def worker(self) -> Worker:
@@ -43,7 +43,7 @@ def nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def companion() -> None:
-    """A process group beside a strategy."""
+    """A process group next to a strategy."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     job._companions.append(dist.group.WORLD)
 

@@ -1,4 +1,4 @@
-"""Lightning programs, unchanged, under every launcher; and what a user sees whose workers break, or disagree."""
+"""Unchanged Lightning programs under every launcher; and the messages if workers fail, or disagree."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ exhaustive = pytest.mark.exhaustive
 
 
 def command(launcher: str, strategy: str, program: Path, *arguments: str) -> list[str]:
-    """Return how a user starts a program on two workers: by a launcher, or by itself."""
+    """Return the command for a program on two workers: by a launcher, or alone."""
     if launcher == "farandole":
         run = [sys.executable, "-m", "farandole.cli.main", "run", "--strategy", strategy, "-n", "2"]
         return [*run, str(program), *arguments]
@@ -60,7 +60,7 @@ def command(launcher: str, strategy: str, program: Path, *arguments: str) -> lis
 
 
 def final_loss(job: JobResult) -> float:
-    """Return the loss that one worker, and only one, printed at the end of a job that succeeded."""
+    """Return the loss that exactly one worker printed at the end of a job that succeeded."""
     assert job.returncode == 0, job.describe()
     assert not job.survivors, job.describe()
     return printed_loss(job.output)
@@ -133,7 +133,7 @@ def test_one_file_on_one_worker(strategy: str, alone: float) -> None:
 
 
 def saved_after_three_steps(path: Path) -> bool:
-    """Whether a checkpoint is there and whole, of a training that broke in its fourth step."""
+    """Whether there is a whole checkpoint of a training that failed in its fourth step."""
     if not path.exists():
         return False
     checkpoint = torch.load(path)
@@ -158,7 +158,7 @@ def saved_after_three_steps(path: Path) -> bool:
 def test_workers_that_leave_a_training_all_and_one(
     launcher: str, strategy: str, fault: str, rank: int, where: str, tmp_path: Path
 ) -> None:
-    """Where all leave, the exception's checkpoints are saved together; where one does, it waits for nobody for long."""
+    """If all leave, they save the exception's checkpoints together; if one leaves, it does not wait long for others."""
     argv = command(launcher, strategy, FAULTS, fault, "all:train", f"{rank}:{where}", "--save", str(tmp_path))
     broken = Broken(argv)
     output = broken.job.output
@@ -171,7 +171,7 @@ def test_workers_that_leave_a_training_all_and_one(
         alone = tmp_path / f"{rank}-{where}-{way}.ckpt"
         if "zero" in strategy:
             assert f"checkpoint lost: cannot save to {alone}" in output and not alone.exists(), broken.job.describe()
-        else:  # rank 0 has a whole replica, whether it fails itself or loses the other worker
+        else:  # rank 0 has a whole replica, whether it or the other worker fails
             assert saved_after_three_steps(alone), broken.job.describe()
     if where == "callback":
         assert f"CallbackError: callback Breaks.on_step_begin on worker {rank} raised" in output, broken.job.describe()
@@ -187,7 +187,7 @@ def test_workers_that_leave_a_training_all_and_one(
     ("rank", "strategy"), [("0", "deepspeed_zero_2"), pytest.param("1", "horovod", marks=exhaustive)]
 )
 def test_a_worker_of_the_trainers_that_is_killed(rank: str, strategy: str) -> None:
-    """Rank 0 is the process that the user started: with it goes the one that watches the others."""
+    """Rank 0 is the process that the user started: if it dies, no process watches the others."""
     broken = Broken(command("python", strategy, FAULTS, "kill", f"{rank}:train"))
     assert broken.job.returncode != 0, broken.job.describe()
     assert broken.seconds < BOUND, broken.job.describe()
@@ -203,12 +203,12 @@ def test_a_worker_of_the_trainers_that_is_killed(rank: str, strategy: str) -> No
     ],
 )
 def test_all_workers_stop_after_the_same_batch_when_one_is_to_end(strategy: str, trainings: list[str]) -> None:
-    """As a scheduler asks that takes a machine away; so that all can save. Also when all but validation is done.
+    """A scheduler sends it before it takes a machine away, so that all can save. Also when only validation is left.
 
     Where it tests, nothing is lost: only the one that was asked ends, and the launcher ends the other.
     """
     argv = command("torchrun", strategy, FAULTS, "term", *trainings, "--loader-processes", "1")
-    broken = Broken(argv)  # the first training's whole process group is asked, which its loaders belong to
+    broken = Broken(argv)  # the first training's whole process group gets it, with the loaders
     assert broken.seconds < BOUND, broken.job.describe()
     ended = re.findall(r"(\d:\w+): rank (\d) (\w+) after (\d+)", broken.job.output)
     for training in trainings:
@@ -294,7 +294,7 @@ METHODS = ("on_prepare", "on_begin", "on_step_begin", "on_step_end", "on_end", "
 
 
 def test_what_callbacks_of_farandoles_raise_and_return_in_a_trainer(tmp_path: Path) -> None:
-    """Each method is named; what it was raised by may be told on_end; and neither keeps the module."""
+    """The error names each method; on_end gets its cause; and neither keeps the module."""
 
     class Wrong(Callback):
         ended: tuple[Any, ...] = ()

@@ -1,4 +1,4 @@
-"""How a strategy of ours is named to Lightning: by its name, by a name that is nearly it, and in a file."""
+"""How Lightning finds our strategies: by name, by a misspelt name, and in a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ trainer:
 
 
 def said(*lines: str) -> str:
-    """Run lines of Python in a process of their own and return what they print."""
+    """Run lines of Python in a new process and return what they print."""
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -86,7 +86,7 @@ def test_both_lightnings_in_one_process_are_told_apart() -> None:
 
 
 def test_an_old_lightning_is_refused(tmp_path: Path) -> None:
-    """By its version, which is all that is read of it."""
+    """By its version, the only thing that is read."""
     metadata = tmp_path / "lightning-2.4.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: lightning\nVersion: 2.4.0\n")

@@ -1,4 +1,4 @@
-"""Properties of how a DataLoader's samples are shared out, for any numbers; no worker is started."""
+"""Properties of how a DataLoader's samples are split, for any numbers; no worker is started."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Reader:
             self.shares.append(share)
 
     def read(self, epoch: int, batches: int | None = None) -> list[list[int]]:
-        """Return the samples that count of the next batches, or of all that are left."""
+        """Return the samples that count in the next batches, or in all that are left."""
         self.sampler.set_epoch(epoch)
         found = []
         for (indices,) in self.loader if batches is None or batches > self.position.batches else ():
@@ -80,7 +80,7 @@ def test_each_sample_comes_once(length: int, batch_size: int, workers: int, shuf
     team = readers(length, batch_size, workers, shuffle)
     read = [reader.read(epoch=1) for reader in team]
     assert sorted(index for own in read for batch in own for index in batch) == list(range(length))
-    # As many batches everywhere, or some would wait for ever; cut from those of one process.
+    # The same number of batches on all workers, or some would wait for ever; split from those of one process.
     assert {len(own) for own in read} == {len(team[0].loader)}
     one = Reader(length, batch_size * workers, Worker(), shuffle).read(epoch=1)
     assert [[index for batch in together for index in batch] for together in zip(*read, strict=True)] == one
@@ -115,7 +115,7 @@ def test_a_resumed_epoch_has_each_sample_once(
     read: int,
     more: bool,
 ) -> None:
-    """At another number of workers, with batches of another size, and when it is interrupted once more."""
+    """With another number of workers, another batch size, and a second interruption."""
     before = readers(length, batch_size, workers, shuffle)
     found = [index for reader in before for batch in reader.read(2, read) for index in batch]
     state = before[0].loader.state_dict()
@@ -195,7 +195,7 @@ def test_a_sampler_without_batches_is_shared_out() -> None:
     sampler = sampler_of(loader, plan, worker, seed=0)
     shares: list[Share | None] = []
     rebuilt = ShareLoader(loader, rebuild(loader, sampler, False), sampler, lambda _, share: shares.append(share))
-    assert [int(batch[0]) for batch in rebuilt] == [1, 3, 4]  # the last stands in for an empty share
+    assert [int(batch[0]) for batch in rebuilt] == [1, 3, 4]  # the last is a placeholder for an empty share
     assert [None if share is None else share.weight for share in shares] == [1, 1, 0, None]
 
 

@@ -33,7 +33,7 @@ ON_TWO = {
     "deepspeed_zero_2": ("logged", "manual", "resumed", "fitted_again"),
     "deepspeed_zero_3": [name for name in SCENARIOS if name != "one_after_another"],  # DeepSpeed keeps what it trained
 }
-# The strategies of a job, which come one after the other in it, and the job with whose checkpoints it goes on.
+# The strategies of a job, one after the other in it, and the job whose checkpoints it loads.
 JOBS = {
     ("horovod", 2): (["horovod"], "stock"),
     ("deepspeed", 2): (["deepspeed_zero_3", "deepspeed_zero_2", "deepspeed_zero_1"], "stock"),
@@ -64,14 +64,14 @@ STRATEGIES = ("horovod", "deepspeed_zero_3")
 
 @pytest.fixture(scope="module")
 def asked(selected: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
-    """The cases that are selected, and those that others go on from."""
+    """The selected cases, and those whose checkpoints others load."""
     found = {(each["strategy"], each["workers"], each["name"]) for each in selected}
     return [case for case in CASES if case in found | {(strategy, 2, "resumed") for strategy in STRATEGIES}]
 
 
 @pytest.fixture(scope="module")
 def folder(asked: list[tuple[str, int, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what stock Lightning finds in one process."""
+    """A folder with stock Lightning's results in one process."""
     folder = tmp_path_factory.mktemp("trainer")
     names = [f"auto:{name}" for name in SCENARIOS if any(name == case[2] for case in asked)]
     stock = subprocess.run([sys.executable, PROGRAM, folder, "stock", *names], capture_output=True, text=True)
@@ -81,7 +81,7 @@ def folder(asked: list[tuple[str, int, str]], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def fitted(folder: Path, asked: list[tuple[str, int, str]], worker_servers: WorkerServers) -> Run:
-    """A job of an engine's strategies and their scenarios. Three workers go on with another engine's checkpoints."""
+    """A job of an engine's strategies and their scenarios. Three workers load another engine's checkpoints."""
 
     @cache
     def run(engine: str, workers: int) -> JobResult:
@@ -114,7 +114,7 @@ for checkpoint in sys.argv[1:]:
 
 
 def test_stock_lightning_takes_up_our_checkpoints(fitted: Run, folder: Path) -> None:
-    """Weights, optimizer and counters; it begins the epoch's data anew, as it does after itself."""
+    """Weights, optimizer and counters; the epoch's data begin again, as with its own checkpoints."""
     jobs = [fitted(strategy, 2) for strategy in STRATEGIES]
     checkpoints = [folder / f"{strategy}-2" / "resumed" / "middle-step=7.ckpt" for strategy in STRATEGIES]
     for job, checkpoint in zip(jobs, checkpoints, strict=True):

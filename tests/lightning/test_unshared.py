@@ -1,4 +1,4 @@
-"""Loaders that Lightning's user shares out by himself, or nobody does."""
+"""Loaders that the user of Lightning splits, or that are not split."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_copies_may_be_meant(found: list[dict[str, Any]]) -> None:
 
 
 def test_a_loader_that_forks_is_warned_of_where_that_may_hang(found: list[dict[str, Any]]) -> None:
-    """Once, by rank 0; Python 3.11.10 mended it."""
+    """Once, by rank 0; Python 3.11.10 fixed it."""
     forks = "forks its 1 process(es)"
     told = [
         [sum(forks in warning for warning in caught) for caught in worker["shared by itself"][2]] for worker in found

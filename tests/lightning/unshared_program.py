@@ -1,4 +1,4 @@
-"""One worker that reads loaders which are not shared out: what is refused is refused on all workers alike.
+"""One worker that reads loaders which are not split: all workers refuse the same.
 
 python unshared_program.py FOLDER
 """
@@ -51,7 +51,7 @@ class Module(pl.LightningModule):
         self.warned: list[list[str]] = []
 
     def on_train_start(self) -> None:
-        """Hand over a loader that forks, and one that does not, and read neither: a fork might hang."""
+        """Set up a loader that forks, and one that does not, and read neither: a fork might hang."""
         strategy, data = self.trainer.strategy, torch.zeros(8)
         for context in (None, "spawn"):
             with warnings.catch_warnings(record=True) as caught:
@@ -78,7 +78,7 @@ def read(adapter: TorchStrategy, dataset: Any, **options: Any) -> str:
 
 
 def fit(loader: Any, **options: Any) -> tuple[list[float], float, list[list[str]]]:
-    """Return what this worker trained on, the weight, and what loaders that fork or spawn were warned of."""
+    """Return what this worker trained on, the weight, and the warnings for loaders that fork or spawn."""
     module = Module()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(strategy="horovod", accelerator="cpu", max_epochs=1, **quiet, **options)

@@ -1,4 +1,4 @@
-"""Faults to put into a copy of the tree: each must turn the default size of the suite red."""
+"""Faults to put into a copy of the tree: with each, the default size of the suite must fail."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ MUTANTS = (
     Mutant(
         "loss_of_the_last_micro_batch",
         "adapters/torch/training.py",
-        "total = part if total is None else total + part",
-        "total = part",
+        "total = weighted if total is None else total + weighted",
+        "total = weighted",
         _conformance("TestLocal", "test_curve"),
     ),
     Mutant(
@@ -238,7 +238,7 @@ MUTANTS = (
     Mutant(
         "ranges_are_read_from_the_start",
         "adapters/torch/checkpoint/reader.py",
-        "self.offset = piece.offset",
+        "self.offset = stored.offset",
         "self.offset = 0",
         ("tests/unit/test_checkpoint_ranges.py", "tests/unit/test_checkpoint_resume.py"),
     ),

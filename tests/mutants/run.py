@@ -1,4 +1,4 @@
-"""Put one fault at a time into a copy of the tree, and see which test of the default size turns red.
+"""Put one fault at a time into a copy of the tree, and see which test of the default size fails.
 
     python tests/mutants/run.py             all of them
     python tests/mutants/run.py NAME...     these
@@ -25,7 +25,7 @@ PACKAGES = ("adapters", "plugins", "experiments", "cli")
 
 
 def copy_tree(folder: Path) -> None:
-    """Copy what git knows of."""
+    """Copy what git tracks."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
         target = folder / name

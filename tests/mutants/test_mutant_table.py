@@ -1,4 +1,4 @@
-"""The faults of the table can still be put in."""
+"""The faults of the table still fit the code."""
 
 from __future__ import annotations
 

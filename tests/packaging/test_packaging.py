@@ -1,4 +1,4 @@
-"""A wheel and an editable install: built from a copy of the tree, and tried in environments that hold nothing else."""
+"""A wheel and an editable install: built from a copy of the tree, and tried in otherwise empty environments."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def python(*arguments: str, cwd: Path | None = None) -> str:
 
 
 def use_in_an_empty_environment(wheel: Path, folder: Path) -> Path:
-    """Install a wheel without what it depends on, run PROGRAM, and return where it found `farandole.adapters`."""
+    """Install a wheel without its dependencies, run PROGRAM, and return where it found `farandole.adapters`."""
     venv.create(folder, symlinks=True, with_pip=False)
     interpreter = str(folder / "bin/python")
     python("-m", "pip", "--python", interpreter, "install", "--no-deps", "--no-index", str(wheel))

@@ -1,4 +1,4 @@
-"""What else a distributed model promises, one function a promise, run by every worker of one job in the same order."""
+"""Other promises of a distributed model, one function each, run by every worker of one job in the same order."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def one_worker_stops_all(strategy: Any, folder: Path) -> None:
 
 @check
 def data_that_end_too_soon_are_an_error(strategy: Any, folder: Path) -> None:
-    """The step that finds none changes nothing: no weight decays, no update is counted, no metric is set back."""
+    """A step without data changes nothing: no weight decays, no update is counted, no metric is reset."""
     whole, short = made(strategy, build()), made(strategy, build())
     fit(whole, batches(), None, batch_size=None, steps_per_epoch=3)
     with pytest.raises(DataError, match="ran out"):
@@ -405,7 +405,7 @@ def callbacks_of_farandoles_see_each_step(strategy: Any, folder: Path) -> None:
             assert [phase.name for phase in record.phases] == ["data", "update", "wait", "update"]
             assert all(one.end == after.start for one, after in itertools.pairwise(record.phases))
             assert all(phase.start <= phase.end for phase in record.phases)
-    # It changes nothing: the same model without it, and then with it, goes on as one that never had it.
+    # It changes nothing: a model without it, and then with it, trains like one that never had it.
     thawed = [made(strategy, build()) for _ in range(2)]
     fit(thawed[0], epochs=2)
     fit(thawed[1])

@@ -51,7 +51,7 @@ def main(folder: Path, names: list[str], strategy_name: str | None) -> None:
 
 
 def _compare(name: str, strategy: Any, place: Path, stock: Path) -> dict[str, float] | str:
-    """Return the differences between what a scenario comes to here and in the stock process, or why it is refused."""
+    """Return the differences between a scenario's results here and in the stock process, or why it is refused."""
     from farandole.adapters import OptionError
     from farandole.plugins.keras import distribute
 

@@ -1,4 +1,4 @@
-"""What `fit` is asked to do alike in one process of stock Keras and on several workers: a function for each scenario.
+"""Scenarios of `fit`, one function each, that must give the same in one process of stock Keras and on several workers.
 
 Each takes `own`, which is given a compiled model and returns it distributed, or as it is; and a folder of its own. It
 returns numbers, by name, that must be the same.
@@ -106,7 +106,7 @@ def global_clipnorm_and_ema(own: Own, folder: Path) -> Numbers:
 
 @scenario
 def empty_shares(own: Own, folder: Path) -> Numbers:
-    """The last batch has one sample, and a BatchNormalization would notice rows that stand in."""
+    """The last batch has one sample, and placeholder rows would change a BatchNormalization."""
     return fit(own(build()), X[:33], Y[:33])
 
 
@@ -161,7 +161,7 @@ def callbacks(own: Own, folder: Path) -> Numbers:
 
 
 class OwnStep(keras.Model):
-    """A train_step that asks nobody to scale its loss, two optimizers, and a number that is no metric."""
+    """A train_step that does not scale its loss, two optimizers, and a number that is not a metric."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""DDP with one thing wrong in each; a check of curves that lets one of them pass checks nothing."""
+"""DDP with one fault in each, which the check of curves must find."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class WrongShard(DDPStrategy):
 
 
 class NothingWrong(WrongClip):
-    """DDP by the mutants' own way of reducing, with nothing wrong: the control."""
+    """DDP with the mutants' way of reducing, without a fault: the control."""
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         return DDPStrategy.wrap(self, module, optimizer, accumulate)

@@ -1,4 +1,4 @@
-"""`fit` on several workers against stock Keras in one process, and what else a distributed model promises."""
+"""`fit` on several workers against stock Keras in one process, and a distributed model's other promises."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENGINES = ("tf_multiworker", "tf_horovod")
 CASES = [(strategy, 2, name) for strategy in ENGINES for name in SCENARIOS]
 CASES += [(strategy, 3, name) for strategy in ENGINES for name in ON_THREE]
 CHECKED = [(strategy, 2, name) for strategy in ENGINES for name in CHECKS]
-# By default each is fitted on one engine at least, and on both what takes another way in each.
+# By default each runs on one engine at least, and on both if their code differs.
 ON_BOTH = {"arrays", "clipnorm", "own_train_step", "empty_shares", "steps_per_execution", "gradient_accumulation_steps"}
 ON_HOROVOD = {"class_weight", "validation_split", "compiled_again"}
 CHECKED_ON_BOTH = {
@@ -62,7 +62,7 @@ def asked(selected: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
 
 @pytest.fixture(scope="module")
 def folder(asked: list[tuple[str, int, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what stock Keras finds in one process."""
+    """A folder with stock Keras's results in one process."""
     folder = tmp_path_factory.mktemp("keras")
     names = [name for name in SCENARIOS if any(name == case[2] for case in asked)]
     stock = subprocess.run([sys.executable, PROGRAM, folder, *names], capture_output=True, text=True, timeout=200)
@@ -83,7 +83,7 @@ def job(folder: Path, asked: list[tuple[str, int, str]], worker_servers: WorkerS
 
 
 def sized(cases: list[tuple[str, int, str]], both: set[str], on_horovod: set[str]) -> list[Any]:
-    """Return parameters of which those are for the exhaustive size that repeat another's."""
+    """Return parameters; those that repeat another's are for the exhaustive size."""
     marks = {
         ("tf_multiworker", 2): lambda name: name in on_horovod,
         ("tf_horovod", 2): lambda name: name not in on_horovod | both,

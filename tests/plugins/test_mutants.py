@@ -1,4 +1,4 @@
-"""`parity` turns red for each thing that can be wrong with a curve, and for nothing else."""
+"""`parity` fails for each fault of a curve, and for nothing else."""
 
 import json
 import os

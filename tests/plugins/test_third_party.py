@@ -1,4 +1,4 @@
-"""A strategy of somebody else, registered by entry point, tested by somebody else in three lines."""
+"""A third party's strategy, registered by entry point, and tested in three lines."""
 
 import os
 import subprocess

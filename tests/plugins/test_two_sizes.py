@@ -24,7 +24,7 @@ class TestProduct:
 
 
 def collect(*arguments: str, cwd: Path) -> tuple[set[str], str]:
-    """Return the node ids that pytest would run, and all that it says."""
+    """Return the node ids that pytest would run, and its output."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", *arguments]
     done = subprocess.run(command, cwd=cwd, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Workers that stay up: they serve until a specification breaks them, and end with the process that asked for them."""
+"""Shared workers: they serve until a specification breaks them, and end with the process that started them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A third party's strategy, as small as one can be: a process group, and an all-reduce for each gradient."""
+"""A third party's smallest strategy: a process group, and an all-reduce for each gradient."""
 
 from __future__ import annotations
 

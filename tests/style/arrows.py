@@ -123,7 +123,7 @@ def _absolute(module: str, package: str) -> str:
 
 
 def _module(target: str, files: dict[str, Path]) -> str:
-    """The module that a dotted name is, or is an attribute of."""
+    """The module of a dotted name, which is a module or its attribute."""
     while target and target not in files:
         target = target.rpartition(".")[0]
     return target

@@ -33,7 +33,7 @@ def test_none_leads_back(ours: list[Arrow]) -> None:
 
 
 def test_launchers_know_no_framework() -> None:
-    """What they import is Python's, or in adapters: nothing that must be installed to say who a worker is."""
+    """They import only Python and adapters: finding a worker's rank needs no installed package."""
     found = set()
     for path in (ROOT / "adapters" / "launch").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -45,7 +45,7 @@ def test_launchers_know_no_framework() -> None:
 
 
 def test_each_folder_is_reached(ours: list[Arrow]) -> None:
-    """Else the two above would see nothing."""
+    """Otherwise the two tests above would see nothing."""
     layers = {(arrow.importer.split(".")[1], arrow.imported.split(".")[1]) for arrow in ours}
     assert {("plugins", "adapters"), ("experiments", "plugins"), ("cli", "experiments")} <= layers
 

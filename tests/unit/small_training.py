@@ -67,7 +67,7 @@ def snapshot(training: Training) -> Any:
 
 
 def failure(act: Callable[[], Any]) -> str:
-    """Return the message of the CheckpointError that `act` raises."""
+    """Return the message of `act`'s CheckpointError."""
     with pytest.raises(CheckpointError) as caught:
         act()
     message = str(caught.value)

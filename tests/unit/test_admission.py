@@ -1,4 +1,4 @@
-"""Who may take a rank at rank 0's store: threads are the workers here, each with a connection of its own."""
+"""Which worker may take a rank at rank 0's store: workers are threads here, each with its own connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IN = "in"
 
 
 class Meeting:
-    """The store of a rank 0, which is this process, and threads that come to it."""
+    """The store of rank 0, which is this process, and threads that connect to it."""
 
     def __init__(self, launcher: str) -> None:
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -36,7 +36,7 @@ class Meeting:
         admission.announce(self._store, self._launch(0, world_size))
 
     def come(self, origin: Origin, rank: int = 1, world_size: int = 2) -> Future[str]:
-        """Return what becomes of a worker: "in", or the error that it gets."""
+        """Return a worker's result: "in", or its error."""
         store = TCPStore(*self.address, is_master=False)
 
         def answer() -> str:
@@ -150,7 +150,7 @@ def test_a_store_without_a_rank_0_is_named(meeting: Meeting) -> None:
     ],
 )
 def test_a_schedulers_job_has_a_name(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of its workers may have a wrapper of its own around it."""
+    """Each of its workers may have its own wrapper."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     worker = own_origin(1, 2)

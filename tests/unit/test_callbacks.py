@@ -1,4 +1,4 @@
-"""What callbacks are called with in a loop, what they keep, and what happens where one goes wrong."""
+"""What callbacks get in a loop, what they keep, and what happens if one fails."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_watcher_sees_each_step_and_changes_nothing(tmp_path: Path) -> None:
     names = [(phase.name, phase.micro) for phase in records[0].phases]
     step = [("forward", 0), ("backward", 0), ("forward", 1), ("backward", 1), ("update", None)]
     assert names == [("data", None), *step]
-    # The data of the last batch are asked for once more, in vain; then come the save and the next call's.
+    # After the last batch the data are asked once more, in vain; then come the save and the next call's.
     assert [phase.name for phase in records[3].phases][:3] == ["data", "save", "data"]
     ends = [time for phase in records[0].phases for time in (phase.start, phase.end)]
     assert ends == sorted(ends)

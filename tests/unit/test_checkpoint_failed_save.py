@@ -1,4 +1,4 @@
-"""Saves that fail, or are killed: what they say, and that the checkpoint before is left."""
+"""Saves that fail, or are killed: their messages, and that the checkpoint before stays."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_extras_that_are_no_json_leave_the_previous_checkpoint(
 
 @pytest.fixture
 def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """Let writes beyond a size fail in this process, as they do on a disk that is full."""
+    """Let writes beyond a size fail in this process, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -78,7 +78,7 @@ def test_a_save_that_runs_out_of_room_leaves_the_previous_checkpoint_and_nothing
 
     def save() -> None:
         training.save(path, Progress(0, 2), wait=wait)
-        training.load(path)  # which waits for the one that did not
+        training.load(path)  # which waits for the save in the background
 
     file_size_limit(room)
     message = failure(save)
@@ -135,7 +135,7 @@ def test_a_save_leaves_files_of_the_users_alone(strategy: Strategy, path: Path) 
 
 
 class Opinionated(nn.Linear):
-    """Its state holds an object that only code can bring back."""
+    """Its state holds an object that only code can restore."""
 
     def get_extra_state(self) -> Any:
         return Path("opinion")

@@ -1,4 +1,4 @@
-"""Any ranges over any number of workers give the same tensors to any others; and checkpoints without a training."""
+"""Any ranges on any number of workers load as the same tensors on any other; and checkpoints without a training."""
 
 from __future__ import annotations
 

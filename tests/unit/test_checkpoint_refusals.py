@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or another training's, are refused by name and change nothing."""
+"""Damaged checkpoints, and those of another training, are refused by name and change nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def saved(strategy: Strategy, path: Path) -> Path:
 
 
 def refusal(strategy: Strategy, path: Path, *make: Any) -> str:
-    """What a load of `path` says when it fails, having changed nothing."""
+    """Return the message of a failed load of `path`, which must change nothing."""
     training = prepare(strategy, *make) if make else prepare(strategy, net(1), scheduler=step_lr)
     train(training, steps=1)
     training.extras = {"own": 1}
@@ -123,7 +123,7 @@ class Bomb:
 
 
 def vouch_for(path: Path, file: Path) -> None:
-    """Write a file's size and checksum where they are compared with, as who forged the file would."""
+    """Store a forged file's size and checksum where they are compared, as a forger would."""
     files = manifest_of(path)["files"]
     part = data_folder(path) / "part-0.json"
     content = json.loads(part.read_text())

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, and that it goes on as if nothing had happened."""
+"""Checkpoints: what is restored, and that training continues as if it had not stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints one after the other: written while training goes on, found again, and removed when they are old."""
+"""Checkpoints one after the other: written during training, found again, and removed when they are old."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_what_began_again_from_an_earlier_one_comes_after_what_was_given_up(
 
 @pytest.fixture
 def in_the_way(tmp_path: Path) -> Path:
-    """A path that nothing can be written under, which only the writing finds out."""
+    """A path under which nothing can be written; only writing finds it out."""
     path = tmp_path / "blocked"
     path.mkdir()
     (path / "manifest.json").mkdir()
@@ -162,7 +162,7 @@ def test_an_error_of_the_users_is_not_hidden_by_a_save_that_fails(
 
 @pytest.fixture
 def series(strategy: Strategy, tmp_path: Path) -> list[Path]:
-    """Five checkpoints in a folder, oldest first; their names do not tell."""
+    """Five checkpoints in a folder, oldest first; their names do not show the order."""
     folder = tmp_path / "series"
     paths = [folder / name for name in ("c", "e", "a", "d", "b")]
     training = prepare(strategy, net())

@@ -19,7 +19,7 @@ from farandole.adapters.torch.checkpoint import CheckpointReader
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """A bucket on a server of its own."""
+    """A bucket on its own server."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     server = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""However a program ends right after a save that does not wait, it is whole or said to be lost."""
+"""However a program ends right after a save that does not wait, the save is whole or reported as lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from farandole.adapters.worker import Worker
 
 PROGRAM = Path(__file__).with_name("way_out_program.py")
 SIGINT, SIGTERM = -2, 143
-WHOLE = {  # the exit code of each way out, whose save is whole
+WHOLE = {  # the exit code of each way out with a whole save
     "return": 0,
     "exit0": 0,
     "exit1": 1,
@@ -41,11 +41,11 @@ WHOLE = {  # the exit code of each way out, whose save is whole
     "generator": 1,
 }
 LOST = {"return": 1, "exit0": 1, "exit1": 1, "raise": 1, "sigterm": SIGTERM, "never_left": 1, "leaving_fails": 1}
-BOUND = 15  # seconds for a way out that waits one second, where all are taken at once; the disk takes 20
+BOUND = 15  # seconds for a way out that waits one second, when all run together; the disk takes 20
 
 
 class Ended:
-    """How each way out ended: exit code and seconds; what it said, and its folder."""
+    """How each way out ended: exit code and seconds, output, and folder."""
 
     def __init__(self, folder: Path) -> None:
         asked = [*(f"{way}:local" for way in (*WHOLE, "os_exit")), *(f"{way}:slow" for way in LOST)]
@@ -112,7 +112,7 @@ def prepare_as_saved(strategy: Strategy) -> Any:
 
 
 class Part0(Save):
-    """A save of nothing, whose workers are threads: `write` is given."""
+    """An empty save, whose workers are threads, with `write` as its writer."""
 
     framework = "torch"
 
@@ -155,7 +155,7 @@ def in_a_moment() -> None:
     ids=["late", "full", "gone"],
 )
 def test_worker_0_finds_what_the_others_wrote(tmp_path: Path, how: Any, said: tuple[str | None, str | None]) -> None:
-    """Without a collective: the other worker may have left, or be waiting in one of its own."""
+    """Without a collective: the other worker may have left, or be waiting in another one."""
     saves = [Part0(tmp_path, 0, lambda: None), Part0(tmp_path, 1, how)]
     saves[0].stage([], True)
     workers = [Background(save, str(tmp_path), DATA) for save in saves[: 1 if how is None else 2]]

@@ -199,7 +199,7 @@ def test_there_and_back(strategy: Strategy, tmp_path: Path) -> None:
     assert_equal(load_file(tmp_path / "back.safetensors"), dict(training.weights()))
 
 
-# What cannot be done.
+# Refused.
 
 
 def test_formats_and_options_that_do_not_go_together(saved: tuple[Path, Training], tmp_path: Path) -> None:

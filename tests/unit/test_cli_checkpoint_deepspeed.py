@@ -147,7 +147,7 @@ def stage(request: pytest.FixtureRequest) -> int:
 
 
 def process_group() -> Strategy:
-    """Return a strategy whose process group plain DeepSpeed uses while it is entered; it does nothing else."""
+    """Return a strategy that only provides plain DeepSpeed's process group while it is entered."""
     return create_strategy("deepspeed_zero_1", device="cpu")
 
 
@@ -163,7 +163,7 @@ def joined(alone: None) -> Iterator[Strategy]:
 
 
 def save_ours(path: Path, make: Make, schedule: bool = True) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Save after some steps; return the losses of those after, and the weights after them."""
+    """Save after some steps; return the losses and weights of the steps after that."""
     with create_strategy("local", device="cpu") as strategy:
         training = ours(strategy, make, schedule)
         training.model.note = "kept"
@@ -255,7 +255,7 @@ def test_a_model_without_frozen_parameters(tmp_path: Path, stage: int, strategy:
 
 
 def test_a_large_group_in_parts(tmp_path: Path, alone: None) -> None:
-    """Stage 3 cuts groups into parts, by default of a billion elements: here of 12."""
+    """Stage 3 splits groups into parts, by default of a billion elements: here of 12."""
     with process_group():
         engine = plain(3, OPTIMIZERS["momentum"], schedule=False, sub_group_size=12)
         train_plain(engine, SAVED)
@@ -360,7 +360,7 @@ def test_weights_without_optimizer_state_reach_partitioned_parameters(tmp_path: 
         )
 
 
-# What is not known must be said, and what would be wrong is refused.
+# Unknown settings must be given, and wrong ones are refused.
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_what_is_not_whole_is_said_and_is_the_exit_code(path: Path, how: str) ->
 def test_a_folder_of_checkpoints(strategy: Strategy, tmp_path: Path) -> None:
     training = prepare(strategy, net())
     runs = tmp_path / "runs"
-    for number in (8, 10, 7, 9):  # which of them is the latest is no matter of when they were saved
+    for number in (8, 10, 7, 9):  # the latest does not depend on when they were saved
         training.save(runs / str(number), Progress(number, 0))
     (data_folder(runs / "10") / "objects.pt").unlink()
     (runs / "8" / "manifest.json").unlink()

@@ -1,4 +1,4 @@
-"""What `farandole doctor` makes of what it finds; tests/launch/test_doctor.py lets it look."""
+"""What `farandole doctor` concludes; tests/launch/test_doctor.py runs its checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DeepSpeed in one process: what its configuration must not say, and models that are partitioned from the start."""
+"""DeepSpeed in one process: refused settings, and models that are partitioned from the start."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_bfloat16_trains_with_float32_kept(name: str) -> None:
         assert training.engine.shard(weight).weight.dtype == torch.float32
 
 
-# A DeepSpeed that lacks what is used of it.
+# A DeepSpeed that lacks a name that we use.
 
 
 @pytest.mark.parametrize(

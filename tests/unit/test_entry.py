@@ -1,4 +1,4 @@
-"""One strategy is open at a time, and leaves nothing that the next one would take for its own."""
+"""One strategy is open at a time, and leaves no state for the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `checkpoint` experiment without its jobs: what it starts, what its rows say, and what fails it."""
+"""The `checkpoint` experiment without its jobs: what it starts, its rows, and what makes it fail."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_strategy_that_it_is_made_for_has_a_raw_side():
 
 
 def resumed(loss_error: float = 0.0, weight_error: float = 0.0) -> dict[str, Any]:
-    """What a worker tells of a resumption, off the reference by this much in its last loss and in one weight."""
+    """A worker's report of a resumption, off the reference by this much in its last loss and in one weight."""
     reference = reference_curve("torch", SAVED_VARIANT, SAVED_DTYPE)
     losses = list(reference.losses[SAVED_STEPS:])
     losses[-1] += loss_error
@@ -81,7 +81,7 @@ def resumed(loss_error: float = 0.0, weight_error: float = 0.0) -> dict[str, Any
 
 
 def loaded(*results: Sequence[dict[str, Any] | None], strategy: str = "fsdp") -> Finished:
-    """A job that loaded as many checkpoints as each worker's results are, the first saved by local, others by ddp."""
+    """A job that loaded one checkpoint per result of a worker, the first saved by local, the others by ddp."""
     saved = [("local", 1), ("ddp", 2), ("ddp", 3)][: len(results[0])]
     return Finished(Job(strategy, len(results), {"task": "load all", "saved": saved}), results)
 
@@ -128,7 +128,7 @@ def test_a_pair_off_the_curve_fails_and_so_does_one_that_was_never_loaded():
 
 
 def timed(strategy: str, *, state_mb: float = 200, raw: float = 1.0, peak: float = 1.0, load_peak: float = 1.0) -> Row:
-    """The row of two workers that save in 1 s and load in 2; the first is faster, and at its peak holds its share."""
+    """The row of two workers that save in 1 s and load in 2; the first is faster, and holds its shard at its peak."""
     layers = layers_for(state_mb)
     share = layers * LAYER_BYTES // 2
     options = {"layers": layers, "saves": 3}
@@ -207,7 +207,7 @@ def test_rows_of_each_kind_have_a_table(capsys: pytest.CaptureFixture[str]):
 
 def test_peak_growth_is_that_of_the_act_alone():
     def hold(megabytes: int) -> None:
-        with mmap.mmap(-1, megabytes * MB, flags=mmap.MAP_PRIVATE) as memory:  # given back on leaving, whatever malloc
+        with mmap.mmap(-1, megabytes * MB, flags=mmap.MAP_PRIVATE) as memory:  # freed on leaving, whatever malloc
             for position in range(0, len(memory), mmap.PAGESIZE):
                 memory[position] = 1
 

@@ -163,7 +163,7 @@ def test_compare_rows_hold_what_their_names_say():
     local, ddp = Compare().rows([finished("local", 1, curve), finished("ddp", 3, [*curve[:-1], 2.00001])])
     assert list(ddp) == [column.name for column in Compare.columns]
     assert local["max_loss_diff"] == 0
-    assert ddp["max_loss_diff"] == pytest.approx(5e-6)  # a share of the loss, which is above 1
+    assert ddp["max_loss_diff"] == pytest.approx(5e-6)  # relative to the loss, which is above 1
     assert ddp["samples_per_s"] == pytest.approx(128)
     assert ddp["step_ms"] == pytest.approx(500)  # the first steps are not timed
     assert ddp["peak_mb"] == 102
@@ -213,7 +213,7 @@ def test_compare_holds_a_curve_against_the_reference_of_its_own_framework():
     ]
     rows = Compare().rows(results)
     assert [row["max_loss_diff"] for row in rows] == [0, 0, 0, 0, 1]
-    # What cannot be counted is left out, not passed off as nothing.
+    # What cannot be counted is left out, not counted as 0.
     assert [row["state_bytes"] for row in rows] == [16, None, 16, None, None]
     assert [row["state_bytes_due"] for row in rows] == [16, None, 16, None, None]
     assert Compare().judge(rows) == [

@@ -1,4 +1,4 @@
-"""What a worker that fails writes down for its launcher, and which of several reports comes first."""
+"""What a failed worker writes for its launcher, and which of several reports comes first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of `fsdp`, which blocks it gathers by themselves, and what it refuses to shard."""
+"""Options of `fsdp`, which blocks it gathers one by one, and what it refuses to shard."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class TestMissing:
     def test_an_mpi_compiler_without_headers_is_no_mpi_and_what_to_install_is_said(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Debian's openmpi-bin alone: mpicxx is there, and answers for its version, but mpi.h is not."""
+        """Debian's openmpi-bin alone: mpicxx exists, and prints its version, but mpi.h does not."""
         version = 'case "$1" in --showme*) echo "mpicxx: Open MPI 4.1.4"; exit;; esac'
         mpicxx = program(tmp_path / "mpicxx", f"{version}\nexit 1")
         monkeypatch.setattr(toolchain, "search_path", lambda: str(tmp_path))
@@ -206,7 +206,7 @@ def test_a_compiler_that_a_cache_calls_is_found(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.skipif(toolchain.compiler() is None, reason="needs a C++ compiler")
 class TestStandard:
-    """A real compiler reads headers that demand what PyTorch's do."""
+    """A real compiler reads headers with PyTorch's requirements."""
 
     @pytest.fixture(autouse=True)
     def _headers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ class TestStandard:
         assert standard.choose(self._both[1:]) == 17
 
     def test_a_compiler_that_is_too_old_is_named_with_what_to_install(self, tmp_path: Path) -> None:
-        """A script that refuses -std=c++20 and above as GCC 7 does, and is the real compiler otherwise."""
+        """A script that refuses -std=c++20 and above as GCC 7 does, and otherwise is the real compiler."""
         refuse = 'for a; do case "$a" in -std=c++2*) echo "error: unrecognized option \'$a\'" >&2; exit 1;; esac; done'
         old = program(tmp_path / "g++-7", f'{refuse}\nexec {toolchain.compiler()} "$@"')
         assert standard.choose(self._both, path=str(old)) == 17

@@ -1,4 +1,4 @@
-"""Who describes the job to Horovod: MPI where mpirun started it, else a Gloo job of ours."""
+"""What describes the job to Horovod: MPI if mpirun started it, else our Gloo job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def not_asked(address: str | None) -> str:
 
 
 def told(launch: Launch, gloo: bool = True) -> dict[str, str]:
-    """Return the variables that Horovod finds, of those that were not there before."""
+    """Return the new variables that Horovod finds."""
     before = dict(os.environ)
     with described_job(launch, not_asked, gloo):
         inside = dict(os.environ.items() - before.items())
@@ -32,7 +32,7 @@ def test_mpi_knows_its_job(size: int) -> None:
 
 @pytest.mark.usefixtures("no_launcher")
 def test_a_single_worker_without_mpirun_takes_gloo() -> None:
-    """A Horovod that was built with MPI would initialize that, and finalize it when it shuts down."""
+    """A Horovod built with MPI would initialize MPI, and finalize it at shutdown."""
     assert told(Launch("none", Worker())) == {"HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo"}
     assert told(Launch("horovodrun", Worker())) == {}
 

@@ -27,7 +27,7 @@ SCRIPT = ["train.py", "--name", "a b"]
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this test run sets for itself must not decide what is added."""
+    """This test run's own variables must not change what is added."""
     tensorflow = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "TF_CPP_MIN_LOG_LEVEL")
     for name in ("OMP_NUM_THREADS", "PYTHONUNBUFFERED", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", *tensorflow):
         monkeypatch.delenv(name, raising=False)
@@ -35,7 +35,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def python(tmp_path: Path) -> str:
-    """An environment of its own, with an interpreter and every launcher."""
+    """A new environment with an interpreter and every launcher."""
     for name in ("python", "horovodrun", "deepspeed"):
         path = tmp_path / "environment" / "bin" / name
         path.parent.mkdir(parents=True, exist_ok=True)

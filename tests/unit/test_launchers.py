@@ -1,4 +1,4 @@
-"""Who a process is, read from the environment that each launcher leaves."""
+"""A process's rank and world size, read from the variables of each launcher."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_mpi(rank: int, size: int, local_rank: int, local_size: int) -> Environ:
         "OMPI_COMM_WORLD_SIZE": f"{size}",
         "OMPI_COMM_WORLD_LOCAL_RANK": f"{local_rank}",
         "OMPI_COMM_WORLD_LOCAL_SIZE": f"{local_size}",
-        "OMPI_COMM_WORLD_NODE_RANK": f"{local_rank}",  # a rank within the node, in spite of its name
+        "OMPI_COMM_WORLD_NODE_RANK": f"{local_rank}",  # a rank within the node, despite its name
         "OMPI_UNIVERSE_SIZE": f"{size}",
     }
 
@@ -117,7 +117,7 @@ def srun(
 TF_CONFIG = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 1}}'
 ELASTIC = {"HOROVOD_ELASTIC": "1"}
 MASTER = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}
-NUMBERS = (3, 4, 1, 2, 1)  # the last worker of two machines with two each: every one of its numbers is another
+NUMBERS = (3, 4, 1, 2, 1)  # the last worker of two machines with two each
 ALONE = (0, 1, 0, 1, 0)
 HERE = ("10.0.0.1", 1234)
 FIRST_NODE = ("gpu003", ANY)  # with a port of Slurm's job and step, see below
@@ -305,7 +305,7 @@ def test_all_tasks_of_a_slurm_step_derive_one_port_and_other_steps_another() -> 
     others = [{}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "200506"}]
     ports = {launch.address[1] for other in others if (launch := detect_launch(srun(0, 4, 0, 0) | other)).address}
     assert len(ports) == 3
-    assert all(1024 < port < 32768 for port in ports)  # below what Linux hands out by itself
+    assert all(1024 < port < 32768 for port in ports)  # below the ports that Linux chooses
 
 
 def test_slurm_without_a_host_list_tells_no_address() -> None:
@@ -314,7 +314,7 @@ def test_slurm_without_a_host_list_tells_no_address() -> None:
 
 
 def test_importing_changes_no_arguments() -> None:
-    """Also those that the deepspeed launcher gives a script, which may parse them in a module that it imports later."""
+    """Also the deepspeed launcher's arguments, which a script may parse in a module that it imports later."""
     lines = "import sys; given = [*sys.argv]; import farandole.adapters; assert sys.argv == given, sys.argv"
     told = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "CROSS_RANK": "0"}
     subprocess.run([sys.executable, "-c", lines, "--local_rank=1"], env=told, check=True)

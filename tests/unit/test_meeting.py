@@ -1,4 +1,4 @@
-"""Workers that meet at their end, as threads: all get the same answer, in bounded time."""
+"""Workers, as threads, that meet at their end: all get the same answer, in bounded time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORKERS = 3
 
 @pytest.fixture
 def meetings(monkeypatch: pytest.MonkeyPatch) -> list[Meeting]:
-    """One for each worker; a third of 0.9 s is waited for the others."""
+    """One for each worker, which waits a third of 0.9 s for the others."""
     monkeypatch.setenv("FARANDOLE_LEAVE_TIMEOUT", "0.9")
     store = HashStore()
     return [Meeting(store, Worker(rank, WORKERS, rank, WORKERS, 0)) for rank in range(WORKERS)]

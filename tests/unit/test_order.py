@@ -17,7 +17,7 @@ PROPERTY = settings(deadline=None, database=None, max_examples=150)
 
 
 def published(length: int, seed: int, epoch: int) -> list[int]:
-    """The permutation as `order` documents it, so that another program can follow it."""
+    """The permutation as `order` documents it, for other programs."""
     stream = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, epoch])))
     return [int(index) for index in stream.permutation(length)]
 
@@ -38,7 +38,7 @@ class Job(NamedTuple):
         return GlobalOrder(self.length, self.global_batch_size, self.seed, self.shuffle)
 
     def step(self, epoch: int, step: int) -> list[tuple[MicroBatch, ...]]:
-        """The micro-batches of one step, worker by worker."""
+        """The micro-batches of one step, by worker."""
         workers = [Worker(rank, self.world_size) for rank in range(self.world_size)]
         return [self.order.micro_batches(epoch, step, worker, self.accumulate) for worker in workers]
 

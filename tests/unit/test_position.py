@@ -1,4 +1,4 @@
-"""Where calls of `batches` begin when a program is started again, how many they have, and the norm of the gradient."""
+"""Where calls of `batches` begin after a restart, their length, and the norm of the gradient."""
 
 from __future__ import annotations
 

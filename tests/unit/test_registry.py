@@ -1,4 +1,4 @@
-"""The table of strategies: names, options, rows of other distributions, and engines that are not there."""
+"""The table of strategies: names, options, rows of other distributions, and missing engines."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_name_that_is_taken_names_its_owner(install: Install, name: str) -> No
     install("rival_engine", WALTZ, f"{name} = rival_engine:Waltz", "rival-engine")
     with pytest.raises(OptionError) as caught:
         create_strategy("local")
-    # Of two that are not ours, the one that is found second is named.
+    # Of two third-party rows, the error names the second.
     owners = ["rival-engine"] if name == "ddp" else ["rival-engine", "a-waltz-engine"]
     assert any(f"{owner} registers a strategy named '{name}'" in str(caught.value) for owner in owners)
     assert "uninstall or rename it" in str(caught.value)
@@ -278,7 +278,7 @@ def test_without_horovod_its_strategy_names_the_fix(package: Path, without_horov
 
 
 def test_horovod_without_its_part_for_torch_names_the_fix(package: Path, without_horovod: Path, tmp_path: Path) -> None:
-    """The compiled part is missing where Horovod was built without torch, and does not load where for another torch."""
+    """A Horovod built without torch lacks the compiled part; one built for another torch fails to load it."""
     import torch
 
     spec = importlib.util.find_spec("horovod")

@@ -1,4 +1,4 @@
-"""Workers find each other before their engine does: threads are the workers here, as no engine is needed for it."""
+"""Workers find each other before their engine does; they are threads here, because no engine is needed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cluster(free_ports: FreePorts) -> list[Address]:
 
 
 def call(*workers: tuple[Sequence[Address], int], deadline: float = 5.0) -> list[Any]:
-    """Return what each of some workers, given as (addresses, rank), hears from all; or the error that it gets."""
+    """Return what each of these workers, given as (addresses, rank), receives from all; or its error."""
 
     def answer(worker: tuple[Sequence[Address], int]) -> Any:
         addresses, rank = worker
@@ -54,7 +54,7 @@ def test_connections_that_stay_tell_of_ends(cluster: list[Address]) -> None:
         list(threads.map(lambda rank: roll_call(cluster, rank, None, 5, lines[rank]), range(3)))
     assert [sorted(each) for each in lines] == [[1, 2], [0], [0]]
     assert [ended(each) for each in lines] == [[], [], []]
-    with socket.create_server(cluster[0]):  # the address is free for the engine all the same
+    with socket.create_server(cluster[0]):  # the address is still free for the engine
         pass
     lines[2][0].close()
     assert [ended(each) for each in lines[:2]] == [[2], []]
@@ -109,7 +109,7 @@ except LauncherError as error:
 
 
 def other_jobs_worker(port: int, deadline: float) -> str:
-    """Return what worker 1 hears where another process than the one that started worker 0, or worker 0, starts it."""
+    """Return what worker 1 receives if neither worker 0, nor the process that started it, started worker 1."""
     by_shell = ["sh", "-c", '"$@"; exit', "sh", sys.executable, "-c", STRANGER, str(port), str(deadline)]
     return subprocess.run(by_shell, capture_output=True, text=True, check=True).stdout.rstrip()
 
@@ -138,7 +138,7 @@ def test_a_worker_that_something_else_started_joins_later(
 
 
 def connections_to(port: int) -> list[str]:
-    """Return the connections of this machine that are established at this end."""
+    """Return the established connections of this process's end."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     return [line for line in lines if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "01"]
 
@@ -161,7 +161,7 @@ def test_strangers_at_the_door_are_not_counted(cluster: list[Address]) -> None:
 
 
 def connected(address: Address) -> socket.socket:
-    """Connect to somebody who is about to listen."""
+    """Connect to a server that is about to listen."""
     for _ in range(100):
         try:
             return socket.create_connection(address, timeout=1)

@@ -1,4 +1,4 @@
-"""Nested structures, and numbers that are still on their way."""
+"""Nested structures, and pending numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Pair(NamedTuple):
 
 
 class Bag(Mapping[str, Any]):
-    """A mapping that no other mapping can be made into."""
+    """A mapping that cannot be built from another mapping."""
 
     def __init__(self, *, a: Any, b: Any) -> None:
         self._items = {"a": a, "b": b}
@@ -80,7 +80,7 @@ def pending(value: float) -> Pending:
 
 
 class Reduction:
-    """A reduction that counts how often it is waited for."""
+    """A reduction that counts its waits."""
 
     def __init__(self, value: float) -> None:
         self.value = value

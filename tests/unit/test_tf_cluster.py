@@ -24,7 +24,7 @@ BEFORE_EPHEMERAL = range(10000, 20000)
 def step(
     rank: int, nodes: str, per_node: str, places: list[tuple[int, int]], job: int = 7, number: int = 0, **more: str
 ) -> dict[str, str]:
-    """What Slurm tells one task; `places` are the node and the number on it of each task."""
+    """Slurm's variables for one task; `places` are each task's node and number on it."""
     node, local = places[rank]
     return {
         "SLURM_JOB_ID": str(job),
@@ -187,7 +187,7 @@ def test_the_tf_config_that_is_written_reads_back(rank: int) -> None:
 
 
 class Told:
-    """A store in which rank 1 of 2 has said where it listens, and says nothing more."""
+    """A store in which rank 1 of 2 has put its address, and nothing else."""
 
     def put(self, key: str, text: str) -> None: ...
 

@@ -134,7 +134,7 @@ def test_collate_fn_gets_the_samples_of_one_micro_batch() -> None:
 
 
 class Augmented(Dataset[Any]):
-    """Samples (index, draws from the three streams), as many draws as the sample likes."""
+    """Samples (index, draws from the three streams), any number of draws for each sample."""
 
     def __len__(self) -> int:
         return 11
@@ -206,7 +206,7 @@ def test_loading_leaves_the_global_random_streams_alone(dataset: Any) -> None:
 
 
 def test_another_program_may_draw_between_two_steps() -> None:
-    """A model's dropout and an augmentation share a stream, but not each other's numbers."""
+    """A model's dropout and an augmentation use one stream, but never the same numbers."""
     order = GlobalOrder(11, 4)
     torch.manual_seed(0)
     expected = [float(torch.rand(())) for _ in range(3)]

@@ -142,7 +142,7 @@ def test_a_weight_function_makes_the_mean_one_over_what_it_counts(strategy: Stra
         placeholders += batch.weights.count(0.0)
     assert losses == pytest.approx(expected, rel=0, abs=1e-12)
     assert distance(model, plain) < 1e-12
-    assert placeholders == EPOCHS  # a placeholder counts nothing, whatever the function says of its samples
+    assert placeholders == EPOCHS  # a placeholder counts nothing, whatever weight the function returns
 
 
 def test_a_micro_batch_in_which_nothing_counts_changes_nothing(strategy: Strategy) -> None:
@@ -194,7 +194,7 @@ def test_a_negative_weight_is_refused(strategy: Strategy) -> None:
 
 
 class Noisy(nn.Module):
-    """Batch statistics and dropout: what a placeholder for an empty share must leave no trace in."""
+    """Batch statistics and dropout, which a placeholder for an empty share must not change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,7 +315,7 @@ def test_a_parameter_without_a_gradient_is_neither_updated_nor_decayed(strategy:
 
 
 def test_a_parameter_that_a_step_does_not_use_keeps_nothing_of_the_step_before(strategy: Strategy) -> None:
-    """Left-over zeros as a gradient would let momentum and decay go on."""
+    """With leftover zeros as a gradient, momentum and decay would continue."""
     model = net()
     model.add_module("other", nn.Linear(4, 1).double())
     used = iter([True, False])
@@ -334,7 +334,7 @@ def test_a_parameter_that_a_step_does_not_use_keeps_nothing_of_the_step_before(s
 
 
 def test_a_parameter_that_is_unfrozen_later_is_refused(strategy: Strategy) -> None:
-    """DDP, Horovod and ZeRO took note of what is trained: each worker would go its own way with the rest."""
+    """DDP, Horovod and ZeRO recorded what is trained: on each worker the rest would train differently."""
     model = net()
     model[0].requires_grad_(False)
     training = strategy.prepare(model, sgd(model), mse)

@@ -1,4 +1,4 @@
-"""Save in the background and leave at once, one process for each way: `way_out_program.py FOLDER WAY:STORAGE...`
+"""Save in the background and leave at once, in one process for each way: `way_out_program.py FOLDER WAY:STORAGE...`
 
 Each way is a fork of this process, which has imported what takes long, and ends as the interpreter ends it. `local`
 storage is the disk; `slow` is a disk that takes longer than a worker may wait when it leaves. A line on stdout for each
@@ -50,7 +50,7 @@ def training_on(strategy: Strategy) -> Training:
 
 
 def saving(path: str) -> Strategy:
-    """Return a strategy with a save under way; the first one is whole."""
+    """Return a strategy with a running save; an earlier one is whole."""
     strategy = create_strategy("local", device="cpu").__enter__()
     training = training_on(strategy)
     training.save(path.removeprefix("slow://"), Progress(0, 1))
@@ -89,7 +89,7 @@ def terminate_inside_of_an_engine() -> None:
 
 
 def terminate_a_child() -> None:
-    """A process that was forked meanwhile dies by itself."""
+    """A process forked meanwhile dies alone."""
     if (child := os.fork()) == 0:
         time.sleep(60)
     os.kill(child, signal.SIGTERM)
@@ -97,7 +97,7 @@ def terminate_a_child() -> None:
 
 
 def child_that_stays(path: str) -> None:
-    """A process that was forked meanwhile has what its parent has open: loaders, say, that live as long as it does."""
+    """A forked process keeps its parent's open files: loaders, for example, that live as long as their parent."""
     children = []
 
     def fork() -> None:
@@ -117,7 +117,7 @@ def terminate_with_a_handler_of_ones_own() -> None:
 
 
 def leaving_fails(path: str) -> None:
-    """As where an engine cannot shut down because others are gone: its error says nothing of what came before."""
+    """An engine that lost others cannot shut down, and its error hides the first one."""
 
     def settle() -> None:
         raise ValueError("the user's mistake") from None
@@ -166,9 +166,9 @@ WAYS: dict[str, Callable[[str], None]] = {
 
 
 def main(folder: str, asked: list[str]) -> None:
-    """Start all ways, a few at once, each as a process that returns from here."""
+    """Start all ways, a few at a time, each as a process that returns from here."""
     with create_strategy("local", device="cpu") as strategy:
-        training_on(strategy).save(f"{folder}/first", Progress())  # imports what the ways would import each
+        training_on(strategy).save(f"{folder}/first", Progress())  # imports what each way would import
     gc.freeze()  # or each process copies what it looks at
     started: dict[int, tuple[str, float]] = {}
 

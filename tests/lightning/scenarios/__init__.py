@@ -1,4 +1,4 @@
-"""Ordinary Lightning programs whose numbers are compared: by one process of stock Lightning, and by several of ours.
+"""Ordinary Lightning programs, run by one process of stock Lightning and by several of ours, to compare numbers.
 
 A scenario gets a `Setting`, which makes Trainers and DataLoaders, and returns its numbers by name.
 """

@@ -29,7 +29,7 @@ def manual(setting: Setting) -> Numbers:
 
 @scenario
 def bare_optimizer(setting: Setting) -> Numbers:
-    """Manual optimization by the optimizer itself, without what Lightning wraps it in."""
+    """Manual optimization by the optimizer itself, without Lightning's wrapper."""
 
     class Bare(ByHand):
         def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -45,7 +45,7 @@ def bare_optimizer(setting: Setting) -> Numbers:
 
 @scenario
 def two_optimizers(setting: Setting) -> Numbers:
-    """Two optimizers in turns, whose backward passes leave gradients in each other's parameters."""
+    """Two alternating optimizers, whose backward passes leave gradients in each other's parameters."""
 
     class Two(ByHand):
         def training_step(self, batch: Any, batch_idx: int) -> None:

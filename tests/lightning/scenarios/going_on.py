@@ -1,4 +1,4 @@
-"""Training that goes on: with the same module, and from checkpoints in the middle of an epoch."""
+"""Training that continues: with the same module, and from checkpoints in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .setting import HELD_OUT, Net, Numbers, Setting, Watcher, data, metrics, sc
 
 @scenario
 def fitted_again(setting: Setting) -> Numbers:
-    """The same module in the hands of a second Trainer, after an evaluation by the first."""
+    """The same module with a second Trainer, after an evaluation by the first."""
     net, train, held_out = Net(), setting.loader(data()), setting.loader(data(HELD_OUT, 3))
     trainer = setting.trainer(max_epochs=1)
     trainer.fit(net, train)
@@ -85,16 +85,16 @@ def one_after_another(setting: Setting) -> Numbers:
 
 @scenario
 def resumed(setting: Setting) -> Numbers:
-    """From the middle of an epoch: of a checkpoint of our own, and of one that stock Lightning wrote."""
+    """From the middle of an epoch, by our own checkpoint and by one that stock Lightning wrote."""
     every = callbacks.ModelCheckpoint(setting.folder, "middle-{step}", every_n_train_steps=7, save_top_k=-1)
 
     class Estimating(Net):
         def __init__(self) -> None:
             super().__init__()
-            self.teacher = torch.nn.Linear(2, 2)  # trained by nobody, and not frozen either
+            self.teacher = torch.nn.Linear(2, 2)  # in no optimizer, and not frozen either
 
         def configure_optimizers(self) -> Any:
-            assert self.trainer.estimated_stepping_batches >= 7  # has Lightning make the loaders now
+            assert self.trainer.estimated_stepping_batches >= 7  # makes Lightning create the loaders now
             return torch.optim.AdamW(self.layers.parameters(), lr=0.01, weight_decay=0.1)
 
     from farandole.plugins.lightning import LightningCallback
@@ -110,7 +110,7 @@ def resumed(setting: Setting) -> Numbers:
 
     _, whole = fit(every)
     if setting.is_stock:
-        # Stock Lightning itself begins such an epoch anew: what counts is the run that was never interrupted.
+        # Stock Lightning restarts such an epoch: the reference is the run that was never interrupted.
         runs = ("whole", "own", "stock", "other", "stopped")
         return {f"{of}.{name}": value for of in runs for name, value in whole.items()}
     torch.manual_seed(3)
@@ -144,7 +144,7 @@ def resumed_with_two_loaders(setting: Setting) -> Numbers:
 
 @scenario
 def resumed_in_larger_batches(setting: Setting) -> Numbers:
-    """An epoch that goes on in batches of another size still has each sample once."""
+    """An epoch resumed with another batch size still has each sample once."""
     seen: dict[int, list[Any]] = {}
 
     class Noting(Net):

@@ -14,7 +14,7 @@ from .setting import HELD_OUT, Net, Numbers, Setting, Watcher, data, metrics, sc
 
 @scenario
 def logged(setting: Setting) -> Numbers:
-    """Watched by two of a kind, one of which changes the model before it is wrapped."""
+    """Watched by two callbacks of one class; one changes the model before it is wrapped."""
     from farandole.plugins.lightning import LightningCallback, WorkerMetrics
 
     watchers, timing = [Watcher(halves=True), Watcher()], WorkerMetrics()

@@ -1,4 +1,4 @@
-"""What scenarios are made of: a `Setting`, which makes their Trainers and DataLoaders, data, and a model."""
+"""For scenarios: a `Setting`, which creates their Trainers and DataLoaders, data, and a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore", ".*does not have many workers.*")
 
 
 def scenario(run: Callable[[Setting], Numbers]) -> Callable[[Setting], Numbers]:
-    """Make it known by its name."""
+    """Register a scenario under its name."""
     SCENARIOS[run.__name__] = run
     return run
 
@@ -36,8 +36,8 @@ class Setting:
         self.strategy = strategy
         self.workers = workers
         self.folder = folder
-        self.stock = stock  # what the stock process left in its own folder of this scenario
-        self.other = other  # what workers of another strategy, or in another number, did
+        self.stock = stock  # the stock process's folder of this scenario
+        self.other = other  # the folder of another strategy or number of workers
         self.is_stock = strategy == "auto"
 
     def places(self) -> dict[str, Path]:
@@ -136,7 +136,7 @@ class Watcher(Callback):
         self.steps = state["steps"]
 
     def check(self, micros: list[int], fetched: bool, waited: bool = False) -> None:
-        """Look at records of steps that have so many micro-batches; Lightning's own strategies tell of no fetches."""
+        """Check records of steps with this many micro-batches; Lightning's own strategies have no phase "data"."""
         assert self.ended == [None]
         assert self.ahead == [record.progress for record in self.records]
         for record, count in zip(self.records, micros, strict=True):

@@ -1,4 +1,4 @@
-"""What is loaded: short shares, orders, samplers, parts of epochs, predictions."""
+"""Loading: short shares, orders, samplers, parts of epochs, predictions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def few_held_out(setting: Setting) -> Numbers:
 
 @scenario
 def shuffled(setting: Setting) -> Numbers:
-    """Our order is the same for any number of workers; stock Lightning is given it as a sampler."""
+    """Our order is the same for any number of workers; stock Lightning gets it as a sampler."""
     train = data()
     if setting.is_stock:
         trainer = setting.trainer()
@@ -55,9 +55,9 @@ class _OurOrder(torch.utils.data.Sampler[int]):
 
 @scenario
 def own_samplers(setting: Setting) -> Numbers:
-    """A random sampler of the user's, the same draw on all workers, and a batch sampler, whose batches stay whole."""
+    """A user's random sampler, with one draw for all workers, and a batch sampler, whose batches stay whole."""
     counts = torch.linspace(0.1, 1.0, LENGTH)
-    # Other seeds on other ranks: what rank 0 draws counts for all.
+    # Other seeds on other ranks: all use rank 0's draw.
     rank = 0 if setting.is_stock else torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     sampler = WeightedRandomSampler(counts, 64, generator=torch.Generator().manual_seed(4 + rank))
     trainer = setting.trainer()
@@ -107,7 +107,7 @@ def parts_of_epochs(setting: Setting) -> Numbers:
 
 @scenario
 def predicted(setting: Setting) -> Numbers:
-    """Each sample is predicted once, and a writer is told which."""
+    """Each sample is predicted once, and a writer gets its index."""
     net, held_out = Net(), data(HELD_OUT, 3)
     writer = _Writer("epoch")
     trainer = setting.trainer(callbacks=[writer])

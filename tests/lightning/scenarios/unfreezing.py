@@ -1,4 +1,4 @@
-"""Parameters that begin to train later, or go on in another module."""
+"""Parameters that begin to train later, or continue in another module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .setting import ByHand, Net, Numbers, Setting, data, scenario, weights
 
 @scenario
 def finetuned(setting: Setting) -> Numbers:
-    """A part of the model that is frozen at first, and given to the optimizer later."""
+    """A part of the model is frozen at first, and given to the optimizer later."""
 
     class Finetuning(callbacks.BaseFinetuning):
         def freeze_before_training(self, pl_module: Any) -> None:
@@ -78,7 +78,7 @@ def unfrozen_by_hand(setting: Setting) -> Numbers:
 
 @scenario
 def taken_over(setting: Setting) -> Numbers:
-    """A part of a module that was trained goes on in another one; its gradients are the user's in between."""
+    """A part of a trained module continues in another one; in between its gradients are not reduced."""
     first = Net()
     setting.trainer(max_epochs=1).fit(first, setting.loader(data()))
     if setting.strategy in ("auto", "horovod"):
