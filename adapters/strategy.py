@@ -59,7 +59,7 @@ class Strategy(NoticesLostWorkers):
 
     @property
     def is_open(self) -> bool:
-        """Whether it was entered, and not left."""
+        """Whether the strategy was entered and not left."""
         return self._state == "joined"
 
     @property

@@ -1,4 +1,4 @@
-"""Refuse `optimizer.step()` in the place of `training.step(batch)`: no engine reduced what `loss.backward()` made."""
+"""Refuse `optimizer.step()` in place of `training.step(batch)`: no engine reduced the gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class OwnSteps:
             self._updating = False
 
     def refuse_others(self, optimizer: torch.optim.Optimizer, strategy: Strategy) -> None:
-        """Have each other step of this optimizer raise a `StrategyStateError`."""
+        """Make each other step of this optimizer raise a `StrategyStateError`."""
         of = weakref.ref(strategy)  # an optimizer may outlive it
 
         def refuse(*_: Any) -> None:

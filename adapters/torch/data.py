@@ -44,7 +44,7 @@ def order_of(dataset: Any, global_batch_size: int, seed: int, shuffle: bool, wor
             f"batches() splits the dataset into batches and shares itself, but was given a {kind}: pass {instead}"
         )
     if _columns(dataset) is None and not (hasattr(dataset, "__len__") and _has_samples(dataset)):
-        lacks = "samples to pick by their number" if hasattr(dataset, "__len__") else "length"
+        lacks = "access by index" if hasattr(dataset, "__len__") else "length"
         raise DataError(
             f"{type(dataset).__name__} has no {lacks}, so its samples have no reproducible order: "
             "pass a dataset with __len__ and __getitem__ (list(it) has both), tensors, or arrays"
@@ -194,7 +194,7 @@ def _column(values: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def _has_samples(dataset: Any) -> bool:
-    """Whether samples can be had by their number; torch's Dataset has the method, for others to override."""
+    """Whether samples can be read by number; torch's Dataset defines the method only to be overridden."""
     method = getattr(type(dataset), "__getitem__", None)
     return method is not None and method is not Dataset.__getitem__
 

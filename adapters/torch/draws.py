@@ -1,6 +1,6 @@
-"""What a dataset draws at random for a sample, it draws from (seed, epoch, sample).
+"""Make a dataset's random numbers depend on (seed, epoch, sample).
 
-A sample is then the same whichever worker, or loader process, fetches it, and after a resume.
+A sample is then the same in any worker or loader process, and after a resume.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..random_seed import mix
 
 
 def seed_draws(seed: int, epoch: int, sample: int) -> None:
-    """Seed the streams that are drawn from without a generator: Python's, NumPy's and torch's."""
+    """Seed the global random streams: Python's, NumPy's and torch's."""
     mixed = mix(seed, epoch, sample)
     random.seed(mixed)
     np.random.seed(mixed & 0xFFFFFFFF)
@@ -25,7 +25,7 @@ def seed_draws(seed: int, epoch: int, sample: int) -> None:
 
 @contextlib.contextmanager
 def streams_kept() -> Iterator[None]:
-    """Leave those streams as they were."""
+    """Restore these streams at the end."""
     python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield

@@ -1,7 +1,7 @@
-"""Say which workers run a model, and which do not, where the engine gathers its parameters in every forward pass.
+"""Name the workers that run a model alone, if the engine gathers its parameters in every forward pass.
 
-There a forward pass that only some workers run, in a callback on rank 0 or an evaluation under `if is_main`, waits for
-the others until the engine's time is up, or takes another collective of theirs for its own.
+A forward pass that only some workers run (in a callback on rank 0, or an evaluation under `if is_main`) waits for the
+others until the engine's timeout, or mixes up its collective with another one of theirs.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.distributed import PrefixStore, Store
 
 from ..worker import Worker
 
-_PATIENCE = 5.0  # seconds that a worker is waited for before it is named
-_LOOKS = 5  # of the thread, in that time
+_PATIENCE = 5.0  # seconds to wait for a worker before naming it
+_LOOKS = 5  # of the thread, in this time
 
 
 class ForwardPasses:
-    """Counts the forward passes of one model that are no training, and compares the workers' counts where one waits.
+    """Counts the forward passes of one model outside of training, and compares the workers' counts if one waits.
 
     A thread tells the store this worker's count when it has changed, and reads the others' when a pass takes long: no
     pass itself sends anything. A worker that is only slow is named too, and may still come; after each warning the
     patience doubles. On CUDA the host does not wait in a pass, so that nothing is seen there.
 
-    As a context manager it is around the engine's own work in a step.
+    As a context manager it encloses the engine's own work in a step.
 
     Args:
         modules: those that gather parameters when they are called; none where there is nobody to wait for.
@@ -56,7 +56,7 @@ class ForwardPasses:
         self._count = 0
         self._training = False
         self._depth = 0
-        self._since: float | None = None  # when what is under way began
+        self._since: float | None = None  # begin of the running pass
         self._hooks: list[Any] = []
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -78,7 +78,7 @@ class ForwardPasses:
         self._since = None
 
     def release(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         while self._hooks:
             self._hooks.pop().remove()
         self._ended.set()
@@ -86,7 +86,7 @@ class ForwardPasses:
             self._thread.join(1.0)
 
     def _follow(self, modules: Sequence[torch.nn.Module]) -> None:
-        # Functions, which a module that is copied shares with its copy; a method would have this object copied.
+        # Functions, because copying a module keeps them; with a method, this object would be copied too.
         def begin(*_: Any) -> None:
             if self._since is None:
                 self._depth = 0  # Ctrl-C ended the last pass, and hooks are not told
@@ -125,7 +125,7 @@ class ForwardPasses:
                         self.patience *= 2
 
     def _name_who_is_alone(self, waited: float) -> bool:
-        """Say who has run more forward passes than others; return whether anybody has."""
+        """Report the workers that ran more forward passes than others; return whether there are any."""
         ranks = [str(rank) for rank in range(self._worker.world_size)]
         if not self._store.check(ranks):
             return False
@@ -135,9 +135,9 @@ class ForwardPasses:
             ahead = [rank for rank in range(len(counts)) if rank not in behind]
             print(
                 f"farandole: worker {self._worker.rank} of {len(counts)} has waited {waited:.0f} s: {_named(ahead)} "
-                f"called the model outside of a training step, and {_named(behind)} did not. Its parameters are "
-                "gathered from all workers for it: call it on every worker, not under `if is_main` or "
-                "@rank_zero_only, or use training.evaluate(). Who is only slow may still come.",
+                f"called the model outside of a training step, and {_named(behind)} did not. It gathers parameters "
+                "from all workers: call it on every worker, not under `if is_main` or @rank_zero_only, or use "
+                "training.evaluate(). A slow worker may still come.",
                 file=sys.stderr,
                 flush=True,
             )

@@ -34,7 +34,7 @@ class ProcessGroupStrategy(TorchStrategy):
     """Base of engines that communicate through torch.distributed's default process group.
 
     Args:
-        backend: "gloo", "nccl" or another one of torch.distributed's; by default Gloo on the CPU and NCCL on CUDA.
+        backend: "gloo", "nccl" or another of torch.distributed's; by default Gloo on the CPU and NCCL on CUDA.
         timeout: seconds that joining the job, or one collective, may take.
     """
 

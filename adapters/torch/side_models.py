@@ -1,7 +1,7 @@
-"""Keep the gradients of a step to the model that is trained in it, where its loss runs through another one.
+"""Give gradients only to the model that a step trains, if the loss runs through another one.
 
-Two trainings of one strategy, as of a generator and a discriminator: the engine of the other model would take gradients
-that come in this model's step for its own, or reduce them.
+For two trainings of one strategy, for example a generator and a discriminator: in a step of one, the other's engine
+would keep or reduce its gradients.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 class SideModels:
-    """The models that a strategy's trainings have."""
+    """The models of a strategy's trainings."""
 
     def __init__(self) -> None:
         self._models: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
@@ -25,7 +25,7 @@ class SideModels:
 
     @contextlib.contextmanager
     def frozen_beside(self, model: torch.nn.Module) -> Iterator[None]:
-        """Freeze, meanwhile, the parameters of all other models that are no parameters of this one too."""
+        """Freeze the parameters of all other models, except those that this model has too."""
         if len(self._models) == 1:
             yield
             return

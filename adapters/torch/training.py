@@ -78,7 +78,7 @@ class TorchTraining(Training):
                 "a parameter requires a gradient that was frozen when the model was prepared, and engines do not "
                 "reduce it: unfreeze it before prepare(), with a learning rate of 0 in its own group until it trains"
             )
-        self._take_up_groups()
+        self._update_groups()
         with self._strategy.models.frozen_beside(self.model), self._strategy.own_steps.updating():
             return self._train(batch)
 

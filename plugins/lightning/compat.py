@@ -65,23 +65,23 @@ _Logging.check_class(trainer_part("trainer.trainer").Trainer)
 
 
 def seed_loader_processes(loader: Any, rank: int) -> None:
-    """Have the processes of a DataLoader seeded, where `seed_everything(workers=True)` asked for it."""
+    """Seed the processes of a DataLoader, after `seed_everything(workers=True)`."""
     _seed_processes(loader, rank)
 
 
 def constructor_arguments(loader: Any, sampler: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what a DataLoader was constructed with, for one of its class with another sampler."""
+    """Return a DataLoader's constructor arguments, for one of its class with another sampler."""
     arguments, keywords = _constructor_arguments(loader, sampler)
     return arguments, keywords
 
 
 def construct_like(loader: Any, **keywords: Any) -> Any:
-    """Construct a DataLoader of the class of `loader`, with the attributes that it was given since."""
+    """Construct a DataLoader of the class of `loader`, with the attributes that were set since."""
     return _construct_like(loader, **keywords)
 
 
 def noting_indices(batch_sampler: Any) -> Any:
-    """Wrap a batch sampler so that Lightning's prediction writers are told which samples were predicted."""
+    """Wrap a batch sampler so that Lightning's prediction writers get the indices of predicted samples."""
     return _NotingIndices(batch_sampler)
 
 
@@ -91,9 +91,9 @@ def without_notes(batch_sampler: Any) -> Any:
 
 
 def take_over_sampling(trainer: Any) -> bool:
-    """Keep a Trainer from putting samplers of its own into loaders; return whether it would have.
+    """Keep a Trainer from inserting its own samplers into loaders; return whether it would have.
 
-    It does so before it asks the strategy, and the user's own sampler could not be seen any more.
+    It would do so before it calls the strategy, and hide the user's sampler.
     """
     connector = _Connector(_Trainer(trainer).connector)
     would = bool(connector.samples)
@@ -174,10 +174,10 @@ for _part in (trainer_part, fabric_part):
 
 
 class Launching:
-    """Comes before a strategy class of Lightning's, a Trainer's or Fabric's."""
+    """A mixin before a Lightning strategy class, the Trainer's or Fabric's."""
 
     def before_launch(self) -> None:
-        """Do what is to be done once the strategy has been told all that it works with, and before workers start."""
+        """Called when the strategy is configured, before workers start."""
 
     def _configure_launcher(self) -> None:
         self.before_launch()
@@ -190,7 +190,7 @@ def layer_sync(strategy: Any) -> Any:
 
 
 def before_update(precision: Any, module: Any, optimizer: Any) -> None:
-    """Call the hooks of Lightning's that come between backward and the update, and have gradients clipped."""
+    """Call Lightning's hooks between backward and the update, and clip gradients."""
     _after_closure(precision, module, optimizer)
 
 
@@ -221,9 +221,9 @@ class _Context(_SyncControl):  # type: ignore[misc]
 
 
 class OneModel:
-    """Comes before Fabric's DeepSpeedStrategy.
+    """A mixin before Fabric's DeepSpeedStrategy.
 
-    Fabric says of which model a loss is. There is one, which this is not to keep alive.
+    It ignores the model that Fabric sets for a loss: there is only one, and this must not keep it alive.
     """
 
     @property

@@ -72,7 +72,7 @@ class ShareSampler(Sampler[Any]):
 
 
 def sampler_of(loader: Any, plan: Plan, worker: Worker, seed: int) -> ShareSampler:
-    """Return what a user's DataLoader is to load for this worker by a plan."""
+    """Return the sampler of this worker's samples in a plan, for a user's DataLoader."""
     return ShareSampler(plan, worker, loader.batch_sampler is None, None if draws_nothing(loader.dataset) else seed)
 
 

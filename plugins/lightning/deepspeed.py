@@ -84,7 +84,7 @@ class DeepSpeedStrategy(AdapterStrategy, _strategies.DeepSpeedStrategy):  # type
             self.model = self.engine.deepspeed_engine
 
     def _run_in_engine(self, *inputs: Any, **keywords: Any) -> Any:
-        """Run the module by the engine, which gathers partitioned parameters."""
+        """Run the module through the engine, which gathers partitioned parameters."""
         assert self.engine is not None
         return self.engine.forward(*inputs, **keywords)
 

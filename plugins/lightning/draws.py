@@ -1,4 +1,4 @@
-"""Have what a dataset draws at random depend on (seed, epoch, sample), in a DataLoader of the user's."""
+"""Make the random numbers of a user's DataLoader depend on (seed, epoch, sample)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ...adapters.torch.draws import seed_draws, streams_kept
 
 
 class SeedingIndices(list[int]):
-    """The samples of a batch: while somebody goes through them, the random streams are seeded for each.
+    """The samples of a batch: iterating over them seeds the random streams for each.
 
-    DataLoader loads `[dataset[index] for index in indices]`, in whatever process it does.
+    DataLoader loads `[dataset[index] for index in indices]`, in its own or a loader process.
     """
 
     def __init__(self, indices: Sequence[int], seed: int, epoch: int) -> None:
@@ -32,5 +32,5 @@ class SeedingIndices(list[int]):
 
 
 def draws_nothing(dataset: Any) -> bool:
-    """Whether it is known to, so that the time for seeds is saved."""
+    """Whether the dataset is known to draw nothing, which saves the time for seeds."""
     return type(dataset) is TensorDataset

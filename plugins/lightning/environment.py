@@ -57,7 +57,7 @@ class LauncherEnvironment(_environments.ClusterEnvironment):  # type: ignore[mis
 
 
 class SlurmEnvironment(LauncherEnvironment, _environments.SLURMEnvironment):  # type: ignore[misc, name-defined]
-    """The tasks of a Slurm step, however srun was told their number. Lightning requeues its job as it does its own."""
+    """The tasks of a Slurm step, for any options of srun. Lightning requeues the job as usual."""
 
     def __init__(self, launch: Launch, auto_requeue: bool = True, requeue_signal: Any = signal.SIGUSR1) -> None:
         # Not Lightning's constructor, which refuses `srun -n 2`.
@@ -66,7 +66,7 @@ class SlurmEnvironment(LauncherEnvironment, _environments.SLURMEnvironment):  # 
         self.requeue_signal = requeue_signal
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        """Accept them: they have been compared with the launcher's."""
+        """Accept them: they were compared with the launcher's."""
 
 
 def resolve(environment: Any) -> Any:
@@ -86,12 +86,12 @@ def resolve(environment: Any) -> Any:
 
 
 def in_place_of_refused() -> LauncherEnvironment | None:
-    """Return the environment where Lightning's own for Slurm would refuse how srun was called; `None` elsewhere.
+    """Return our environment if Lightning's own for Slurm would refuse srun's options, else `None`.
 
-    `srun -n 2` sets no SLURM_NTASKS_PER_NODE, and it knows no other number.
+    `srun -n 2` does not set SLURM_NTASKS_PER_NODE, the only number that Lightning reads.
     """
-    told = "SLURM_NTASKS_PER_NODE" in os.environ or os.environ.get("SLURM_NTASKS", "1") == "1"
-    if told or _environments.TorchElasticEnvironment.detect() or not _environments.SLURMEnvironment.detect():
+    accepted = "SLURM_NTASKS_PER_NODE" in os.environ or os.environ.get("SLURM_NTASKS", "1") == "1"
+    if accepted or _environments.TorchElasticEnvironment.detect() or not _environments.SLURMEnvironment.detect():
         return None
     launch = detect_launch()
     return SlurmEnvironment(launch) if launch.launcher == "slurm" else LauncherEnvironment(launch)

@@ -1,4 +1,4 @@
-"""What stands in the place of a user's DataLoader is one, to whoever asks."""
+"""Objects that replace a user's DataLoader and look like it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class InPlaceOf:
-    """Has the attributes and the class of `loader`. A copy of it is `given`: shares belong to the job that runs.
+    """Has the attributes and the class of `loader`. Its copy is `given`, because shares belong to the running job.
 
     given: the user's loader.
-    loader: what is read in its place.
+    loader: read in place of `given`.
     """
 
     def __init__(self, given: Any, loader: Any) -> None:
@@ -18,7 +18,7 @@ class InPlaceOf:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """The loader's: Lightning, and its users' code, look by `isinstance` for what they know of DataLoaders."""
+        """The loader's class: Lightning, and its users' code, test loaders with `isinstance`."""
         return type(self._loader)
 
     def __getattr__(self, name: str) -> Any:
@@ -31,5 +31,5 @@ class InPlaceOf:
 
 
 def as_given(loader: Any) -> Any:
-    """Return the user's loader, where it is ours in its place that comes back."""
+    """Return the user's loader, also of our replacement."""
     return loader.given if isinstance(loader, InPlaceOf) else loader

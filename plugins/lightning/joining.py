@@ -39,7 +39,7 @@ class Joining(Launching):
         self._hold_nothing()
 
     def _hold_nothing(self) -> None:
-        """Begin as one that has joined nothing yet."""
+        """Set the state of a strategy that has joined no job."""
         self._adapter: TorchStrategy | None = None
         self._meeting: Meeting | None = None
 
@@ -58,8 +58,8 @@ class Joining(Launching):
 
     @accelerator.setter
     def accelerator(self, chosen: Any) -> None:
-        # The first thing that a Trainer or Fabric tells its strategy. It is kept under another name than Lightning's,
-        # which would complain of it in its own words where a second one is given this object.
+        # A Trainer or Fabric sets this first. It has another name than Lightning's, whose own error would come first if
+        # a second one used this object.
         self.refuse_second_use()
         self._chosen_accelerator = chosen
 
@@ -127,7 +127,7 @@ class Joining(Launching):
 def share_weights(module: torch.nn.Module) -> None:
     """Give every worker rank 0's parameters and buffers."""
     for tensor in (*module.parameters(), *module.buffers()):
-        told = tensor.detach().contiguous()
-        dist.broadcast(told, 0)
+        values = tensor.detach().contiguous()
+        dist.broadcast(values, 0)
         if not tensor.is_contiguous():
-            tensor.detach().copy_(told)
+            tensor.detach().copy_(values)

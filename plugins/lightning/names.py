@@ -85,6 +85,6 @@ class _Name(str):
         if environment is not None:
             raise LauncherError(
                 f"{environment.launch.launcher} started {environment.world_size()} workers in a Slurm job without "
-                f"--ntasks-per-node, and Lightning refuses that before it makes a strategy by its name: pass "
+                f"--ntasks-per-node, and Lightning refuses that before it creates a strategy by name: pass "
                 f"strategy={self._object} of farandole.plugins.lightning, or give --ntasks-per-node to srun or sbatch"
             )

@@ -55,7 +55,7 @@ class Reducing:
 
 
 class ReducingFirst:
-    """A precision plugin's `clip_gradients`, of gradients that are reduced."""
+    """A precision plugin's `clip_gradients`, which reduces the gradients first."""
 
     def __init__(self, strategy: Reducing, plugin: Any) -> None:
         self._strategy = strategy

@@ -41,12 +41,12 @@ _given: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def give(optimizer: Any) -> None:
-    """Take note that DeepSpeed has an optimizer, which updates this worker's shards from now on."""
+    """Note that DeepSpeed has this optimizer, which updates only this worker's shards from now on."""
     _given.add(optimizer)
 
 
 def refuse_given(optimizers: Iterable[Any], advice: str) -> None:
-    """Look for an optimizer that DeepSpeed has had.
+    """Refuse an optimizer that DeepSpeed has had.
 
     Raises:
         OptionError: there is one; `advice` says what to do.

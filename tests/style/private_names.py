@@ -1,4 +1,4 @@
-"""Names of other libraries that they do not document, found in the source of the package.
+"""Undocumented names of other libraries, found in the source of the package.
 
 They belong in a `compat.py`, where each stands once. Python does not say whose a name is, so this goes by what is
 certain: an underscored attribute of anything but `self` and `cls` is ours only where its own module defines it; one of
@@ -42,12 +42,12 @@ _SPECIAL = {"__enter__", "__exit__", "__notes__", "__path__", "__version__", "__
 )
 """What Python documents."""
 _AMBIGUOUS = {"all_gather"}  # TensorFlow's replica contexts have a documented one
-_OF_DEEPSPEED = "ds_"  # the marks that it leaves on parameters
+_OF_DEEPSPEED = "ds_"  # its attributes of parameters
 
 
 @dataclass(frozen=True)
 class Use:
-    """A name in a line of a file that is not its place."""
+    """A name in a line of a wrong file."""
 
     file: str
     line: int
@@ -84,7 +84,7 @@ class Source:
                 yield node.lineno, name.value, _is_own(owner)
 
     def _modules(self, node: ast.AST) -> Iterator[tuple[int, str]]:
-        """Yield line and dotted name of what is another library's."""
+        """Yield line and dotted name of each use of another library."""
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -99,7 +99,7 @@ class Source:
 
 
 def misplaced(files: Mapping[str, Path]) -> list[Use]:
-    """Return the names of other libraries that stand outside of every `compat.py`."""
+    """Return the names of other libraries outside of every `compat.py`."""
     sources = [Source(path) for path in files.values()]
     ours = set().union(*(source.defined for source in sources))
     named = {name for source in sources for name in source.views} - ours
@@ -119,7 +119,7 @@ def misplaced(files: Mapping[str, Path]) -> list[Use]:
 
 
 def repeated(files: Iterable[Path]) -> list[str]:
-    """Return the names that stand twice among those that views give access to."""
+    """Return the names that two views define."""
     names = [name for path in files for name in Source(path).views]
     return sorted({name for name in names if names.count(name) > 1})
 

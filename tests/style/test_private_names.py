@@ -1,4 +1,4 @@
-"""What other libraries do not document is named in a `compat.py`, and once."""
+"""Undocumented names of other libraries stand in a `compat.py`, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who runs a forward pass alone is named by the worker that waits; a store shared by two objects stands for a job."""
+"""A worker that waits names those that run a forward pass alone; the job is a store that two objects share."""
 
 from __future__ import annotations
 

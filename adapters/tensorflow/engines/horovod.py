@@ -40,10 +40,10 @@ _START_DEADLINE = 60.0  # seconds, under launchers other than horovodrun
 
 
 class TensorFlowHorovodStrategy(TensorFlowStrategy):
-    """Every worker has the whole model, and a thread of Horovod's averages gradients while the compiled step runs.
+    """Every worker has the whole model, and a Horovod thread averages gradients while the compiled step runs.
 
-    Take it where your cluster runs Horovod or MPI already. Horovod is compiled against the TensorFlow that is
-    installed: `farandole horovod install`.
+    Use it if your cluster runs Horovod or MPI already. Horovod is compiled against the installed TensorFlow:
+    `farandole horovod install`.
 
     Args:
         compression: "fp16" halves the traffic, lossily.

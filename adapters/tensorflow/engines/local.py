@@ -13,9 +13,9 @@ from ..strategy import TensorFlowStrategy
 
 
 class TensorFlowLocalStrategy(TensorFlowStrategy):
-    """Plain TensorFlow in one process, with no engine: what the other strategies for it are compared with.
+    """Plain TensorFlow in one process, without an engine: the reference for its other strategies.
 
-    Take it to write and debug a program, and where one process is enough. Several workers are refused.
+    Use it to write and debug a program, and if one process is enough. Several workers are refused.
 
     Raises:
         LauncherError: a launcher started several workers, and each would train on all data.

@@ -54,9 +54,9 @@ def cluster_store() -> ConfigStore | None:
 
 
 class MultiWorkerStrategy(TensorFlowStrategy):
-    """Every worker has the whole model, and TensorFlow averages gradients inside of the compiled step.
+    """Every worker has the whole model, and TensorFlow averages gradients inside the compiled step.
 
-    Take it first for Keras models: it needs TensorFlow only. Create and enter it before any operation of TensorFlow.
+    Try it first for Keras models: it needs only TensorFlow. Create and enter it before any operation of TensorFlow.
 
     Args:
         communication: "ring" (gRPC), "nccl" (GPUs), or "auto", which chooses by the devices.

@@ -48,10 +48,10 @@ _BYTES_AT_ONCE = 1 << 30
 
 
 class HorovodStrategy(TorchStrategy):
-    """Every worker has the whole model, and a thread of Horovod's averages gradients while backward runs.
+    """Every worker has the whole model, and a Horovod thread averages gradients while backward runs.
 
-    Take it where your cluster runs Horovod or MPI already, or for Adasum. Model, gradients and optimizer must fit into
-    each worker's memory. Horovod is compiled against the PyTorch that is installed: `farandole horovod install`.
+    Use it if your cluster runs Horovod or MPI already, or for Adasum. Model, gradients and optimizer must fit into
+    each worker's memory. Horovod is compiled against the installed PyTorch: `farandole horovod install`.
 
     Args:
         compression: "fp16" halves the traffic, lossily. (Horovod's last release cannot reduce bfloat16.)

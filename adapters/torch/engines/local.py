@@ -14,10 +14,10 @@ from ..strategy import Finish, TorchStrategy
 
 
 class LocalStrategy(TorchStrategy):
-    """Plain PyTorch in one process, with no engine: what every other strategy is compared with.
+    """Plain PyTorch in one process, without an engine: the reference for every other strategy.
 
-    Take it to write and debug a program, and where one process is enough: the loss curve is the one that all other
-    strategies have. Several workers are refused.
+    Use it to write and debug a program, and if one process is enough: all other strategies have its loss curve. Several
+    workers are refused.
 
     Raises:
         LauncherError: a launcher started several workers, and each would train on all data.

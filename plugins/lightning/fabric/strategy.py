@@ -36,7 +36,7 @@ class FabricAdapterStrategy(Joining, Reducing, _DDPStrategy):  # type: ignore[mi
     def __init__(self, name: str, **options: Any) -> None:
         _DDPStrategy.__init__(self)
         self._stand_for(name, options)
-        set_no_backward_sync(self, contextlib.nullcontext)  # no backward pass sends anything
+        set_no_backward_sync(self, contextlib.nullcontext)  # no backward pass communicates
         self._shares = LossShares()
         self._share_out_next = False
         self._modules: list[weakref.ref[SetUpModule]] = []

@@ -185,7 +185,7 @@ def scalar_met(error: RuntimeError) -> str | None:
 
 
 def whole_numel(parameter: Any) -> int:
-    """Return how many elements a parameter has, on all workers together."""
+    """Return the number of elements of a whole parameter."""
     return int(PartitionedParameter(parameter).numel if is_partitioned(parameter) else parameter.numel())
 
 

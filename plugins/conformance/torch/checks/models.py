@@ -1,4 +1,4 @@
-"""Contract 2 and 7: several models of one strategy, and what is done with a model beside training steps."""
+"""Contract 2 and 7: several models of one strategy, and uses of a model outside of training steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DATA = torch.linspace(-1, 1, 144).sin().reshape(24, 6)
 
 @TORCH.add
 def a_loss_may_run_through_a_model_of_another_training(strategy: Strategy, folder: Path) -> None:
-    """A generator and a discriminator: in the step of one, nobody takes gradients of the other."""
+    """A generator and a discriminator: in the step of one, the other gets no gradients."""
 
     def build() -> tuple[list[nn.Module], list[torch.optim.Optimizer]]:
         torch.manual_seed(3)
@@ -66,7 +66,7 @@ def a_loss_may_run_through_a_model_of_another_training(strategy: Strategy, folde
 
 
 class _Heard(io.StringIO):
-    """What is said on a worker; a file tells the others that it was."""
+    """A worker's output; a file shows the others that there was some."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class _Heard(io.StringIO):
 
 @TORCH.add
 def a_worker_that_runs_the_model_alone_is_named(strategy: Strategy, folder: Path) -> None:
-    """Where its parameters are gathered it waits for the others, which may still come."""
+    """If parameters are gathered, the pass waits for the others, which may still come."""
     heard, main = _Heard(folder / "heard"), strategy.worker.is_main
     with strategy.scope():
         model = nn.Sequential(nn.Linear(6, 400), nn.GELU(), nn.Linear(400, 400), nn.Linear(400, 1))
@@ -99,7 +99,7 @@ def a_worker_that_runs_the_model_alone_is_named(strategy: Strategy, folder: Path
         elif gathers:
             until = time.monotonic() + 60
             while not (folder / "heard").exists():
-                assert time.monotonic() < until, "nobody was named"
+                assert time.monotonic() < until, "no worker was named"
                 time.sleep(0.02)
             model(_DATA)
     if gathers and main:
@@ -109,7 +109,7 @@ def a_worker_that_runs_the_model_alone_is_named(strategy: Strategy, folder: Path
 
 @TORCH.add
 def a_step_by_hand_is_refused(strategy: Strategy, folder: Path) -> None:
-    """Its gradients are one worker's: the message says what to write instead."""
+    """Its gradients are local: the message says what to write instead."""
     with strategy.scope():
         model = nn.Linear(6, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

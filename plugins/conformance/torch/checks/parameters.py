@@ -1,4 +1,4 @@
-"""Contract 2: kinds of parameters and buffers that an engine trains as plain code does, or refuses by name."""
+"""Contract 2: parameters and buffers that an engine trains as plain code does, or refuses by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .table import TORCH
 
 @TORCH.add
 def buffers_of_any_type_start_from_rank_0(strategy: Strategy, folder: Path) -> None:
-    """Engines' own collectives do not know all of them: GPT-2 of Hugging Face has a bool one."""
+    """Engines' own collectives do not support all types: GPT-2 of Hugging Face has a bool buffer."""
     types = (torch.bool, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.complex64)
     rank = strategy.worker.rank
     with strategy.scope():
@@ -69,7 +69,7 @@ def complex_parameters_are_trained_or_refused(strategy: Strategy, folder: Path) 
 
 @TORCH.add
 def groups_by_shape_are_those_of_whole_parameters_or_refused(strategy: Strategy, folder: Path) -> None:
-    """Weight decay for matrices only, as many programs have it; inside scope() a matrix may be in shards."""
+    """Weight decay for matrices only, as in many programs; inside scope() a matrix may be sharded."""
     with strategy.scope():
         model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 1))
         matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -85,7 +85,7 @@ def groups_by_shape_are_those_of_whole_parameters_or_refused(strategy: Strategy,
 
 
 class _Odd(nn.Module):
-    """A layer, and a parameter of a kind that is seldom seen."""
+    """A layer, and a parameter of a rare kind."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
