@@ -11,11 +11,11 @@ COMMANDS = {
     "strategies": LazyCommand(".strategies:strategies", "List the strategies, or show the options of one."),
     "doctor": LazyCommand(".doctor:doctor", "Check engines, launchers and tools, and say how to fix them."),
     "checkpoint": LazyCommand(
-        ".checkpoint.commands:checkpoint", "Show what is in a checkpoint; convert it from and to other formats."
+        ".checkpoint.commands:checkpoint", "Show what is in a checkpoint; convert it from and to others."
     ),
     "horovod": LazyCommand(".horovod.commands:horovod", "Build Horovod for the PyTorch and TensorFlow you have."),
     "experiment": LazyCommand(
-        "..experiments.cli:experiment", "Run a study that compares strategies, and report whether it passed."
+        "..experiments.cli:experiment", "Run a study that compares strategies, and say whether it passed."
     ),
 }
 

@@ -31,7 +31,7 @@ class _Experiments(click.Group):
 
 @click.command(cls=_Experiments, subcommand_metavar="NAME [OPTIONS]")
 def experiment() -> None:
-    """Run a study that compares strategies, and report whether it passed.
+    """Run a study that compares strategies, and say whether it passed.
 
     The table goes to standard output, progress to standard error; the exit code is 1 if a bound is not met.
     """

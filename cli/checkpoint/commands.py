@@ -28,7 +28,7 @@ _OPTIONS: dict[tuple[Kind, Kind], frozenset[str]] = {
 
 @click.group()
 def checkpoint() -> None:
-    """Show what is in a checkpoint; convert it from and to other formats."""
+    """Show what is in a checkpoint; convert it from and to others."""
 
 
 @checkpoint.command()

@@ -288,7 +288,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
         (["-n", "0", "x.py"], "0 is not in the range"),
         (["-n", "2"], "Missing argument 'SCRIPT"),
         (["--start-deadline", "0", "x.py"], "0.0 is not in the range"),
-        (["-n", "9", "--port", "65530", "x.py"], "9 ports from it on would pass 65535"),
+        (["-n", "9", "--port", "65530", "x.py"], "9 ports from there would pass the last one, 65535"),
     ],
 )
 def test_a_wrong_call_starts_nothing(arguments: list[str], says: str) -> None:

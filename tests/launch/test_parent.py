@@ -130,7 +130,7 @@ def test_the_worker_that_failed_first_stands_last(started: list[Parent]) -> None
 def test_a_worker_that_ends_without_a_word_is_named(started: list[Parent]) -> None:
     parent = start(started, str(STAND_IN), "lost")
     assert parent.end() == 7
-    assert parent.lines()[-1].startswith("farandole: worker 1 of 2 ended without an error of its own")
+    assert parent.lines()[-1].startswith("farandole: worker 1 of 2 ended without an error (killed")
 
 
 def test_workers_that_waited_for_each_other_are_told_so(started: list[Parent]) -> None:

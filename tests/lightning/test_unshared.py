@@ -46,7 +46,7 @@ def test_samplers_of_the_users_are_left_alone(found: list[dict[str, Any]]) -> No
     ("case", "words"),
     [
         ("copies", "every worker got the same first batch of its IterableDataset"),
-        ("other ends", "ended on 1 of 2 workers, while the others have more batches"),
+        ("other ends", "ended on 1 of 2 workers, and the others cannot train on"),
         ("other lengths", "different numbers of batches (4, 6)"),
         ("other callbacks", "worker 1 has the callbacks [], worker 0 has [Watcher"),
     ],

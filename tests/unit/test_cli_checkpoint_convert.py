@@ -91,7 +91,7 @@ def test_a_safetensors_file_has_exactly_the_weights(saved: tuple[Path, Training]
     path, training = saved
     out = tmp_path / "model.safetensors"
     result = run("export", path, out)
-    assert (result.exit_code, result.stderr) == (0, "Left out '_extra_state': it is no tensor.\n")
+    assert (result.exit_code, result.stderr) == (0, "Left out '_extra_state': it is not a tensor.\n")
     assert_equal(load_file(out), tensors(training.model))
     with safe_open(out, "pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -147,7 +147,7 @@ def test_a_folder_of_plain_pytorchs_is_taken_up(strategy: Strategy, tmp_path: Pa
     dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
     words = ("convert", tmp_path / "dcp", tmp_path / "ours", "--to", "farandole", "--trust", "--progress", 1, 2)
     if key is not None:
-        assert "name the model's with --key, of: model, optimizer" in refused(*words)
+        assert "choose the model's with --key: model, optimizer" in refused(*words)
         words = (*words, "--key", key)
     assert "without optimizer state" in succeed(*words)
 

@@ -60,7 +60,7 @@ def test_a_folder_with_a_main_module_is_a_script(folder: Path) -> None:
         (["-s", "ddp", "-n", "0", "train.py"], "cannot start 0 workers: ask for at least one (-n 1)"),
         (["-s", "ddp", "-n", "-1", "train.py"], "cannot start -1 workers"),
         (["-s", "local", "-n", "2", "train.py"], "'local' is one process: leave out -n 2"),
-        (["-s", "ddp", "--start-deadline", "9", "train.py"], "'ddp' has no start deadline of its own"),
+        (["-s", "ddp", "--start-deadline", "9", "train.py"], "'ddp' has no start deadline: leave out"),
         (["-s", "ddp", "trian.py"], "no script trian.py in {folder}. Did you mean 'train.py'?"),
         (["-s", "ddp", "elsewhere/train.py"], "the folder elsewhere does not exist"),
         (["-s", "ddp", "project"], "project is a folder without a __main__.py"),

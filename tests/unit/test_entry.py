@@ -41,7 +41,7 @@ def test_a_process_group_of_another_job_is_not_adopted() -> None:
     try:
         with launched_as(Launch("environment", Worker(1, 2), ("127.0.0.1", 1))):
             strategy = create_strategy("ddp")
-        with pytest.raises(LauncherError, match="worker 0 of 1, but environment says worker 1 of 2"):
+        with pytest.raises(LauncherError, match="worker 0 of 1, but environment started worker 1 of 2"):
             strategy.__enter__()
     finally:
         dist.destroy_process_group()

@@ -138,7 +138,7 @@ def test_types_may_differ_between_blocks_and_in_what_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "said"),
     [
-        (torch.optim.Rprop, {}, "Rprop cannot update the shards of FSDP: take another"),
+        (torch.optim.Rprop, {}, "Rprop cannot update the shards of FSDP: use another"),
         (torch.optim.SGD, {"lr": 0.1, "fused": True}, "SGD cannot .* when fused"),
         (torch.optim.Adagrad, {"fused": True}, "Adagrad cannot .* when fused"),
     ],

@@ -237,7 +237,7 @@ class TestStandard:
         with pytest.raises(HorovodBuildError) as caught:
             standard.choose(self._both, path=str(old))
         message = str(caught.value)
-        assert f"torch 2.14.1 demand C++20, which {old} (" in message
+        assert f"torch 2.14.1 need C++20, which {old} (" in message
         assert "CXX=g++-11 farandole horovod install" in message
 
     def test_headers_that_are_broken_are_not_taken_for_a_standard(self) -> None:
