@@ -204,13 +204,19 @@ class Parent(nn.Module):
             self.child.weight.data = torch.full((4, 4), 0.5)
         elif how == "fan":
             nn.init.xavier_uniform_(self.child.weight)
+        elif how == "row":
+            nn.init.zeros_(self.child.weight[0])
+        elif how == "truncated":
+            nn.init.trunc_normal_(self.child.weight, std=1.0, a=-1.0, b=1.0)
+        elif how == "not truncated":
+            nn.init.trunc_normal_(nn.init.constant_(self.child.weight, 0.5), mean=0.5, std=1e-12)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.child(x)
         return output
 
 
-@pytest.mark.parametrize("how", ["init", "copy", "apply"])
+@pytest.mark.parametrize("how", ["init", "copy", "apply", "not truncated"])
 def test_a_child_may_be_initialized_again(how: str) -> None:
     with create_strategy("deepspeed_zero_3", device="cpu") as strategy:
         training = prepare(strategy, lambda: Parent(how))
@@ -218,7 +224,7 @@ def test_a_child_may_be_initialized_again(how: str) -> None:
         assert dict(training.weights())["child.weight"].eq(0.5).all()
 
 
-@pytest.mark.parametrize("how", ["data", "assign", "fan"])
+@pytest.mark.parametrize("how", ["data", "assign", "fan", "row", "truncated"])
 def test_values_that_would_be_lost_are_refused(how: str) -> None:
     with (
         create_strategy("deepspeed_zero_3", device="cpu") as strategy,

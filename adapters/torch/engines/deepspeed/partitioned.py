@@ -64,7 +64,8 @@ class _WriteThrough(TorchFunctionMode):
     """Let a module initialize parameters of its submodules, as nn.MultiheadAttention does.
 
     They are partitioned by then, and values written to the empty tensors would be lost silently. So the parameters are
-    gathered for the write, on every worker. Writes to an earlier alias (`.data`) cannot be traced, and are refused.
+    gathered for the write, on every worker, and for a comparison, as in nn.init.trunc_normal_. Writes to an earlier
+    alias (`.data`, a slice) cannot be traced, and are refused.
     """
 
     def __torch_function__(
@@ -78,20 +79,24 @@ class _WriteThrough(TorchFunctionMode):
                 "the model copies one of its modules (nn.TransformerEncoder does) whose parameters are already "
                 f"partitioned, so that the copies would have none: {_WAY_OUT}"
             )
+        if name == "__getitem__" and is_apart(target) and not _called_by_deepspeed():
+            raise _lost("a slice")
         sets_data = func == _SET_DATA and args[1].numel() > 0  # Module.to sets another empty tensor
         writes = sets_data or (name.endswith("_") and not name.endswith("__"))
-        if not writes or not _is_empty(target) or _called_by_deepspeed():
+        compares = name in _COMPARISONS and is_apart(target)
+        if not (writes or compares) or not _is_empty(target) or _called_by_deepspeed():
             return func(*args, **keywords)
         if not sets_data and is_apart(target):
             import deepspeed
 
-            with deepspeed.zero.GatheredParameters([target], modifier_rank=0):
+            with deepspeed.zero.GatheredParameters([target], modifier_rank=0 if writes else None):
                 return func(*args, **keywords)
         if not sets_data or is_apart(target):
             raise _lost("an assignment to .data" if sets_data else name)
         return func(*args, **keywords)
 
 
+_COMPARISONS = frozenset({"lt", "le", "gt", "ge"})
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
