@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OwnSteps:
-    """Knows whether one of the strategy's trainings is in its step, which may step an optimizer; nobody else may."""
+    """Knows whether one of the strategy's trainings is in its step: only then may an optimizer step."""
 
     def __init__(self) -> None:
         self._updating = False
@@ -41,10 +41,10 @@ class OwnSteps:
         def refuse(*_: Any) -> None:
             known = of()
             if known is not None and known.is_open and not self._updating:
-                drift = ", and the workers' models would drift apart" if known.worker.world_size > 1 else ""
+                differ = ", and the workers' models would differ" if known.worker.world_size > 1 else ""
                 raise StrategyStateError(
-                    "optimizer.step() was called by hand: gradients of loss.backward() are this worker's "
-                    f"alone{drift}. Write training.step(batch) in the place of both: it calls loss_fn for each "
+                    "optimizer.step() was called by hand: the gradients of loss.backward() are "
+                    f"local{differ}. Write training.step(batch) in the place of both: it calls loss_fn for each "
                     "micro-batch, reduces the gradients, clips them and updates"
                 )
 

@@ -43,7 +43,7 @@ def count_process_groups() -> int:
 
 
 def default_store() -> Any:
-    """Return the store of the default process group, which may be another's (distributed/distributed_c10d.py)."""
+    """Return the default process group's store, which another program may own (distributed/distributed_c10d.py)."""
     return _store_getter()()
 
 

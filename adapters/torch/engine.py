@@ -130,8 +130,8 @@ class Engine:
         torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, self.grad_norm())
 
     def measure_grad_norm(self) -> None:
-        """Find the joint L2 norm of the reduced gradients, over all workers, and leave them as they are."""
-        # Of the parameters' own gradients, whatever an engine yields of its shards: those of DTensors are joint norms.
+        """Find the joint L2 norm of the reduced gradients, over all workers, without changing them."""
+        # From the parameters' own gradients, because norms of DTensors are joint norms already.
         self._grad_norm = torch.nn.utils.get_total_norm(Engine.gradients(self))
 
     def grad_norm(self) -> torch.Tensor:

@@ -26,17 +26,17 @@ _LOOKS = 5  # of the thread, in this time
 class ForwardPasses:
     """Counts the forward passes of one model outside of training, and compares the workers' counts if one waits.
 
-    A thread tells the store this worker's count when it has changed, and reads the others' when a pass takes long: no
-    pass itself sends anything. A worker that is only slow is named too, and may still come; after each warning the
-    patience doubles. On CUDA the host does not wait in a pass, so that nothing is seen there.
+    A thread writes this worker's count into the store when it changes, and reads the others' when a pass takes long; a
+    pass itself sends nothing. A worker that is only slow is named too, and may still come; after each warning the
+    patience doubles. On CUDA the host does not wait in a pass, so nothing is found there.
 
     As a context manager it encloses the engine's own work in a step.
 
     Args:
-        modules: those that gather parameters when they are called; none where there is nobody to wait for.
-        store: of the job.
-        name: of this model, the same on every worker.
-        patience: seconds that a worker is waited for before it is named.
+        modules: the modules that gather parameters when they are called; none if no worker waits for another.
+        store: the job's.
+        name: this model's, the same on every worker.
+        patience: seconds to wait for a worker before naming it.
         in_step: whether a training of the strategy is in its step; its loss may run this model too.
     """
 
@@ -64,12 +64,12 @@ class ForwardPasses:
             return
         self._store = PrefixStore(f"farandole/forward passes/{name}", store)
         self._follow(modules)
-        weakref.finalize(modules[-1], self._ended.set)  # where the training is dropped before the strategy is left
+        weakref.finalize(modules[-1], self._ended.set)  # if the training is dropped before the strategy is left
         self._thread = threading.Thread(target=self._watch, name="farandole-forward-passes", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> None:
-        self._training = torch.is_grad_enabled()  # a pass without gradients in the midst of it is the step's, too
+        self._training = torch.is_grad_enabled()  # a pass without gradients inside a step counts as the step's
         self._depth = 0
         self._since = time.monotonic()
 
@@ -89,7 +89,7 @@ class ForwardPasses:
         # Functions, because copying a module keeps them; with a method, this object would be copied too.
         def begin(*_: Any) -> None:
             if self._since is None:
-                self._depth = 0  # Ctrl-C ended the last pass, and hooks are not told
+                self._depth = 0  # Ctrl-C ended the last pass, without its hooks
             self._depth += 1
             if self._depth == 1 and not (self._training or self._in_step()):
                 self._count += 1
@@ -107,12 +107,12 @@ class ForwardPasses:
     # In the thread.
 
     def _watch(self) -> None:
-        told, asked, wait = -1, 0.0, self.patience
-        with contextlib.suppress(RuntimeError):  # of the store, which is gone with rank 0
+        written, asked, wait = -1, 0.0, self.patience
+        with contextlib.suppress(RuntimeError):  # the store ends with rank 0
             while not self._ended.wait(self._look):
-                if told != self._count:
-                    told = self._count
-                    self._store.set(str(self._worker.rank), str(told))
+                if written != self._count:
+                    written = self._count
+                    self._store.set(str(self._worker.rank), str(written))
                 since = self._since
                 if since is None:
                     continue
@@ -120,7 +120,7 @@ class ForwardPasses:
                     asked, wait = since, self.patience
                 waited = time.monotonic() - since
                 if waited > wait:
-                    wait = 2 * waited  # rank 0's store has other things to do
+                    wait = 2 * waited  # so that rank 0's store is not busy with this
                     if self._name_who_is_alone(waited):
                         self.patience *= 2
 

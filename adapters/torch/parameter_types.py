@@ -67,13 +67,13 @@ def refuse_empty(
 
 
 def refuse_sparse_gradients(parameters: Iterable[tuple[str, torch.Tensor]], strategy_name: str) -> list[list[Any]]:
-    """Have the first gradient of each parameter, by its name, looked at before the engine is given it.
+    """Check the first gradient of each parameter, by its name, before the engine gets it.
 
-    It raises an `OptionError` in backward where that is sparse, which only a backward pass can tell.
+    Backward raises an `OptionError` if it is sparse; only a backward pass shows that.
 
     Returns:
-        A list for each parameter with the handle of its hook, which is empty once that has looked. The engine removes
-        what is left when it is released.
+        For each parameter a list with its hook's handle, empty once the hook has run. The engine removes the rest when
+        it is released.
     """
     looking: list[list[Any]] = []
     for name, parameter in parameters:

@@ -159,7 +159,7 @@ def _failures(launcher: _Launcher, reports: list[FailureReport]) -> list[str]:
         if not silent:
             return [
                 f"farandole: all {first.world_size} workers lost each other: they called different collectives, or the "
-                "network, or one of them, stood still for as long as the engine waits"
+                "network or one of them stopped for longer than the engine's timeout"
             ]
         return [
             f"farandole: {_workers(silent, first.world_size)} ended without an error (killed, or os._exit); "

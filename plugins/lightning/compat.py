@@ -1,6 +1,6 @@
-"""What we use of Lightning that it does not document: each name stands here once, behind a function or class of ours.
+"""Undocumented names of Lightning: each stands here once, behind one of our functions or classes.
 
-What a module or a class has is looked for when this is imported; what only objects have, when one is taken up. Files
+Names of modules and classes are checked on import; those that only objects have, when a `View` of one is created. Files
 are those of Lightning 2.6, below `lightning/`.
 """
 
@@ -86,7 +86,7 @@ def noting_indices(batch_sampler: Any) -> Any:
 
 
 def without_notes(batch_sampler: Any) -> Any:
-    """Return a batch sampler as it was before Lightning, or `noting_indices`, wrapped it."""
+    """Return the batch sampler that Lightning, or `noting_indices`, wrapped."""
     return _Noting(batch_sampler).noted if isinstance(batch_sampler, _NotingIndices) else batch_sampler
 
 
@@ -102,12 +102,12 @@ def take_over_sampling(trainer: Any) -> bool:
 
 
 def load_loader_states(fit_loop: Any) -> None:
-    """Give the training loaders what a checkpoint says of them, unless Lightning has."""
+    """Load the training loaders' states from a checkpoint, unless Lightning has."""
     _FitLoop(fit_loop).load_states()
 
 
 def log_without_weight(trainer: Any) -> None:
-    """Have what is logged in this step not count in the epoch's means."""
+    """Leave what this step logs out of the epoch's means."""
     results = _Logging(trainer).results
     if results is not None:
         results.batch_size = 0
@@ -128,21 +128,21 @@ class _EpochLoop(View):
 
 
 _Signals.check_class(_load(f"{TRAINER}.trainer.connectors.signal_connector", "_SignalConnector"))
-# Since 2.5.5 workers agree on it, in the way that `sigterm` says (Lightning's pull request 20825).
+# Since 2.5.5 workers agree on it, as `sigterm` says (Lightning's pull request 20825).
 _AGREES = VERSION is None or Version("2.5.5") <= VERSION
 if _AGREES:
     _EpochLoop.check_class(_load(f"{TRAINER}.loops.training_epoch_loop", "_TrainingEpochLoop"))
 
 
 def take_over_sigterm(trainer: Any, note: Callable[[int, Any], None], look: Callable[[], None]) -> None:
-    """Have a Trainer call `note` on SIGTERM, and `look` before each batch; an older Lightning has its workers end."""
+    """Make a Trainer call `note` on SIGTERM, and `look` before each batch; an older Lightning just ends."""
     if _AGREES:
         _EpochLoop(trainer.fit_loop.epoch_loop).agree = look
         _Signals(_Trainer(trainer).signals).handler = note
 
 
 def note_sigterm(trainer: Any) -> None:
-    """Have a Trainer end for SIGTERM."""
+    """Make a Trainer end as after SIGTERM."""
     _Signals(_Trainer(trainer).signals).received = True
 
 
@@ -195,7 +195,7 @@ def before_update(precision: Any, module: Any, optimizer: Any) -> None:
 
 
 def run_steps_in(strategy: Any, forward: Callable[..., Any]) -> None:
-    """Have a Trainer's strategy run a step of the module inside `forward`, which calls the module."""
+    """Make a Trainer's strategy run a step of the module inside `forward`, which calls the module."""
     _TrainersStrategy(strategy).redirection = _Inside(forward)
 
 
@@ -208,7 +208,7 @@ class _Inside(_Redirection):  # type: ignore[misc]
 
 
 def set_no_backward_sync(strategy: Any, context: Callable[[], Any] | None) -> None:
-    """Have `context()` entered in Fabric's `no_backward_sync`; without, Fabric warns there that it saves nothing."""
+    """Make Fabric's `no_backward_sync` enter `context()`; with `None`, Fabric warns that it saves nothing."""
     _FabricsStrategy(strategy).sync_control = None if context is None else _Context(context)
 
 

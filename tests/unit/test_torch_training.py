@@ -523,5 +523,5 @@ def test_an_engine_may_step_the_optimizer_while_backward_runs(strategy: Strategy
     training.engine.backward = stepping
     batches = training.batches(data(), BATCH)
     training.step(next(batches))
-    with pytest.raises(StrategyStateError, match=r"by hand.* this worker's alone\. Write training\.step\(batch\)"):
+    with pytest.raises(StrategyStateError, match=r"by hand.* are local\. Write training\.step\(batch\)"):
         training.optimizer.step()

@@ -98,7 +98,7 @@ class _DDPEngine(Engine):
     def __init__(self, module: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(module, optimizer)
         self._first_step = True
-        self._last_gradient = 0.0  # when this worker had its last one
+        self._last_gradient = 0.0  # the time of this worker's last one
         self._hooks: list[Any] = []
 
     def time_waiting(self, note: Note) -> None:

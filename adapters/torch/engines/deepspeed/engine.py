@@ -32,12 +32,12 @@ class ZeroEngine(Engine):
 
     Args:
         deepspeed_engine: what `deepspeed.initialize` returned.
-        optimizer: the user's.
-        delegating: what DeepSpeed took for the optimizer.
-        counts: for the counts of workers that have a gradient; `None` where all use the same parameters.
-        passes: what says where only some workers run the model, where that needs all of them.
+        optimizer: the user's optimizer.
+        delegating: the optimizer that DeepSpeed calls.
+        counts: counts the workers that have a gradient; `None` if all use the same parameters.
+        passes: reports if only some workers run the model, where all must.
 
-    looking: for sparse gradients; see `refuse_sparse_gradients`.
+    looking: hooks for sparse gradients; see `refuse_sparse_gradients`.
     """
 
     _zero_view: ClassVar[type[ZeroView]]
