@@ -92,7 +92,6 @@ class TorchTraining(Training):
         last = len(batch.micro) - 1
         nothing_counted = False
         total: torch.Tensor | None = None
-        loss_sum: Pending | None = None
         for number, (micro_batch, weight) in enumerate(zip(batch.micro, batch.weights, strict=True)):
             with contextlib.ExitStack() as stack:
                 if number < last:
@@ -107,11 +106,11 @@ class TorchTraining(Training):
                 if weight > 0:
                     weighted = loss.detach().to(torch.float64) * (weight / weight_of_all)
                     total = weighted if total is None else total + weighted
-                if number == last:
-                    own = torch.zeros((), dtype=torch.float64) if total is None else total
-                    loss_sum = self._start_sum(own, "loss", self._earlier_loss)
                 with self._seam.phase("backward", number):
                     engine.backward(weigh(loss, weight, weight_of_all, self._strategy.worker.world_size))
+        # After backward, so that it competes with backward for no processor: DDP on two cores took 2.5 % longer.
+        own = torch.zeros((), dtype=torch.float64) if total is None else total
+        loss_sum = self._start_sum(own, "loss", self._earlier_loss)
         with self._seam.phase("update"):
             with engine.waiting():
                 engine.reduce_gradients()
@@ -126,7 +125,6 @@ class TorchTraining(Training):
                 self._grad_norm = Pending(engine.grad_norm().item)
             if self.scheduler is not None:
                 self.scheduler.step()
-        assert loss_sum is not None
         return loss_sum
 
     def batches(
