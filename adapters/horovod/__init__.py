@@ -1,1 +1,1 @@
-"""What both of Horovod's engines share: how it joins a job, and keeps MPI."""
+"""What both of Horovod's strategies share: its import, how a worker joins and leaves its job, and keeps MPI."""

@@ -1,4 +1,4 @@
-"""What describes the job to Horovod: MPI if mpirun started it, else our Gloo job."""
+"""How a worker joins Horovod's job: MPI describes it if mpirun started it, else our Gloo job."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from farandole.adapters import EngineUnavailableError, Launch, Worker
 from farandole.adapters.horovod import compat
+from farandole.adapters.horovod.job import HorovodJob
 from farandole.adapters.horovod.rendezvous import described_job
 
 
@@ -40,6 +41,15 @@ def test_a_single_worker_without_mpirun_takes_gloo() -> None:
 @pytest.mark.usefixtures("no_launcher")
 def test_without_gloo_nothing_is_described() -> None:
     assert told(Launch("torchrun", Worker(1, 2), ("127.0.0.1", 1)), gloo=False) == {}
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_mpirun_needs_a_horovod_that_was_built_with_mpi() -> None:
+    hvd = pytest.importorskip("horovod.torch", reason="Horovod is not installed")
+    if hvd.mpi_built():
+        pytest.skip("this Horovod was built with MPI")
+    with pytest.raises(EngineUnavailableError, match="^mpirun started this worker, but .* built without MPI"):
+        HorovodJob(hvd, Launch("openmpi", Worker(1, 2))).join(not_asked, lambda: None)
 
 
 @pytest.mark.parametrize(

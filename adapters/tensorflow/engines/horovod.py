@@ -7,32 +7,18 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from ... import entry
 from ...capabilities import Capabilities
-from ...errors import EngineUnavailableError, OptionError
+from ...errors import OptionError
 from ...horovod.compat import check, internal_error
-from ...horovod.mpi import do_not_wait_at_exit
-from ...horovod.rendezvous import described_job
+from ...horovod.job import HorovodJob
+from ...horovod.library import accelerators, import_horovod, require_nccl
 from ...lost_worker import horovod_lost_a_peer
 from ...roll_call import roll_call
 from ..cluster import cluster_addresses
 from ..strategy import TensorFlowStrategy
 from .multiworker import cluster_store
 
-try:
-    import horovod.tensorflow as hvd
-except ModuleNotFoundError:
-    raise
-except ImportError as error:
-    raise EngineUnavailableError(
-        f"Horovod is installed, but not built for this TensorFlow {tf.__version__} ({str(error).splitlines()[0]}). "
-        "Rebuild it with: farandole horovod install --force"
-    ) from None
-if not hasattr(hvd, "init"):  # without TensorFlow support, Horovod's module imports, but is empty
-    raise EngineUnavailableError(
-        "Horovod is installed, but was built without TensorFlow. Rebuild it with: farandole horovod install --force"
-    )
-
+hvd = import_horovod("tensorflow", "TensorFlow", tf.__version__)
 check()
 
 _COMPRESSIONS = ("none", "fp16")
@@ -53,16 +39,13 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
         super().__init__(device)
         if compression not in _COMPRESSIONS:
             raise OptionError(f"compression={compression!r} must be one of {', '.join(_COMPRESSIONS)}")
-        if device == "cuda" and not hvd.nccl_built():
-            raise EngineUnavailableError(
-                "this Horovod was built without NCCL and cannot train on GPUs: run `farandole horovod install --force` "
-                "where CUDA and NCCL are installed, or pass device='cpu'"
-            )
-        self._joined = False
+        if device == "cuda":
+            require_nccl(hvd)
+        self._job = HorovodJob(hvd, self.launch)
         self._compression = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
         self.capabilities = Capabilities(
             "tensorflow",
-            accelerators=frozenset({"cpu", "cuda"} if hvd.nccl_built() else {"cpu"}),
+            accelerators=accelerators(hvd),
             # Elastic Horovod lets survivors continue in their processes (horovod/common/elastic.py).
             survives_failure=True,
             exact=compression == "none",
@@ -86,17 +69,7 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
 
     def _join(self) -> None:
         super()._join()
-        with described_job(self.launch, self._broadcast_address, hvd.gloo_built()):
-            hvd.init()
-            self._joined = True
-            found, expected = (hvd.rank(), hvd.size()), (self.worker.rank, self.worker.world_size)
-            if found != expected:
-                hvd.shutdown()
-                raise EngineUnavailableError(
-                    f"Horovod counts worker {found[0]} of {found[1]}, but {self.launch.launcher} started worker "
-                    f"{expected[0]} of {expected[1]}: start it with horovodrun or `farandole run --strategy tf_horovod`"
-                )
-            self._barrier()
+        self._job.join(self._broadcast_address, self._barrier)
         self._zero = tf.Variable(0.0, trainable=False)
 
     def _lost_a_worker(self, error: BaseException) -> bool:
@@ -124,20 +97,13 @@ class TensorFlowHorovodStrategy(TensorFlowStrategy):
 
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)
-        if self._joined and failed:
-            # A shutdown would end the collectives that other workers are in.
-            entry.close_later(hvd.shutdown)
-            do_not_wait_at_exit()
-        elif self._joined:
-            hvd.shutdown()
-        self._joined = False
+        self._job.leave(failed)
 
     def _gather(self, value: Any) -> list[Any]:
-        # Named, because Horovod's own name is the value's type, which may differ between workers.
-        return list(hvd.allgather_object(value, name="farandole.gather"))
+        return self._job.gather(value)
 
     def _broadcast(self, value: Any, root: int) -> Any:
-        return hvd.broadcast_object(value, root_rank=root, name="farandole.broadcast")
+        return self._job.broadcast(value, root)
 
     def _barrier(self) -> None:
         hvd.allgather_object(None, name="farandole.barrier")

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch.distributed import PrefixStore
 
-from ... import entry
 from ...capabilities import Capabilities
 from ...errors import EngineUnavailableError, OptionError
 from ...horovod.compat import DistributedOptimizerView, check_torch, internal_error
-from ...horovod.mpi import do_not_wait_at_exit
-from ...horovod.rendezvous import MEETING, described_job
+from ...horovod.job import HorovodJob
+from ...horovod.library import accelerators, import_horovod, require_nccl
+from ...horovod.rendezvous import MEETING
 from ...lost_worker import horovod_lost_a_peer
 from ...strategy import ReduceOp
 from ..earlier import GradientCounts
@@ -24,21 +24,7 @@ from ..engine import Engine
 from ..rendezvous import open_store
 from ..strategy import Finish, TorchStrategy
 
-try:
-    import horovod
-    import horovod.torch as hvd
-except ModuleNotFoundError:
-    raise
-except ImportError as error:
-    raise EngineUnavailableError(
-        f"Horovod is installed, but not built for this PyTorch {torch.__version__} ({str(error).splitlines()[0]}). "
-        "Rebuild it with: farandole horovod install --force"
-    ) from None
-if not hasattr(hvd, "init"):  # without PyTorch support, Horovod's module imports, but is empty
-    raise EngineUnavailableError(
-        "Horovod is installed, but was built without PyTorch. Rebuild it with: farandole horovod install --force"
-    )
-
+hvd = import_horovod("torch", "PyTorch", torch.__version__)
 check_torch()
 
 _COMPRESSIONS = ("none", "fp16")
@@ -70,8 +56,8 @@ class HorovodStrategy(TorchStrategy):
         super().__init__(device)
         if compression == "bf16":
             raise OptionError(
-                f"compression='bf16': Horovod {horovod.__version__} cannot all-reduce bfloat16; "
-                "use compression='fp16', or strategy 'ddp' with comm_hook='bf16'"
+                "compression='bf16': Horovod's last release cannot all-reduce bfloat16; use compression='fp16', or "
+                "strategy 'ddp' with comm_hook='bf16'"
             )
         if compression not in _COMPRESSIONS:
             raise OptionError(f"compression={compression!r} must be one of {', '.join(_COMPRESSIONS)}")
@@ -84,19 +70,16 @@ class HorovodStrategy(TorchStrategy):
             )
         if num_groups < 0:
             raise OptionError(f"num_groups={num_groups} must not be negative")
-        if self.device.type == "cuda" and not hvd.nccl_built():
-            raise EngineUnavailableError(
-                "this Horovod was built without NCCL and cannot train on GPUs: run `farandole horovod install --force` "
-                "where CUDA and NCCL are installed, or pass device='cpu'"
-            )
+        if self.device.type == "cuda":
+            require_nccl(hvd)
         self._compression = compression
         self._adasum = op == "adasum"
         self._num_groups = num_groups
         self._modules = itertools.count()
-        self._joined = False
+        self._job = HorovodJob(hvd, self.launch)
         self.capabilities = Capabilities(
             "torch",
-            accelerators=frozenset({"cpu", "cuda"} if hvd.nccl_built() else {"cpu"}),
+            accelerators=accelerators(hvd),
             # Elastic Horovod lets survivors continue in their processes (horovod/common/elastic.py).
             survives_failure=True,
             exact=compression == "none" and op == "average",
@@ -141,23 +124,7 @@ class HorovodStrategy(TorchStrategy):
 
     def _join(self) -> None:
         super()._join()
-        if self.launch.launcher == "openmpi" and not hvd.mpi_built():
-            raise EngineUnavailableError(
-                "mpirun started this worker, but this Horovod was built without MPI. Start with horovodrun, or "
-                "install an MPI compiler (apt-get install libopenmpi-dev) and run: farandole horovod install --force"
-            )
-        with described_job(self.launch, self._broadcast_address, hvd.gloo_built()):
-            hvd.init()
-            self._joined = True
-            found = (hvd.rank(), hvd.size())
-            expected = (self.worker.rank, self.worker.world_size)
-            if found != expected:
-                hvd.shutdown()
-                raise EngineUnavailableError(
-                    f"{self.launch.launcher} started worker {expected[0]} of {expected[1]}, but Horovod counts worker "
-                    f"{found[0]} of {found[1]}: start the job with: farandole run --strategy horovod"
-                )
-            hvd.barrier()
+        self._job.join(self._broadcast_address, self._barrier)
 
     def _lost_a_worker(self, error: BaseException) -> bool:
         lost = isinstance(error, internal_error()) and horovod_lost_a_peer(str(error))
@@ -165,13 +132,7 @@ class HorovodStrategy(TorchStrategy):
 
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)
-        if self._joined and failed:
-            # A shutdown would end the collectives that other workers are in.
-            entry.close_later(hvd.shutdown)
-            do_not_wait_at_exit()
-        elif self._joined:
-            hvd.shutdown()
-        self._joined = False
+        self._job.leave(failed)
 
     # Horovod's thread writes to the tensors, which is not allowed for those created in inference mode.
 
@@ -181,13 +142,11 @@ class HorovodStrategy(TorchStrategy):
 
     @torch.inference_mode(False)
     def _gather(self, value: Any) -> list[Any]:
-        # Horovod's default name is the value's type: with values of different types, workers would wait for ever.
-        gathered: list[Any] = hvd.allgather_object(value, name="farandole.gather")
-        return gathered
+        return self._job.gather(value)
 
     @torch.inference_mode(False)
     def _broadcast(self, value: Any, root: int) -> Any:
-        return hvd.broadcast_object(value, root_rank=root, name="farandole.broadcast")
+        return self._job.broadcast(value, root)
 
     def _barrier(self) -> None:
         hvd.barrier()
