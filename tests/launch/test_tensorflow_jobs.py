@@ -23,6 +23,7 @@ from farandole.plugins.launch.ports import hold_ports, port_of
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("tensorflow_program.py")
 FIT = ROOT / "experiments/examples/digits_keras_fit.py"
+LEAVE = ROOT / "tests/plugins/keras_leave_program.py"
 BOUND = 15.0  # seconds from a fault until every worker has ended
 
 pytestmark = pytest.mark.timeout(150)
@@ -129,7 +130,7 @@ def test_horovod_under_tf_config(tmp_path: Path, alone: str) -> None:
     ("fault", "where"),
     [
         ("kill", "barrier"),
-        ("terminate", "step"),
+        pytest.param("terminate", "step", marks=exhaustive),  # by default in `fit`
         pytest.param("terminate", "barrier", marks=exhaustive),
         pytest.param("kill", "step", marks=exhaustive),
         pytest.param("stop", "step", marks=exhaustive),
@@ -146,6 +147,15 @@ def test_a_worker_that_is_gone_ends_the_others(tmp_path: Path, fault: str, where
         assert time.monotonic() - gone < BOUND
         assert "Traceback" in first.output
         assert ("lost another worker" if where == "step" else "worker 1 of 2 was killed, or stopped") in first.output
+
+
+def test_a_worker_that_is_asked_to_end_in_fit(tmp_path: Path) -> None:
+    """Both finish the save that they have begun."""
+    with workers(tmp_path, configs(2), str(LEAVE), str(tmp_path), "term:1") as (first, last):
+        assert last.ends_within(80) == 128 + signal.SIGTERM, last.output
+        assert first.ends_within(BOUND) not in (0, None)
+        assert "WorkerLostError: worker 0 of 2 lost another worker" in first.output
+        assert (tmp_path / "term-1/saved/manifest.json").exists(), first.output + last.output
 
 
 @exhaustive
