@@ -15,7 +15,7 @@ from small_training import adamw, data_folder, failure, net, prepare, sgd, snaps
 from torch import nn
 from torch.distributed import checkpoint as dcp
 
-from farandole.adapters import Progress, Strategy, Training
+from farandole.adapters import Progress, Strategy, Training, create_strategy
 from farandole.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # by plain `dcp` here
@@ -197,6 +197,22 @@ def test_there_and_back(strategy: Strategy, tmp_path: Path) -> None:
     succeed("convert", tmp_path / "dcp", tmp_path / "back", "--to", "farandole", "--trust")
     succeed("export", tmp_path / "back", tmp_path / "back.safetensors")
     assert_equal(load_file(tmp_path / "back.safetensors"), dict(training.weights()))
+
+
+def test_weights_without_optimizer_state_reach_partitioned_parameters(tmp_path: Path, no_launcher: None) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    model = nn.Linear(5, 3)
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "dcp", no_dist=True)
+    succeed("convert", tmp_path / "dcp", tmp_path / "ours", "--to", "farandole", "--trust")
+    with create_strategy("deepspeed_zero_3", device="cpu") as strategy, strategy.scope():
+        other = nn.Linear(5, 3)
+        training = strategy.prepare(other, torch.optim.AdamW(other.parameters()), lambda m, x: m(x).mean())
+        with pytest.warns(UserWarning, match="no optimizer state"):
+            training.load(tmp_path / "ours")
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in training.weights())
+        assert float(training.step(next(training.batches(torch.ones(4, 5), 4)))) == pytest.approx(
+            model(torch.ones(4, 5)).mean().item(), abs=1e-6
+        )
 
 
 # Refused.
