@@ -104,7 +104,8 @@ MUTANTS = (
         "clips_before_reducing",
         "adapters/torch/training.py",
         """\
-            engine.reduce_gradients()
+            with engine.waiting():
+                engine.reduce_gradients()
             if nothing_counted:
                 refuse_gradients_of_nothing(engine)
             if clip_norm is not None:
@@ -115,7 +116,10 @@ MUTANTS = (
         """\
             if clip_norm is not None:
                 engine.clip_grad_norm(clip_norm)
-            engine.reduce_gradients()
+            elif self._options.grad_norm:
+                engine.measure_grad_norm()
+            with engine.waiting():
+                engine.reduce_gradients()
             if nothing_counted:
                 refuse_gradients_of_nothing(engine)
 """,
