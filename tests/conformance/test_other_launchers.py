@@ -27,7 +27,7 @@ def judge(outcome: Outcome) -> None:
     assert outcome.job.returncode == 0 and not outcome.job.survivors, outcome.job.describe()
 
 
-@pytest.mark.parametrize("launched_for", ["ddp", "horovod", "deepspeed_zero_2"])
+@pytest.mark.parametrize("launched_for", ["ddp", "horovod"])
 @pytest.mark.parametrize("strategy", ["ddp", "horovod", "deepspeed_zero_3"])
 def test_an_engine_under_anothers_launcher(
     launched_for: str, strategy: str, tmp_path: Path, worker_servers: WorkerServers

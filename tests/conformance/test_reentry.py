@@ -2,15 +2,18 @@
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from farandole.adapters.launch.start import find_launcher
 from farandole.plugins.conformance.reentry import DONE
 from farandole.plugins.launch.command import launch_command
 from farandole.plugins.launch.job import JobResult, run_marked
+from farandole.plugins.launch.ports import hold_ports, port_of
 
 MODULE = "farandole.plugins.conformance.reentry"
 TORCH = ("ddp", "fsdp", "deepspeed_zero_2", "deepspeed_zero_3", "horovod")
@@ -25,6 +28,15 @@ def judge(job: JobResult) -> None:
 def launch(launched_for: str, rounds: int, strategies: Sequence[str], timeout: float = 120) -> None:
     command = launch_command(launched_for, 2, ["-m", MODULE, str(rounds), *strategies])
     judge(run_marked(command.argv, env=command.env, timeout=timeout))
+
+
+def launch_by_deepspeed(rounds: int, strategies: Sequence[str], timeout: float = 120) -> None:
+    """Start the workers by a launcher that `farandole run` uses for no strategy."""
+    path = find_launcher("deepspeed")
+    assert path is not None
+    with hold_ports(1)[0] as held:
+        own = [path, "--no_local_rank", "--num_accelerators", "2", "--master_port", str(port_of(held))]
+        judge(run_marked([*own, "--module", MODULE, str(rounds), *strategies], timeout=timeout))
 
 
 def each_after_each(strategies: Sequence[str]) -> list[str]:
@@ -53,7 +65,7 @@ def test_under_horovodrun() -> None:
 
 
 def test_under_the_deepspeed_launcher() -> None:
-    launch("deepspeed_zero_2", 2, ["deepspeed_zero_3", "horovod", "deepspeed_zero_3!", "fsdp"])
+    launch_by_deepspeed(2, ["deepspeed_zero_3", "horovod", "deepspeed_zero_3!", "fsdp"])
 
 
 def test_by_variables(free_ports: Any, by_hand: Any) -> None:
@@ -74,9 +86,13 @@ def test_trainers_that_start_their_workers() -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(700)
-@pytest.mark.parametrize("launched_for", ["ddp", "horovod", "deepspeed_zero_2"])
-def test_each_after_each_five_times(launched_for: str) -> None:
-    launch(launched_for, 5, each_after_each((*TORCH, "deepspeed_zero_1")), timeout=600)
+@pytest.mark.parametrize(
+    "launched",
+    [partial(launch, "ddp"), partial(launch, "horovod"), launch_by_deepspeed],
+    ids=["torchrun", "horovodrun", "deepspeed"],
+)
+def test_each_after_each_five_times(launched: Callable[..., None]) -> None:
+    launched(5, each_after_each((*TORCH, "deepspeed_zero_1")), timeout=600)
 
 
 @pytest.mark.exhaustive
