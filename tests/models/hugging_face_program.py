@@ -164,10 +164,8 @@ class Case:
 CASES = {
     "gpt2": Case(gpt2, text, own_loss),
     "gpt2-ignored": Case(gpt2, text_after_prompts, own_loss, predicted_from_the_second),
-    "bert": Case(bert, text, token_loss),
-    "bert-ignored": Case(bert, masked_text, token_loss, predicted),
-    "t5": Case(t5, text, own_loss),
-    "t5-ignored": Case(t5, text_after_prompts, own_loss, predicted),
+    "bert": Case(bert, masked_text, token_loss, predicted),
+    "t5": Case(t5, text_after_prompts, own_loss, predicted),
     "vit": Case(vit, images, own_loss),
     "resnet-group_norm": Case(resnet_with_group_norm, images, own_loss),
     "resnet-frozen": Case(resnet_with_frozen_statistics, images, own_loss),
@@ -176,7 +174,7 @@ CASES = {
 
 
 def built(strategy: Strategy, case: Case, refused: Path) -> nn.Module:
-    """Return the model, built where README builds it, or where the strategy says that it is to be."""
+    """Return the model, built inside `scope()`, or before it where the strategy refuses that: `refused` then says so."""
     torch.manual_seed(0)
     try:
         with strategy.scope():
