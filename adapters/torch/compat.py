@@ -22,6 +22,7 @@ def check() -> None:
         EngineUnavailableError: the installed PyTorch lacks it.
     """
     batch_norm()
+    storage_loader()
     if torch.distributed.is_available():
         _store_getter()
 
@@ -29,6 +30,11 @@ def check() -> None:
 def batch_norm() -> Any:
     """Return the base of all BatchNorm layers, also in other packages (nn/modules/batchnorm.py)."""
     return TORCH.load("torch.nn.modules.batchnorm", "_BatchNorm")
+
+
+def storage_loader() -> Any:
+    """Return the function with which the pickle of a tensor loads its storage (storage.py)."""
+    return TORCH.load("torch.storage", "_load_from_bytes")
 
 
 def import_dynamo() -> None:

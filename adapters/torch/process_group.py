@@ -16,6 +16,7 @@ from ..strategy import ReduceOp
 from .compat import default_store
 from .forward_passes import ForwardPasses
 from .rendezvous import adopt_process_group, init_process_group
+from .objects import pack, unpack
 from .strategy import Finish, TorchStrategy
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -82,13 +83,14 @@ class ProcessGroupStrategy(TorchStrategy):
 
     def _gather(self, value: Any) -> list[Any]:
         gathered: list[Any] = [None] * self.worker.world_size
-        dist.all_gather_object(gathered, value)
-        return gathered
+        dist.all_gather_object(gathered, pack(value))
+        return [unpack(data, self.device) for data in gathered]
 
     def _broadcast(self, value: Any, root: int) -> Any:
-        holder = [value if self.worker.rank == root else None]
+        is_root = self.worker.rank == root
+        holder: list[Any] = [pack(value) if is_root else None]
         dist.broadcast_object_list(holder, src=root, device=self.device)
-        return holder[0]
+        return value if is_root else unpack(holder[0], self.device)
 
     def _barrier(self) -> None:
         dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)

@@ -21,6 +21,7 @@ from ...lost_worker import horovod_lost_a_peer
 from ...strategy import ReduceOp
 from ..earlier import GradientCounts
 from ..engine import Engine
+from ..objects import pack, unpack
 from ..rendezvous import open_store
 from ..strategy import Finish, TorchStrategy
 
@@ -142,11 +143,13 @@ class HorovodStrategy(TorchStrategy):
 
     @torch.inference_mode(False)
     def _gather(self, value: Any) -> list[Any]:
-        return self._job.gather(value)
+        return [unpack(data, self.device) for data in self._job.gather(pack(value))]
 
     @torch.inference_mode(False)
     def _broadcast(self, value: Any, root: int) -> Any:
-        return self._job.broadcast(value, root)
+        is_root = self.worker.rank == root
+        data = self._job.broadcast(pack(value) if is_root else None, root)
+        return value if is_root else unpack(data, self.device)
 
     def _barrier(self) -> None:
         hvd.barrier()
