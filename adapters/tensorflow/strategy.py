@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from ..errors import LauncherError, OptionError, StrategyStateError
+from ..errors import OptionError, StrategyStateError
+from ..launch.gpu import gpu_of
 from ..strategy import ReduceOp, Strategy
 from ..structure import map_structure
 from ..training import StepOptions, Training
+from ..worker import Worker
 from .compat import check
 from .library import check_keras, context_is_initialized
 
@@ -25,7 +27,8 @@ class TensorFlowStrategy(Strategy):
     A worker is a process with one device: on a machine with several GPUs, start a worker for each.
 
     Args:
-        device: "cpu" or "cuda"; by default CUDA where this machine has a GPU for each of its workers.
+        device: "cpu" or "cuda". By default a GPU if there is one: the only one that this worker sees, or the one with
+            its local rank.
 
     steps_in_control_flow: whether a step may run inside a loop or a branch of a compiled function.
     """
@@ -113,7 +116,7 @@ class TensorFlowStrategy(Strategy):
             self._refuse_late()
             return
         gpus = tf.config.list_physical_devices("GPU") if self._asked != "cpu" else []
-        chosen = _choose_gpu(self._asked, gpus, self.worker.local_rank, self.worker.local_world_size)
+        chosen = _choose_gpu(self._asked, gpus, self.worker)
         tf.config.set_visible_devices([] if chosen is None else [chosen], "GPU")
         if chosen is not None:
             tf.config.experimental.set_memory_growth(chosen, True)
@@ -196,19 +199,14 @@ def _changed_kind(dtype: tf.DType, array: np.ndarray[Any, Any]) -> bool:
     return not dtype.is_floating and (array.dtype.kind == "f" or dtype.is_bool)
 
 
-def _choose_gpu(asked: str | None, gpus: Sequence[Any], local_rank: int, local_world_size: int) -> Any:
+def _choose_gpu(asked: str | None, gpus: Sequence[Any], worker: Worker) -> Any:
     if asked not in (None, "cpu", "cuda"):
-        raise OptionError(f"device={asked!r} must be 'cpu' or 'cuda'; which GPU follows from the local rank")
+        raise OptionError(f"device={asked!r} must be 'cpu' or 'cuda'; which GPU follows from the launcher")
     if not gpus:
         if asked == "cuda":
             raise OptionError("device='cuda' was asked for, but TensorFlow finds no CUDA GPU on this machine")
         return None
-    if (len(gpus) == 1 and local_world_size > 1) or local_rank >= len(gpus):
-        raise LauncherError(
-            f"{local_world_size} workers on this machine, but only {len(gpus)} GPU(s): start at most {len(gpus)} of "
-            "them here, or pass device='cpu'"
-        )
-    return gpus[local_rank]
+    return gpus[gpu_of(worker, len(gpus))]
 
 
 @contextlib.contextmanager

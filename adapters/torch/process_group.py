@@ -14,9 +14,10 @@ from .. import entry
 from ..errors import OptionError
 from ..strategy import ReduceOp
 from .compat import default_store
+from .device import gpu_identity, refuse_shared_gpus, share_identities
 from .forward_passes import ForwardPasses
-from .rendezvous import adopt_process_group, init_process_group
 from .objects import pack, unpack
+from .rendezvous import adopt_process_group, init_process_group
 from .strategy import Finish, TorchStrategy
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -70,6 +71,8 @@ class ProcessGroupStrategy(TorchStrategy):
         if not adopt_process_group(self.launch):
             init_process_group(self.launch, self._backend, self._timeout)
             self._owns_group = True
+            if self.device.type == "cuda" and "nccl" in self._backend:
+                refuse_shared_gpus(share_identities(gpu_identity(self.device), self.worker, default_store()))
 
     def _leave(self, failed: bool) -> None:
         super()._leave(failed)

@@ -165,9 +165,8 @@ def init_companion_group(strategy: Strategy, store: Store) -> None:
     takes a worker's own numbers for the whole.
     """
     worker = strategy.worker
-    # CPU tensors on Gloo and, with CUDA, CUDA tensors on NCCL, so that collectives work for both.
-    backend = "cpu:gloo,cuda:nccl" if strategy.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=worker.rank, world_size=worker.world_size)
+    # Gloo for CUDA tensors too: nothing would order NCCL's collectives beside those of the engine's own NCCL.
+    dist.init_process_group("gloo", store=store, rank=worker.rank, world_size=worker.world_size)
 
 
 def _own_host(launch: Launch) -> str:

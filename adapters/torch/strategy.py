@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from .. import entry
-from ..errors import LauncherError, OptionError
+from ..errors import OptionError
 from ..lost_worker import gloo_lost_a_peer
 from ..seam import Seam
 from ..strategy import ReduceOp, Strategy
@@ -23,6 +23,7 @@ from ..structure import map_structure
 from ..training import StepOptions, Training
 from .by_hand import OwnSteps
 from .compat import check
+from .device import choose_device
 from .engine import Engine, model_of
 from .parameter_types import refuse_complex
 from .side_models import SideModels
@@ -40,7 +41,8 @@ class TorchStrategy(Strategy):
     own_steps: of the trainings' optimizers.
 
     Args:
-        device: "cpu" or "cuda"; by default CUDA where the machine has a GPU for each of its workers.
+        device: "cpu", "cuda", or a GPU by number ("cuda:1"). By default a GPU if there is one: the only one that this
+            worker sees, or the one with its local rank.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -51,11 +53,11 @@ class TorchStrategy(Strategy):
         self.own_steps = OwnSteps()
         self._settlers: list[Callable[[], Callable[[], object] | None]] = []
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-        self._device = _choose_device(device, self.worker.local_rank, self.worker.local_world_size)
+        self._device = choose_device(device, self.worker)
 
     @property
     def device(self) -> torch.device:
-        """The device of this worker: the CPU, or the GPU numbered by its local rank."""
+        """The device of this worker: the CPU, or one GPU."""
         return self._device
 
     def engine_for(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
@@ -202,19 +204,3 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     if dtype.is_complex:
         raise OptionError("cannot reduce complex numbers: reduce their real and imaginary parts")
     return torch.int64
-
-
-def _choose_device(name: str | None, local_rank: int, local_world_size: int) -> torch.device:
-    if name not in (None, "cpu", "cuda"):
-        raise OptionError(f"device={name!r} must be 'cpu' or 'cuda'; which GPU follows from the local rank")
-    gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
-    if name == "cpu" or (name is None and gpus == 0):
-        return torch.device("cpu")
-    if gpus == 0:
-        raise OptionError("device='cuda' was asked for, but PyTorch finds no CUDA GPU on this machine")
-    if (gpus == 1 and local_world_size > 1) or local_rank >= gpus:
-        raise LauncherError(
-            f"{local_world_size} workers on this machine, but only {gpus} GPU(s): start at most {gpus} of them here, "
-            "or pass device='cpu'"
-        )
-    return torch.device("cuda", local_rank)

@@ -143,7 +143,7 @@ def devices_here(
     if len(devices) == started:
         return devices
     if len(devices) == automatic:
-        if available[0].type == "cpu":
+        if available[0].type == "cpu" or len(available) == 1:  # the launcher may show each worker its own GPU only
             return available[:1] * started
         if len(available) >= started:
             return available[:started]

@@ -116,7 +116,7 @@ class Joining(Launching):
 
     def _options(self) -> dict[str, Any]:
         """Return the engine's options, including those that follow from the frontend's arguments."""
-        return {"device": self.root_device.type, **self._adapter_options}
+        return {"device": str(self.root_device), **self._adapter_options}  # "cpu", "cuda:2"
 
     def _create_adapter(self, launch: Launch) -> TorchStrategy:
         with launched_as(launch):

@@ -163,7 +163,8 @@ def _borrowed(trainer: Any) -> TorchStrategy:
     )
     kind: Callable[..., TorchStrategy] = DDPStrategy if worker.world_size > 1 else LocalStrategy
     with launched_as(Launch("lightning", worker)):
-        strategy = kind(device="cuda" if trainer.strategy.root_device.type == "cuda" else "cpu")
+        root = trainer.strategy.root_device
+        strategy = kind(device=str(root) if root.type == "cuda" else "cpu")
     strategy.name = type(trainer.strategy).__name__
     strategy.stand_by()
     return strategy

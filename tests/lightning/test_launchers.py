@@ -28,6 +28,7 @@ from farandole.adapters.order import GlobalOrder
 from farandole.plugins.launch.job import JobResult, run_marked
 from farandole.plugins.launch.ports import hold_ports, port_of
 from farandole.plugins.lightning import FabricHorovodStrategy, HorovodStrategy, LightningCallback
+from farandole.plugins.lightning.environment import LauncherEnvironment, devices_here
 from farandole.plugins.metrics import WorkerMetrics
 
 EXAMPLES = Path(__file__).parents[2] / "experiments/examples"
@@ -271,6 +272,18 @@ def test_tasks_of_srun(nodes: int, options: dict[str, str], monkeypatch: pytest.
     environment = trainers[0].strategy.cluster_environment  # type: ignore[attr-defined]
     environment.validate_settings(num_devices=1, num_nodes=1)
     assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue, "so that Lightning requeues the job"
+
+
+def test_each_task_trains_on_the_gpu_that_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's --gpus-per-task shows each task one GPU; `devices=[2, 3]` names them."""
+    started_by_srun(monkeypatch, 1, SLURM_LOCALID="1", SLURM_PROCID="1")
+    own, chosen = [torch.device("cuda", 0)], [torch.device("cuda", 2), torch.device("cuda", 3)]
+    slurm = LauncherEnvironment()
+    assert devices_here(slurm, own, 1, own, "Trainer") == 2 * own
+    assert devices_here(slurm, chosen, 4, chosen, "Trainer") == chosen
+    strategy = HorovodStrategy()
+    strategy._devices_here = chosen
+    assert strategy._options()["device"] == "cuda:3"
 
 
 @pytest.mark.parametrize("make", [pl.Trainer, Fabric])

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch.distributed import PrefixStore
 
 from ...capabilities import Capabilities
@@ -19,6 +20,7 @@ from ...horovod.library import accelerators, import_horovod, require_nccl
 from ...horovod.rendezvous import MEETING
 from ...lost_worker import horovod_lost_a_peer
 from ...strategy import ReduceOp
+from ..device import gpu_identity, refuse_nccl_beside, refuse_shared_gpus
 from ..earlier import GradientCounts
 from ..engine import Engine
 from ..objects import pack, unpack
@@ -125,7 +127,11 @@ class HorovodStrategy(TorchStrategy):
 
     def _join(self) -> None:
         super()._join()
+        if self.device.type == "cuda" and dist.is_initialized():
+            refuse_nccl_beside(dist.get_backend_config())
         self._job.join(self._broadcast_address, self._barrier)
+        if self.device.type == "cuda":
+            refuse_shared_gpus(self._gather(gpu_identity(self.device)))
 
     def _lost_a_worker(self, error: BaseException) -> bool:
         lost = isinstance(error, internal_error()) and horovod_lost_a_peer(str(error))

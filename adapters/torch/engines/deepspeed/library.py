@@ -60,6 +60,17 @@ def join_deepspeed(deepspeed: Any) -> None:
         )
 
 
+def as_local_rank(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Within this context, DeepSpeed finds the GPU's number where it looks for the local rank.
+
+    It takes the local rank for the number, and other libraries read the same variable: so only while it sets up.
+    """
+    if device.index is None:
+        return contextlib.nullcontext()
+    names = [name for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK") if name in os.environ]
+    return entry.environment(**dict.fromkeys(names, str(device.index)))
+
+
 def leave_deepspeed() -> None:
     """Forget the process group, which is about to be destroyed, unless the program created it."""
     known = groups()

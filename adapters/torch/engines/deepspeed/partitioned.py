@@ -15,13 +15,16 @@ from ....errors import OptionError
 from ...compat import import_dynamo
 from ...parameter_types import scalar_error
 from .compat import is_apart, is_partitioned, scalar_met
+from .library import as_local_rank
 
 _WAY_OUT = "build the model before scope(): prepare() partitions it, and each worker holds the whole model until then"
 
 
 @contextlib.contextmanager
-def partitioned_building(deepspeed: Any, config: Mapping[str, Any], strategy_name: str) -> Iterator[None]:
-    """Partition each module's parameters as soon as it is constructed.
+def partitioned_building(
+    deepspeed: Any, config: Mapping[str, Any], strategy_name: str, device: torch.device
+) -> Iterator[None]:
+    """Partition each module's parameters, on this worker's device, as soon as it is constructed.
 
     Raises:
         OptionError: the model has a scalar parameter, copies a module, or writes to parameters of a submodule in a way
@@ -30,7 +33,9 @@ def partitioned_building(deepspeed: Any, config: Mapping[str, Any], strategy_nam
     # torch.optim imports it at first use, and it cannot be imported while zero.Init has replaced Tensor.__new__.
     import_dynamo()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(dict(config))))
+        with as_local_rank(device):
+            building = deepspeed.zero.Init(config_dict_or_path=copy.deepcopy(dict(config)))
+        stack.enter_context(building)
         stack.enter_context(_WriteThrough())
         try:
             yield

@@ -22,7 +22,7 @@ from ...process_group import ProcessGroupStrategy
 from .compat import check, whole_numel
 from .config import Precision, check_batch, check_prepared, full_config, read_config
 from .fragments import DelegatingOptimizer
-from .library import import_deepspeed, join_deepspeed, leave_deepspeed, quiet
+from .library import as_local_rank, import_deepspeed, join_deepspeed, leave_deepspeed, quiet
 from .partitioned import partitioned_building, refuse_groups_by_shape
 from .stages import ENGINES
 
@@ -111,7 +111,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
         delegating = DelegatingOptimizer(optimizer)
-        with quiet():
+        with quiet(), as_local_rank(self.device):
             engine, *_ = self._deepspeed.initialize(
                 model=module, optimizer=delegating, config=self._config, dist_init_required=False
             )
@@ -130,7 +130,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     def _join(self) -> None:
         super()._join()
-        # zero.Init and DeepSpeed's engine read it under any launcher.
+        # DeepSpeed reads it under any launcher; see `as_local_rank` too.
         self._variables.enter_context(entry.environment(LOCAL_RANK=str(self.worker.local_rank)))
         join_deepspeed(self._deepspeed)
 
@@ -147,7 +147,9 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
     def _scope(self) -> Iterator[None]:
         with contextlib.ExitStack() as self._building:
             if self._stage == 3:
-                self._building.enter_context(partitioned_building(self._deepspeed, self._config, self.name))
+                self._building.enter_context(
+                    partitioned_building(self._deepspeed, self._config, self.name, self.device)
+                )
             yield
 
     def _prepare(
