@@ -71,6 +71,19 @@ class Part:
 
 
 @dataclass(frozen=True)
+class LossScale:
+    """The factor of the losses of a training in float16, which follows whether gradients are finite.
+
+    steps: updates since the last one that was skipped, or since the factor grew.
+    hysteresis: how many updates may still be skipped before the factor shrinks, if the engine counts them.
+    """
+
+    scale: float
+    steps: int
+    hysteresis: int | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `manifest.json` holds.
 
@@ -84,6 +97,7 @@ class Manifest:
     attempt: how often the run had begun again from a checkpoint before this save.
     aliases: tensors with several names: the other names, each with the name that the tensor is stored under.
     optimizer, scheduler: their classes' names; "none" where there is none.
+    loss_scale: of a training in float16.
     """
 
     framework: str
@@ -100,6 +114,7 @@ class Manifest:
     tensors: dict[str, TensorInfo]
     callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
     attempt: int = 0
+    loss_scale: LossScale | None = None
 
 
 def slots_by_parameter(tensors: Iterable[str]) -> dict[str, list[str]]:
@@ -196,7 +211,7 @@ def join_parts(parts: Iterable[Part]) -> tuple[dict[str, TensorInfo], Ranges]:
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
     """Commit a checkpoint: from now on it is the one that is loaded."""
     content = {"format": FORMAT, **asdict(manifest), "progress": manifest.progress.as_json()}
-    for name in ("callbacks", "attempt"):
+    for name in ("callbacks", "attempt", "loss_scale"):
         if not content[name]:  # which earlier versions do not know
             del content[name]
     storage.put(MANIFEST, json.dumps(content, indent=1).encode())
@@ -252,6 +267,8 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     content["progress"] = Progress(**content["progress"])
     content["tensors"] = {name: _tensor(**info) for name, info in content["tensors"].items()}
     content["files"] = _files(content["files"])
+    if content.get("loss_scale") is not None:
+        content["loss_scale"] = LossScale(**content["loss_scale"])
     manifest = Manifest(**content)
     kinds = {"extras": dict, "callbacks": dict, "aliases": dict, "world_size": int, "saved_at": str, "attempt": int}
     for name, kind in kinds.items():

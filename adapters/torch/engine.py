@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.manifest import LossScale
 from .waiting import Note, Waiting
 
 Slots = dict[str, Any]
@@ -72,7 +73,10 @@ class Engine:
 
     groups: the module's parameters that the optimizer updates, by its groups.
     waiting: the spans of a step in which this worker waits for the others.
+    skipped: whether the last `update` left the parameters unchanged, because gradients in float16 were not finite.
     """
+
+    skipped = False
 
     def __init__(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module = module
@@ -184,6 +188,13 @@ class Engine:
                 number: self._shaped(parameter, slots[parameter]) for number, parameter in own if slots.get(parameter)
             }
         self.optimizer.load_state_dict({"state": state, "param_groups": described})
+
+    def loss_scale(self) -> LossScale | None:
+        """Return the factor of the losses in float16; `None` if there is none, or if it is constant."""
+        return None
+
+    def load_loss_scale(self, loaded: LossScale) -> None:
+        """Set the factor of the losses, if this engine has one that changes."""
 
     def finish_loading(self) -> None:
         """Make the model use the loaded values; all workers call it, after the last `load_weight`."""

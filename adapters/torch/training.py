@@ -123,7 +123,7 @@ class TorchTraining(Training):
             engine.update()
             if self._options.grad_norm:
                 self._grad_norm = Pending(engine.grad_norm().item)
-            if self.scheduler is not None:
+            if self.scheduler is not None and not engine.skipped:
                 self.scheduler.step()
         return loss_sum
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
 import torch
 
 from ...adapters import OptionError
+from ...adapters.checkpoint.manifest import LossScale
 from ...adapters.torch.engines.deepspeed.engine import ZeroEngine
 from ...adapters.torch.whole_state import (
     load_whole_optimizer_state,
@@ -206,6 +208,14 @@ class ZeroPrecision(_DeepSpeedPrecision):  # type: ignore[misc]
         before_update(self, model, optimizer)
         self._strategy.update()
         return result
+
+    def state_dict(self) -> dict[str, Any]:
+        scale = None if self._strategy.engine is None else self._strategy.engine.loss_scale()
+        return {} if scale is None else asdict(scale)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._strategy.engine is not None and state_dict:
+            self._strategy.engine.load_loss_scale(LossScale(**state_dict))
 
     def clip_gradients(
         self, optimizer: Any, clip_val: float | None = 0.0, gradient_clip_algorithm: Any = "norm"

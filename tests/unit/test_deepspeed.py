@@ -14,10 +14,14 @@ import torch
 from torch import nn
 
 from farandole.adapters import DataError, EngineUnavailableError, OptionError, Strategy, Training, create_strategy
+from farandole.adapters.checkpoint.manifest import LossScale
 from farandole.adapters.torch.engines.deepspeed import compat
+from farandole.adapters.torch.engines.deepspeed.loss_scale import read_loss_scale, set_loss_scale
 from farandole.adapters.undocumented import Name
 
-pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+DynamicLossScaler: Any = pytest.importorskip(
+    "deepspeed.runtime.fp16.loss_scaler", reason="DeepSpeed is not installed"
+).DynamicLossScaler
 
 
 def prepare(strategy: Strategy, build: Callable[[], nn.Module], optimizer: Any = None, **arguments: Any) -> Training:
@@ -118,6 +122,35 @@ def test_a_gradient_that_is_not_finite_is_not_skipped_in_silence() -> None:
         training = prepare(strategy, linear)
         with pytest.raises(DataError, match="the gradient is not finite"):
             training.step(next(training.batches(torch.full((4, 4), float("nan")), 4)))
+
+
+def test_the_loss_scale_moves_between_scalers() -> None:
+    """DeepSpeed has no float16 on the CPU, but its scaler runs there."""
+
+    def scaler() -> compat.DynamicScalerView:
+        return compat.DynamicScalerView(DynamicLossScaler(64.0, 3, 0.25, 2, False))
+
+    def update(view: compat.DynamicScalerView, *overflows: bool) -> None:
+        for overflow in overflows:
+            view.real.update_scale(overflow)
+
+    with create_strategy("deepspeed_zero_2", device="cpu") as strategy:
+        training: Any = prepare(strategy, linear)
+        assert training.engine.loss_scale() is None  # it is constant
+        training.engine.load_loss_scale(LossScale(2.0, 1))
+        assert training.engine.loss_scale() is None
+        one, other = scaler(), scaler()
+        update(one, False, True, True, False, False)
+        saved = read_loss_scale(one)
+        assert saved == LossScale(32.0, 2, hysteresis=1)
+        update(other, False)
+        set_loss_scale(other, saved)
+        for overflow in (False, False, True, False, True, True, False):
+            update(one, overflow)
+            update(other, overflow)
+            assert read_loss_scale(one) == read_loss_scale(other)
+        set_loss_scale(other, LossScale(8.0, 0))  # of another engine
+        assert read_loss_scale(other) == LossScale(8.0, 0, hysteresis=2)
 
 
 @pytest.mark.parametrize("name", ["deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3"])

@@ -118,6 +118,8 @@ def restore(training: TorchTraining, reader: CheckpointReader, names: Names) -> 
             buffer.detach().copy_(flat[name].view(buffer.shape))
         for parameter, values in weights:
             engine.load_weight(parameter, values)
+    if reader.manifest.loss_scale is not None:
+        engine.load_loss_scale(reader.manifest.loss_scale)
     if objects["model"]:
         training.model.load_state_dict(objects["model"], strict=False)
     if not _has_optimizer(reader.manifest):

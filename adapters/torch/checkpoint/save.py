@@ -39,6 +39,7 @@ class TorchSave(Save):
         manifest = self.new_manifest(
             progress, extras, optimizer, scheduler, state.names.aliases, callbacks, self._training.attempt
         )
+        manifest = dataclasses.replace(manifest, loss_scale=self._training.engine.loss_scale())
         return manifest, state.slots
 
     def stage(self, found: list[Mapping[str, Any]], copy: bool) -> None:

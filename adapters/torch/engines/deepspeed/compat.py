@@ -34,6 +34,7 @@ class ZeroView(View):
     averaged_gradients = Name("averaged_gradients")
     clip_norm = Name("clip_grad")
     coalesces_reduction = Name("_coalesce_grad_reduction")
+    loss_scaler = Name("loss_scaler")
     overflow = Name("overflow")
     reduce_bucket_size = Name("reduce_bucket_size")
     leaf_parameters: Any = MappingProxyType({})  # none at stages 1 and 2
@@ -61,6 +62,23 @@ class Zero3View(ZeroView):
     collect_gradient = Method("reduce_ready_partitions_and_remove_grads")
     partition_parameters = Method("_partition_all_parameters")
     update_parameters = Method("_reassign_or_swap_out_partitioned_parameters")
+
+
+class ScalerView(View):
+    """`LossScalerBase` (runtime/fp16/loss_scaler.py)."""
+
+    library = DEEPSPEED
+    is_dynamic = Name("dynamic")
+
+
+class DynamicScalerView(ScalerView):
+    """`DynamicLossScaler`: it counts updates from 0, and knows the last one that was skipped; -1 if none."""
+
+    scale = Name("cur_scale")
+    updates = Name("cur_iter")
+    last_skipped = Name("last_overflow_iter")
+    hysteresis = Name("cur_hysteresis")
+    full_hysteresis = Name("delayed_shift")
 
 
 class LinkedParameter(View):
@@ -145,6 +163,12 @@ def check(stage: int) -> None:
 
 def communication() -> Communication:
     return Communication(DEEPSPEED.load("deepspeed.comm.comm"))
+
+
+def dynamic_loss_scaler(zero: ZeroView) -> DynamicScalerView | None:
+    """Return what changes the loss scale; `None` if the scale is constant."""
+    scaler = zero.loss_scaler
+    return DynamicScalerView(scaler) if ScalerView(scaler).is_dynamic else None
 
 
 def collectives_of(backend: Any) -> dict[str, Any]:

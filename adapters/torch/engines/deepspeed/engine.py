@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 
+from ....checkpoint.manifest import LossScale
 from ....errors import DataError, OptionError
 from ....structure import map_structure
 from ...earlier import GradientCounts
@@ -17,8 +18,9 @@ from ...forward_passes import ForwardPasses
 from ...graph import leaves_of
 from ...parameter_types import stop_looking
 from ...waiting import Note
-from .compat import EngineView, ZeroView
+from .compat import EngineView, ZeroView, dynamic_loss_scaler
 from .fragments import DelegatingOptimizer, Fragment
+from .loss_scale import read_loss_scale, set_loss_scale
 from .use import Comparison, Gate
 from .waiting import Collectives, find_collectives
 
@@ -136,7 +138,8 @@ class ZeroEngine(Engine):
             self._engine.step()
         if self._collectives is not None:
             self._collectives.waiting = None
-        if self._zero.overflow and self._dtype != torch.float16:
+        self.skipped = bool(self._zero.overflow)
+        if self.skipped and self._dtype != torch.float16:
             raise DataError(
                 "the gradient is not finite, and DeepSpeed skipped the update: look for NaN in the data, a division by "
                 "zero in loss_fn, or too high a learning rate"
@@ -202,6 +205,15 @@ class ZeroEngine(Engine):
 
     def load_weight(self, parameter: torch.nn.Parameter, flat: torch.Tensor) -> None:
         self.shard(parameter).weight.copy_(flat)
+
+    def loss_scale(self) -> LossScale | None:
+        scaler = dynamic_loss_scaler(self._zero)
+        return None if scaler is None else read_loss_scale(scaler)
+
+    def load_loss_scale(self, loaded: LossScale) -> None:
+        scaler = dynamic_loss_scaler(self._zero)
+        if scaler is not None:
+            set_loss_scale(scaler, loaded)
 
     def _holds(self, parameter: torch.nn.Parameter) -> bool:
         return parameter in self._fragments
