@@ -25,6 +25,7 @@ from .by_hand import OwnSteps
 from .compat import check
 from .device import choose_device
 from .engine import Engine, model_of
+from .meta import allocate
 from .parameter_types import refuse_complex
 from .side_models import SideModels
 
@@ -60,6 +61,15 @@ class TorchStrategy(Strategy):
         """The device of this worker: the CPU, or one GPU."""
         return self._device
 
+    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Move a model to where `wrap` takes it: this device. On workers other than rank 0 it may be without values.
+
+        Raises:
+            OptionError: it is on the meta device on rank 0.
+        """
+        allocate(module, self._device, self.worker)
+        return module.to(self._device)
+
     def engine_for(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         """Put `module` on an engine, as `wrap` does; all frontends call this.
 
@@ -71,7 +81,7 @@ class TorchStrategy(Strategy):
 
     @abstractmethod
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        """Put `module` (on this device) on the engine; all workers start from rank 0's parameters and buffers.
+        """Put `module`, which `place` returned, on the engine; all start from rank 0's parameters and buffers.
 
         The engine's part of `engine_for`. `accumulate` is the number of backward passes before each update.
         """

@@ -48,7 +48,7 @@ class TorchTraining(Training):
         self._seam.prepare(model, self._run())
         _check(model, optimizer, options.scheduler)
         self._number = strategy.next_training()
-        self.model = model.to(strategy.device)
+        self.model = strategy.place(model)
         self.scheduler = options.scheduler
         if strategy.broadcast(bool(optimizer.state)):  # before an engine shards it
             optimizer.load_state_dict(strategy.broadcast(optimizer.state_dict()))

@@ -16,6 +16,22 @@ from farandole.plugins.conformance.servers import WorkerServers
 WORKERS = 3
 PROGRAM = Path(__file__).with_name("fsdp_program.py")
 
+# As in PyTorch before 2.13, whose FSDP cannot do either.
+CHECKS = ["parameter_used_by_some_workers_gets_the_mean", "parameters_of_some_steps_are_updated_in_those"]
+OLDER = f"""
+import runpy
+from farandole.plugins.conformance.torch.checks.steps import TORCH
+from farandole.adapters.torch.engines.fsdp import older_torch
+def main(strategy, folder):
+    older_torch.REDUCES_UNUSED = older_torch.RESETS = False
+    try:
+        runpy.run_path({str(PROGRAM)!r})["main"](strategy, folder)
+        for name in {CHECKS}:
+            TORCH[name](strategy, folder)
+    finally:
+        older_torch.REDUCES_UNUSED = older_torch.RESETS = True
+"""
+
 BF16 = """
 import torch
 from torch.nn import functional
@@ -54,6 +70,24 @@ def test_promise(run: Callable[[], Outcome], promise: str) -> None:
     for rank in range(WORKERS):
         broken = json.loads(outcome.path(f"{promise}-{rank}.json").read_text())
         assert broken is None, f"worker {rank}: {broken}"
+
+
+def test_promises_with_an_older_pytorch(tmp_path: Path, worker_servers: WorkerServers) -> None:
+    script = tmp_path / "older.py"
+    script.write_text(OLDER)
+    outcome = run_conformance(
+        "fsdp",
+        WORKERS,
+        tmp_path,
+        options={"wrap": 1},
+        program=script,
+        timeout=180,
+        servers=worker_servers,
+    )
+    for promise in runpy.run_path(str(PROGRAM))["PROMISES"]:
+        for rank in range(WORKERS):
+            broken = json.loads(outcome.path(f"{promise}-{rank}.json").read_text())
+            assert broken is None, f"worker {rank}: {promise}: {broken}"
 
 
 def test_bf16_computes_in_half_and_keeps_float32(tmp_path: Path, worker_servers: WorkerServers) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from farandole.adapters import OptionError, create_strategy
+from farandole.adapters import OptionError, Strategy, create_strategy
+from farandole.adapters.checkpoint.manifest import LossScale
+from farandole.adapters.torch.engines.fsdp import strategy as engine_module
 from farandole.adapters.torch.engines.fsdp.state import refuse_without_dtensor
 from farandole.adapters.torch.engines.fsdp.units import check_shardable, choose_units
 
-pytestmark = pytest.mark.usefixtures("no_launcher")
+pytestmark = pytest.mark.usefixtures("no_launcher", "one_thread")
 
 
 class Block(nn.Module):
@@ -160,3 +164,87 @@ def test_a_model_that_fsdp_sharded_is_refused_by_name(next_one: str) -> None:
     prepare("fsdp")
     with pytest.raises(OptionError, match=r"are shards \(DTensors\), as strategy 'fsdp' leaves them"):
         prepare(next_one)
+
+
+def test_blocks_are_moved_and_sharded_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So no GPU holds the whole model: rank 0's values of a block are sent just before the block is sharded."""
+    done: list[str] = []
+    send, shard = engine_module._broadcast, engine_module.fully_shard
+
+    def sends(tensor: torch.Tensor) -> None:
+        done.append(f"send {tensor.numel()}")
+        send(tensor)
+
+    def shards(module: nn.Module, **options: Any) -> None:
+        done.append(f"shard {type(module).__name__}")
+        shard(module, **options)
+
+    monkeypatch.setattr(engine_module, "_broadcast", sends)
+    monkeypatch.setattr(engine_module, "fully_shard", shards)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2), nn.LayerNorm(2))
+    with create_strategy("fsdp", wrap=["Linear"], device="cpu") as strategy:
+        strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda m, x: m(x).mean())
+    sent = ["send 6", "send 2", "shard Linear", "send 9", "send 3", "shard Linear", "send 2", "send 2"]
+    assert done == [*sent, "shard Sequential", "shard Root"]
+
+
+def test_the_model_stays_where_it_is_until_it_is_sharded() -> None:
+    with create_strategy("fsdp", device="cpu") as strategy:
+        strategy._device = torch.device("meta")
+        assert strategy.place(nn.Linear(2, 2)).weight.device.type == "cpu"
+
+
+def scaled(strategy: Strategy, scale: float, growth_interval: int) -> Any:
+    """A training with a scheduler, whose losses are scaled as in float16."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    training: Any = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean(), scheduler)
+    training.engine.scale_loss(torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth_interval))
+    return training
+
+
+def test_the_loss_scale_is_in_checkpoints(tmp_path: Path) -> None:
+    data = torch.ones(16, 4)
+    with create_strategy("fsdp", device="cpu") as strategy:
+        training = scaled(strategy, 8.0, 4)
+        for batch in training.batches(data, 2, epochs=1):
+            training.step(batch)
+            if training.progress.step == 6:
+                break
+        training.save(tmp_path / "scaled", training.progress)
+        assert json.loads((tmp_path / "scaled/manifest.json").read_text())["loss_scale"] == {
+            "scale": 16.0, "steps": 2, "hysteresis": None
+        }  # fmt: skip
+        resumed = scaled(strategy, 1024.0, 4)
+        resumed.load(tmp_path / "scaled")
+        assert resumed.engine.loss_scale() == training.engine.loss_scale() == LossScale(16.0, 2)
+        for batch in resumed.batches(data, 2, epochs=1):
+            resumed.step(batch)
+        assert resumed.engine.loss_scale() == LossScale(32.0, 0)
+        resumed.engine.load_loss_scale(LossScale(2.0, 9))  # of an engine that waits longer
+        assert resumed.engine.loss_scale() == LossScale(2.0, 1)
+    with create_strategy("local", device="cpu") as strategy:  # which has none
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        plain = strategy.prepare(model, optimizer, lambda m, x: m(x).mean(), scheduler)
+        assert plain.load(tmp_path / "scaled") == training.progress
+
+
+def test_a_skipped_update_does_not_advance_the_scheduler() -> None:
+    with create_strategy("fsdp", device="cpu") as strategy:
+        training = scaled(strategy, 2.0**126, 1000)
+        rates, moved, skipped = [], [], []
+        before = dict(training.weights())["weight"].clone()
+        for batch in training.batches(torch.full((12, 4), 3.0), 1, epochs=1):
+            training.step(batch)
+            after = dict(training.weights())["weight"].clone()
+            rates.append(training.optimizer.param_groups[0]["lr"])
+            moved.append(not torch.equal(before, after))
+            skipped.append(training.engine.skipped)
+            before = after
+    assert 1 <= sum(skipped) < 12 and moved == [not skip for skip in skipped]
+    updates = [sum(moved[: step + 1]) for step in range(12)]
+    assert rates == pytest.approx([1e-3 * 0.5**number for number in updates])

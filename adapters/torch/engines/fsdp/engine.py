@@ -11,12 +11,14 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from ....checkpoint.manifest import LossScale
 from ....structure import map_structure
 from ...earlier import GradientCounts
 from ...engine import Engine, Shard, Slots
 from ...graph import leaves_below, leaves_of
 from ...parameter_types import refuse_sparse_gradients, stop_looking
 from ...waiting import Note
+from .older_torch import Resetting, Zeros
 from .state import first_row, flat_slots, local_of, sharded_like
 from .waiting import time_collectives
 
@@ -69,6 +71,9 @@ class FSDPEngine(Engine):
         self._found: set[torch.nn.Parameter] = set()  # gathered parameters with a gradient, of this backward
         self._with_gradient: set[torch.nn.Parameter] = set()  # shards with one, of this step
         self._shard_of: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+        self._zeros = Zeros(root)
+        self._reached: set[torch.nn.Module] = set()  # blocks with such outputs
+        self._reset_fsdp = Resetting(root)
         self._hooks: list[Any] = []
         for module in (*units, model):
             self._learn_gathered(module)
@@ -109,8 +114,14 @@ class FSDPEngine(Engine):
         anchored: torch.Tensor = _Anchor.apply(scaled, *self._outputs)  # type: ignore[no-untyped-call]
         nodes = [output.grad_fn for output in self._outputs]
         self._outputs.clear()
-        with self.passes:
-            anchored.backward()  # type: ignore[no-untyped-call]
+        self._zeros.begin_backward(self._reached)
+        self._reached.clear()
+        try:
+            with self.passes:
+                anchored.backward()  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._reset_fsdp.backward_failed()
+            raise
         self._running = False
         if self._unused:
             # For a block without a gradient, FSDP's functions pass zeros on to the blocks before it.
@@ -147,7 +158,9 @@ class FSDPEngine(Engine):
             self.optimizer.step()
         else:
             self._scaler.step(self.optimizer)
+            before = self._scaler.get_scale()
             self._scaler.update()
+            self.skipped = self._scaler.get_scale() < before
 
     def shard(self, parameter: torch.nn.Parameter) -> Shard:
         weight = local_of(parameter).view(-1)
@@ -162,6 +175,17 @@ class FSDPEngine(Engine):
     def load_weight(self, parameter: torch.nn.Parameter, flat: torch.Tensor) -> None:
         local = local_of(parameter)
         local.copy_(flat.view(local.shape))
+
+    def loss_scale(self) -> LossScale | None:
+        if self._scaler is None:
+            return None
+        state = self._scaler.state_dict()
+        return LossScale(state["scale"], state["_growth_tracker"])
+
+    def load_loss_scale(self, loaded: LossScale) -> None:
+        if self._scaler is not None:
+            steps = loaded.steps % self._scaler.get_growth_interval()  # it grows at exactly this number
+            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": loaded.scale, "_growth_tracker": steps})
 
     def finish_loading(self) -> None:
         self._reset()
@@ -180,7 +204,8 @@ class FSDPEngine(Engine):
         self._running = self._keeping = False
         self._outputs.clear()
         self._unused.clear()
-        self.module.reset_iter_state()
+        self._reached.clear()
+        self._reset_fsdp()
 
     def release(self) -> None:
         self.passes.release()
@@ -196,31 +221,34 @@ class FSDPEngine(Engine):
         block = cast(FSDPModule, module)
         shards = dict(module.named_parameters())
         block.unshard()
-        for name, gathered in module.named_parameters():
-            if gathered is not shards[name]:
-                self._shard_of[gathered] = shards[name]
-                if gathered.is_floating_point():
-                    trained = gathered.requires_grad
-                    gathered.requires_grad_()  # a hook needs it, and a frozen parameter may be trained later
-                    hook = gathered.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
-                    self._hooks.append(hook)
-                    gathered.requires_grad_(trained)
+        found = {name: gathered for name, gathered in module.named_parameters() if gathered is not shards[name]}
+        self._zeros.learn(module, list(found.values()))
+        for name, gathered in found.items():
+            self._shard_of[gathered] = shards[name]
+            if gathered.is_floating_point():
+                trained = gathered.requires_grad
+                gathered.requires_grad_()  # a hook needs it, and a frozen parameter may be trained later
+                hook = gathered.register_hook(partial(self._note_gradient, gathered))  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
+                gathered.requires_grad_(trained)
         block.reshard()
 
-    def _note_gradient(self, parameter: torch.Tensor) -> None:
-        if parameter.grad is not None:
-            self._found.add(cast(torch.nn.Parameter, parameter))
+    def _note_gradient(self, parameter: torch.nn.Parameter, gradient: torch.Tensor | None) -> None:
+        if gradient is not None:
+            self._found.add(parameter)
 
     def _keep_outputs(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if self._keeping:
-            map_structure(self._keep_output, output)
+            map_structure(partial(self._keep_output, module), output)
 
-    def _keep_output(self, value: Any) -> None:
+    def _keep_output(self, module: torch.nn.Module, value: Any) -> None:
         if isinstance(value, torch.Tensor) and value.requires_grad:
-            value.register_hook(partial(self._note_output, len(self._outputs)))  # type: ignore[no-untyped-call]
+            value.register_hook(partial(self._note_output, module, len(self._outputs)))  # type: ignore[no-untyped-call]
             self._outputs.append(value)
+            self._reached.add(module)
 
-    def _note_output(self, number: int, gradient: torch.Tensor | None) -> None:
+    def _note_output(self, module: torch.nn.Module, number: int, gradient: torch.Tensor | None) -> None:
+        self._zeros.fill(module)
         if gradient is None:
             self._unused.append(number)
 

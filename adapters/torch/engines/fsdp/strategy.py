@@ -8,23 +8,19 @@ from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from ....capabilities import Capabilities
-from ....errors import EngineUnavailableError, OptionError
+from ....errors import OptionError
 from ...elementwise import refuse_unless_elementwise
 from ...engine import Engine, model_of
+from ...meta import allocate
 from ...process_group import ProcessGroupStrategy
 from .engine import FSDPEngine, Root
 from .state import rebind, refuse_without_dtensor
 from .units import check_shardable, choose_units
-
-if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-    raise EngineUnavailableError(
-        f"strategy 'fsdp' needs FSDPModule.set_reduce_scatter_unused_params, as in PyTorch 2.13, but this is "
-        f"{torch.__version__}: pip install --upgrade torch"
-    )
 
 _PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,14 +79,17 @@ class FSDPStrategy(ProcessGroupStrategy):
             exact=precision == "float32",
         )
 
+    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+        # It stays on the CPU: `wrap` moves and shards one block after the other, so that no GPU holds all of them.
+        allocate(module, torch.device("cpu"), self.worker)
+        return module
+
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
         refuse_unless_elementwise(optimizer, self.name)
         refuse_without_dtensor(optimizer)
         model = model_of(module)
         units = choose_units(model, self._wrap)
         check_shardable(model, units)
-        for tensor in itertools.chain(module.parameters(), module.buffers()):
-            _broadcast(tensor.detach())
         root = Root(module)
         self._shard_all(root, model, units, optimizer)
         engine = FSDPEngine(root, model, units, optimizer, self)
@@ -108,22 +107,37 @@ class FSDPStrategy(ProcessGroupStrategy):
         optimizer: torch.optim.Optimizer,
     ) -> None:
         names = {parameter: name for name, parameter in model.named_parameters()}
+        moved: set[torch.Tensor] = set()
         compute_type = _PRECISIONS[self._precision]
         kept_type = None if compute_type is None else torch.float32
         for unit in units:
+            self._move(unit, moved)
             self._shard(unit, MixedPrecisionPolicy(compute_type, kept_type), self._reshard_after_forward)
         # The model's own parameters stay gathered from the start of a step to the end of its backward, for any use in
         # loss_fn. Its outputs are cast to float32 for the loss.
+        self._move(root, moved)
         self._shard(model, MixedPrecisionPolicy(compute_type, kept_type, kept_type), False)
         self._shard(root, MixedPrecisionPolicy(cast_forward_inputs=False), False)
-        cast(FSDPModule, root).set_reduce_scatter_unused_params(True)
         with torch.no_grad():
             root()  # FSDP's root is the module that runs first
         rebind(optimizer, names, model)
 
+    def _move(self, module: torch.nn.Module, moved: set[torch.Tensor]) -> None:
+        """Move what is not in `moved` yet to this worker's device, with rank 0's values."""
+        for tensor in itertools.chain(module.parameters(), module.buffers()):
+            if tensor in moved or isinstance(tensor, DTensor):
+                continue
+            moved.add(tensor)
+            if tensor.device != self.device:
+                own = tensor.detach()
+                # Where rank 0's values replace them, nothing is copied, and memory that was never written is not used.
+                tensor.data = own.to(self.device) if self.worker.is_main else torch.empty_like(own, device=self.device)
+            _broadcast(tensor.detach())
+
     def _shard(self, module: torch.nn.Module, precision: MixedPrecisionPolicy, reshard_after_forward: bool) -> None:
         if self._mesh is None:
-            self._mesh = init_device_mesh(self.device.type, (self.worker.world_size,))
+            # Of the group that there is: PyTorch may else make one on NCCL, also beside Gloo, where GPUs are shared.
+            self._mesh = DeviceMesh.from_group(cast(dist.ProcessGroup, dist.group.WORLD), self.device.type)
         fully_shard(
             module,
             mesh=self._mesh,
