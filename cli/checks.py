@@ -138,6 +138,16 @@ def _read(process: subprocess.Popen[str], deadline: float, timeout: float) -> Ma
         return {"error": f"its import ended with exit code {process.returncode}: {last[0]}"}
 
 
+def judge_gpus(torch: Check | None) -> Check:
+    """Judge the GPUs that PyTorch sees, from its own check."""
+    number = torch.facts.get("gpus", 0) if torch is not None else 0
+    if number:
+        detail = f"PyTorch sees {number}; `pytest tests/cuda`, in a checkout, tests the strategies on one of them"
+        return Check("GPU", "ok", detail=detail, facts={"gpus": number})
+    hidden = "; CUDA_VISIBLE_DEVICES hides them all" if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") else ""
+    return Check("GPU", "absent", detail=f"PyTorch sees none{hidden}; `pytest tests/cuda` needs one")
+
+
 def check_launchers() -> Iterator[Check]:
     """Find the launcher of each installed engine."""
     for name, engine in _LAUNCHERS.items():

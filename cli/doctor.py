@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from .checks import Check, check_build_tools, check_engines, check_environment, check_launchers
+from .checks import Check, check_build_tools, check_engines, check_environment, check_launchers, judge_gpus
 from .console import console, table
 
 _TIMEOUT = 120.0  # seconds for all imports together: processors are shared, and disks may be cold
@@ -28,7 +28,9 @@ def doctor(as_json: bool) -> None:
     is not installed is no fault.
     """
     with Console(stderr=True).status("importing the engines…"):
-        checks = [*check_engines(_TIMEOUT), *check_launchers(), check_build_tools(), check_environment()]
+        engines = list(check_engines(_TIMEOUT))
+        gpus = judge_gpus(next((check for check in engines if check.name == "torch"), None))
+        checks = [*engines, gpus, *check_launchers(), check_build_tools(), check_environment()]
     broken = any(check.status == "broken" for check in checks)
     host = {
         "farandole": version("farandole"),

@@ -42,6 +42,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByModule(config, log)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say whether the tests that need a GPU ran, if all tests were asked for."""
+    if not any((config.invocation_params.dir / argument).resolve() == ROOT / "tests" for argument in config.args):
+        return
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    if not any(str(getattr(report, "nodeid", "")).startswith("tests/cuda/") for report in reports):
+        terminalreporter.write_line("tests/cuda did not run; it needs a GPU: `farandole doctor` says what is here")
+
+
 @cache
 def _shares_workers(path: str) -> bool:
     source = (ROOT / path).read_text()

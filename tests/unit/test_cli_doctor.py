@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from farandole.cli.checks import Check, check_environment, judge_launcher
+from farandole.cli.checks import Check, check_environment, judge_gpus, judge_launcher
 
 
 def script(path: Path, interpreter: str = sys.executable) -> str:
@@ -36,6 +36,17 @@ def test_a_launcher_of_another_environment(tmp_path: Path) -> None:
     assert (check.status, f"{other} belongs to another" in check.detail) == ("note", True)
     check = judge_launcher("torchrun", "torch", path, other, [tmp_path])
     assert (check.status, f"typing torchrun runs {other}" in check.detail) == ("note", True)
+
+
+def test_gpus_and_the_command_that_tests_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = judge_gpus(Check("torch", "ok", facts={"gpus": 2}))
+    assert (found.status, found.facts) == ("ok", {"gpus": 2})
+    assert found.detail.startswith("PyTorch sees 2; `pytest tests/cuda`")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for torch in (None, Check("torch", "broken"), Check("torch", "ok", facts={"gpus": 0})):
+        found = judge_gpus(torch)
+        assert found.status == "absent"
+        assert found.detail.startswith("PyTorch sees none; CUDA_VISIBLE_DEVICES hides them all; `pytest tests/cuda`")
 
 
 def test_the_environment_is_read_as_a_worker_would(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,10 +41,34 @@ def workers_start_from_rank_0(strategy: Strategy, folder: Path) -> None:
 
 
 @TORCH.add
+def models_on_the_meta_device_start_from_rank_0(strategy: Strategy, folder: Path) -> None:
+    """Except on rank 0: then the other workers of a host need no memory for what rank 0's values replace."""
+
+    def build(rank: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(3)
+        with contextlib.nullcontext() if rank == 0 else torch.device("meta"):
+            model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.Linear(8, 1))
+            model[2].weight.requires_grad_(False)
+            model.register_buffer("scale", torch.full((2,), 0.5))
+        return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+    model, optimizer = build(strategy.worker.rank)
+    training = strategy.prepare(model, optimizer, lambda m, x: (m(x) * m.scale[0]).square().mean())
+    expected, found = build(0)[0].state_dict(), weights_of(training)
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+    training.step(next(training.batches(torch.linspace(-1, 1, 48).reshape(8, 6), 8)))
+    moved = weights_of(training)
+    assert same_everywhere(strategy, moved.values())
+    assert {name for name in moved if not np.array_equal(moved[name], found[name])} == {
+        "0.weight", "0.bias", "2.bias", "3.weight", "3.bias"
+    }  # fmt: skip
+
+
+@TORCH.add
 def accumulation_reduces_once_a_step(strategy: Strategy, folder: Path) -> None:
     if not strategy.capabilities.accumulates_locally or not hasattr(strategy, "wrap"):
         return
-    model = nn.Linear(1, 1, bias=False)
+    model = nn.Linear(1, 1, bias=False, device=strategy.device)
     engine = strategy.wrap(model, torch.optim.SGD(model.parameters(), lr=0.5), accumulate=3)
     rank, world_size = strategy.worker.rank, strategy.worker.world_size
     for step in range(3):
@@ -52,7 +76,7 @@ def accumulation_reduces_once_a_step(strategy: Strategy, folder: Path) -> None:
         for number in range(3):
             last = number == 2
             with contextlib.nullcontext() if last else engine.no_sync():
-                engine.backward(engine.forward(torch.full((1, 1), float(rank + 1))).sum())
+                engine.backward(engine.forward(torch.full((1, 1), rank + 1.0, device=strategy.device)).sum())
             if step > 0 and not last:  # DDP records a static graph in the first step, which always synchronizes
                 assert _value_of(model.weight.grad) == (rank + 1) * (number + 1), "a gradient was reduced too early"
         before = model.weight.item()
@@ -102,11 +126,11 @@ def placeholder_leaves_no_trace(strategy: Strategy, folder: Path) -> None:
     full, short = training.batches(torch.randn(2 * world_size + 1, 3, 5), 2 * world_size)
     assert short.weights == ((1.0,) if rank == 0 else (0.0,))
     buffers = [buffer.clone() for buffer in model.buffers()]
-    state = torch.random.get_rng_state()
+    state = _random_state(strategy.device)
     loss = training.step(dataclasses.replace(short, random_seed=None))
     untouched = all(map(torch.equal, buffers, model.buffers()))
     assert untouched == (rank > 0), "only a placeholder leaves buffers unchanged"
-    assert torch.equal(state, torch.random.get_rng_state()) == (rank > 0), "only a placeholder keeps the random state"
+    assert torch.equal(state, _random_state(strategy.device)) == (rank > 0), "only a placeholder keeps the random state"
     assert math.isfinite(float(loss)) and math.isfinite(float(training.step(full)))
 
 
@@ -244,6 +268,11 @@ def learning_rate_is_the_users(strategy: Strategy, folder: Path) -> None:
     training.step(next(batches))
     after = weights_of(training)
     assert same_weights(before, after), "a rate of 0 does not reach the engine"
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    """Return the state of the stream that a model on this device draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.random.get_rng_state()
 
 
 def _value_of(tensor: torch.Tensor | None) -> float:
