@@ -17,11 +17,19 @@ class SideModels:
     """The models of a strategy's trainings."""
 
     def __init__(self) -> None:
-        self._models: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        self._models: list[weakref.ref[torch.nn.Module]] = []
+        self._beside: dict[int, list[torch.nn.Parameter]] = {}  # the others' parameters, by the model's id
 
     def add(self, model: torch.nn.Module) -> None:
         """Note that a model is trained."""
-        self._models.add(model)
+        self._forget()
+        if all(known() is not model for known in self._models):
+            self._models.append(weakref.ref(model, self._forget))
+
+    def _forget(self, _freed: object = None) -> None:
+        """Search for parameters anew, after a model came or was freed."""
+        self._models = [known for known in self._models if known() is not None]
+        self._beside.clear()
 
     @contextlib.contextmanager
     def frozen_beside(self, model: torch.nn.Module) -> Iterator[None]:
@@ -29,9 +37,9 @@ class SideModels:
         if len(self._models) == 1:
             yield
             return
-        own = {id(parameter) for parameter in model.parameters()}
-        others = [parameter for other in self._models if other is not model for parameter in other.parameters()]
-        frozen = [parameter for parameter in others if parameter.requires_grad and id(parameter) not in own]
+        if id(model) not in self._beside:
+            self._beside[id(model)] = self._others(model)
+        frozen = [parameter for parameter in self._beside[id(model)] if parameter.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
@@ -39,3 +47,8 @@ class SideModels:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
+
+    def _others(self, model: torch.nn.Module) -> list[torch.nn.Parameter]:
+        own = {id(parameter) for parameter in model.parameters()}
+        others = [other for known in self._models if (other := known()) is not None and other is not model]
+        return [parameter for other in others for parameter in other.parameters() if id(parameter) not in own]
