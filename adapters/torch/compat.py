@@ -15,6 +15,9 @@ from ..undocumented import Library
 TORCH = Library("PyTorch", "torch", ("2.13.0", "2.14.1"), "pip install torch==2.14.1")
 
 
+_CHANGES = "_version"
+
+
 def check() -> None:
     """Check what training needs on every engine.
 
@@ -23,6 +26,7 @@ def check() -> None:
     """
     batch_norm()
     storage_loader()
+    TORCH.get(torch.Tensor, _CHANGES)
     if torch.distributed.is_available():
         _store_getter()
 
@@ -35,6 +39,12 @@ def batch_norm() -> Any:
 def storage_loader() -> Any:
     """Return the function with which the pickle of a tensor loads its storage (storage.py)."""
     return TORCH.load("torch.storage", "_load_from_bytes")
+
+
+def count_changes(tensor: torch.Tensor) -> int:
+    """Return how often a tensor, or what shares its memory, was changed in place (csrc/autograd/python_variable.cpp)."""
+    changes: int = TORCH.get(tensor, _CHANGES)
+    return changes
 
 
 def import_dynamo() -> None:

@@ -39,7 +39,8 @@ def local(model: nn.Module, options: Mapping[str, Any]) -> Step:
 
 def ddp(model: nn.Module, options: Mapping[str, Any]) -> Step:
     """DistributedDataParallel, as in https://docs.pytorch.org/tutorials/intermediate/ddp_tutorial.html."""
-    replica = DistributedDataParallel(model, **options)
+    # Without DDP's own search for unused parameters, which our engine does not use either.
+    replica = DistributedDataParallel(model, **{**options, "find_unused_parameters": False})
     optimizer = SGD(replica.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
     return _step(replica, optimizer)
 

@@ -33,8 +33,10 @@ _WHERE_NOTHING_DIVIDES = frozenset(
 
 OF_THE_STEP = frozenset(
     {
+        "a_reentrant_checkpoint_trains",
         "accumulation_reduces_once_a_step",
         "learning_rate_is_the_users",
+        "micro_batches_may_use_different_parameters",
         "parameter_used_by_some_workers_gets_the_mean",
         "parameters_of_some_steps_are_updated_in_those",
         "replicas_stay_equal_to_the_bit",

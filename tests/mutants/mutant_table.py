@@ -256,9 +256,23 @@ MUTANTS = (
     Mutant(
         "ddp_waits_unseen",
         "adapters/torch/engines/ddp.py",
-        "            self.waiting.since(self._last_gradient)\n",
+        "            self.waiting.since(start)\n",
         "            pass\n",
         _conformance("straggler", "TestDDP"),
+    ),
+    Mutant(
+        "ddp_decays_what_nobody_used",
+        "adapters/torch/engines/unused.py",
+        "                    self.parameters[number].grad = None\n",
+        "                    pass\n",
+        _conformance("used_by_some", "TestDDP"),
+    ),
+    Mutant(
+        "ddp_counts_gradients_of_earlier_micro_batches",
+        "adapters/torch/engines/unused.py",
+        " and count_changes(gradient) == noted[1]",
+        " and False",
+        _conformance("micro_batches_may", "TestDDP"),
     ),
     Mutant(
         "tf_waits_unseen",

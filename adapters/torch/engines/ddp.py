@@ -16,6 +16,7 @@ from ...errors import OptionError
 from ..engine import Engine
 from ..process_group import ProcessGroupStrategy
 from ..waiting import Note
+from .unused import UnusedParameters
 
 # Buffers are broadcast once, not at each forward, as with Horovod and the sharding engines. torch 2.13 renamed the
 # argument and warns about the old name.
@@ -34,7 +35,8 @@ class DDPStrategy(ProcessGroupStrategy):
         bucket_cap_mb: size of a gradient bucket in MiB; by default DDP's.
         gradient_as_bucket_view: keep gradients in the buckets, which saves 4 bytes per parameter.
         static_graph: promise that every step uses the same parameters. The first step then reduces each micro-batch.
-        find_unused_parameters: let a step leave parameters unused; without it DDP stops at such a step.
+        find_unused_parameters: let a step leave parameters unused; without it DDP stops at such a step. It costs next to
+            nothing where none is unused.
         comm_hook: "fp16" and "bf16" halve the traffic, "powersgd" sends low-rank approximations
             (https://arxiv.org/abs/1905.13727); all of them are lossy.
         matrix_approximation_rank: of "powersgd": the rank of the approximations.
@@ -69,8 +71,8 @@ class DDPStrategy(ProcessGroupStrategy):
             "bucket_cap_mb": bucket_cap_mb,
             "gradient_as_bucket_view": gradient_as_bucket_view,
             "static_graph": static_graph,
-            "find_unused_parameters": find_unused_parameters and not static_graph,
         }
+        self._may_leave_unused = find_unused_parameters and not static_graph
         self.capabilities = Capabilities(
             "torch",
             accelerators=frozenset({"cpu", "cuda"}),
@@ -79,7 +81,10 @@ class DDPStrategy(ProcessGroupStrategy):
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
-        replica = DistributedDataParallel(module, **_BUFFERS_STAY, **self._ddp_options)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        unused = UnusedParameters(module, trained) if self._may_leave_unused and trained else None
+        with contextlib.nullcontext() if unused is None else unused.added_to(module):
+            replica = DistributedDataParallel(module, **_BUFFERS_STAY, **self._ddp_options)
         if self._comm_hook == "powersgd":
             rank, first = self._powersgd
             state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=first)
@@ -87,7 +92,7 @@ class DDPStrategy(ProcessGroupStrategy):
         elif self._comm_hook != "none":
             hook = default_hooks.fp16_compress_hook if self._comm_hook == "fp16" else default_hooks.bf16_compress_hook
             replica.register_comm_hook(None, hook)
-        engine = _DDPEngine(replica, optimizer)
+        engine = _DDPEngine(replica, optimizer, unused)
         self.release_after_leaving(engine)
         return engine
 
@@ -95,31 +100,56 @@ class DDPStrategy(ProcessGroupStrategy):
 class _DDPEngine(Engine):
     module: DistributedDataParallel
 
-    def __init__(self, module: DistributedDataParallel, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, module: DistributedDataParallel, optimizer: torch.optim.Optimizer, unused: UnusedParameters | None
+    ) -> None:
         super().__init__(module, optimizer)
+        self._unused = unused
         self._first_step = True
-        self._last_gradient = 0.0  # the time of this worker's last one
+        self._reduces = False  # in the next backward pass
+        self._last_gradient = _LastGradient()
         self._hooks: list[Any] = []
 
     def time_waiting(self, note: Note) -> None:
         super().time_waiting(note)
+        if self._unused is not None:
+            return
         for parameter in self.module.parameters():
             if parameter.requires_grad:
-                hook = parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+                hook = parameter.register_post_accumulate_grad_hook(self._last_gradient.note)  # type: ignore[no-untyped-call]
                 self._hooks.append(hook)
 
     def release(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def _note_gradient(self, _parameter: torch.Tensor) -> None:
-        self._last_gradient = time.perf_counter()
+    def forward(self, *inputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            self._reduces = bool(self.module.require_backward_grad_sync)
+        return super().forward(*inputs)
 
     def backward(self, loss: torch.Tensor) -> None:
-        self._last_gradient = 0.0
-        super().backward(loss)
-        if self._last_gradient:  # DDP waits at the end of backward, for all of its buckets
-            self.waiting.since(self._last_gradient)
+        unused = self._unused if self._reduces else None
+        self._reduces = False
+        if unused is not None:
+            unused.note_gradients()
+        self._last_gradient.time = 0.0
+        try:
+            super().backward(loss)
+        except RuntimeError as error:
+            if "mark a variable ready only once" not in str(error):
+                raise
+            raise OptionError(
+                "DDP was given a parameter's gradient twice in one backward pass, as by a layer that is used in "
+                "several reentrant checkpoints: write checkpoint(..., use_reentrant=False)"
+            ) from error
+        # DDP waits at the end of backward, for all of its buckets.
+        if unused is not None:
+            start = time.perf_counter()
+            unused.finish_backward(loss)
+            self.waiting.since(start)
+        elif self._last_gradient.time:
+            self.waiting.since(self._last_gradient.time)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         # DDP records a static graph in the first backward, which must synchronize, or DDP raises.
@@ -129,3 +159,19 @@ class _DDPEngine(Engine):
 
     def reduce_gradients(self) -> None:
         self._first_step = False
+
+    def zero_grad(self) -> None:
+        super().zero_grad()
+        if self._unused is not None:
+            for parameter in self._unused.parameters:  # also those that the optimizer does not update
+                parameter.grad = None
+
+
+class _LastGradient:
+    """When this worker's last gradient came. Hooks keep this alive, and not the engine."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def note(self, _parameter: torch.Tensor) -> None:
+        self.time = time.perf_counter()

@@ -1,0 +1,108 @@
+"""Let DDP finish backward passes that leave parameters unused, without its search of each step's graph.
+
+DDP's backward waits for a gradient of every parameter. Its own `find_unused_parameters` searches the graph after each
+forward pass, also where nothing is unused; it warns then, and takes what a reentrant checkpoint is yet to recompute for
+unused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..compat import count_changes
+from ..graph import leaves_of
+
+_NAME = "farandole_used"
+
+_Noted = tuple[torch.Tensor, int] | None
+
+
+class UnusedParameters:
+    """Gives zeros to the parameters that a backward pass left unused, in a second one that ends DDP's reduction.
+
+    In it each worker also says which parameters it used. That is the gradient of one more parameter, which DDP reduces
+    with the others. So a worker knows which gradients no worker has, and drops them: they are no zeros to decay by.
+
+    parameters: those that DDP reduces.
+    """
+
+    def __init__(self, module: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]) -> None:
+        self.parameters = parameters
+        first = parameters[0]  # of its type, so that they share a bucket
+        self._used = torch.nn.Parameter(torch.zeros(len(parameters), dtype=first.dtype, device=first.device))
+        self._all_used = torch.ones_like(self._used, requires_grad=False)
+        embeddings = [m for m in module.modules() if isinstance(m, (torch.nn.Embedding, torch.nn.EmbeddingBag))]
+        self._sparse = {id(embedding.weight) for embedding in embeddings if embedding.sparse}
+        self._before: list[_Noted] = []
+
+    @contextlib.contextmanager
+    def added_to(self, module: torch.nn.Module) -> Iterator[None]:
+        """Add that parameter to the module, while DDP is created and looks for parameters."""
+        module.register_parameter(_NAME, self._used)
+        try:
+            yield
+        finally:
+            delattr(module, _NAME)
+
+    def note_gradients(self) -> None:
+        """Note what gradients there are before a backward pass."""
+        self._before = [None if parameter.grad is None else _noted(parameter) for parameter in self.parameters]
+
+    def finish_backward(self, loss: torch.Tensor) -> None:
+        """End DDP's reduction after the backward pass of a loss; gradients that no worker has are `None`."""
+        without, same = [], []
+        for number, (parameter, noted) in enumerate(zip(self.parameters, self._before, strict=True)):
+            if parameter.grad is None:
+                without.append(number)
+            if _is_same(parameter.grad, noted):
+                same.append(parameter)
+        self._before.clear()
+        used = self._all_used
+        if without:
+            used = used.clone()
+            used[without] = 0
+        if same:
+            # A function of the graph may have no gradient for a parameter: DDP has counted that one already.
+            counted = leaves_of(loss)
+            same = [parameter for parameter in same if parameter not in counted]
+        self._used.grad = None
+        frozen = [parameter for parameter in same if not parameter.requires_grad]
+        zeros = [self._zeros(parameter) for parameter in same]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            torch.autograd.backward([self._used, *same], [used, *zeros])
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        if without:
+            anywhere = self._used.grad
+            assert anywhere is not None
+            for number, of_workers in zip(without, anywhere[without].tolist(), strict=True):
+                if of_workers == 0:
+                    self.parameters[number].grad = None
+
+    def _zeros(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        if id(parameter) not in self._sparse:
+            return parameter.new_zeros(()).expand(parameter.shape)
+        nowhere = torch.empty((1, 0), dtype=torch.long, device=parameter.device)
+        return torch.sparse_coo_tensor(nowhere, parameter.new_empty((0, *parameter.shape[1:])), parameter.shape)
+
+
+def _noted(parameter: torch.nn.Parameter) -> _Noted:
+    """Return a parameter's gradient, and how often it was changed."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if not gradient.is_sparse and gradient.untyped_storage().nbytes() > gradient.nbytes:
+        # It is a view of DDP's bucket, and changes of the whole bucket would count.
+        gradient = parameter.grad = gradient.clone()
+    return gradient, count_changes(gradient)
+
+
+def _is_same(gradient: torch.Tensor | None, noted: _Noted) -> bool:
+    if gradient is None or noted is None:
+        return gradient is None and noted is None
+    return gradient is noted[0] and count_changes(gradient) == noted[1]
