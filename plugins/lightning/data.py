@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 from ...adapters import DataError, Worker
 from .compat import construct_like, constructor_arguments, noting_indices
-from .draws import SeedingIndices, draws_nothing
+from .draws import SeededIndices, draws_nothing, seed_dataset
 from .in_place_of import InPlaceOf
 from .plans import Plan, Share
 
@@ -22,7 +22,7 @@ class ShareSampler(Sampler[Any]):
     """This worker's batches of a plan, as lists of indices; a batch sampler for torch's DataLoader.
 
     alone: yield single indices, for a DataLoader without batches (`batch_size=None`).
-    seed: of the dataset's random numbers; `None` if it draws none.
+    seed: of the dataset's random numbers; `None` if it draws none. With one, all indices are `SeededIndices`.
     """
 
     def __init__(self, plan: Plan, worker: Worker, alone: bool, seed: int | None) -> None:
@@ -39,6 +39,11 @@ class ShareSampler(Sampler[Any]):
         """Itself: Lightning calls `set_epoch` of this."""
         return self
 
+    @property
+    def seeds(self) -> bool:
+        """Whether it yields `SeededIndices`."""
+        return self._seed is not None
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
         self.epoch = epoch
@@ -52,12 +57,10 @@ class ShareSampler(Sampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch
         for share in self._shares:
-            if self._alone:
-                yield share.indices[0]
-            elif self._seed is None:
-                yield list(share.indices)
+            if self._seed is not None:
+                yield SeededIndices(share.indices[:1] if self._alone else share.indices, self._seed, epoch)
             else:
-                yield SeedingIndices(share.indices, self._seed, epoch)
+                yield share.indices[0] if self._alone else list(share.indices)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -104,6 +107,7 @@ class ShareLoader(InPlaceOf):
         timed: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> None:
         super().__init__(given, loader)
+        self.dataset = given.dataset
         self._timed = timed
         self._share_sampler = sampler
         self._tell = tell
@@ -179,7 +183,10 @@ def rebuild(loader: Any, sampler: ShareSampler, predicting: bool) -> Any:
         "shuffle": False,
         "drop_last": False,
     }
-    return construct_like(loader, **keywords)
+    rebuilt = construct_like(loader, **keywords)
+    if sampler.seeds:
+        seed_dataset(rebuilt)
+    return rebuilt
 
 
 def _positional(kind: type) -> list[str]:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 
 from farandole.adapters import DataError, OptionError, Worker
 from farandole.adapters.torch.engines.local import LocalStrategy
 from farandole.plugins.lightning.data import ShareLoader, rebuild, sampler_of
-from farandole.plugins.lightning.draws import SeedingIndices
+from farandole.plugins.lightning.draws import SeededIndices, draws_nothing
 from farandole.plugins.lightning.plans import Plan, Share, plan_of
 from farandole.plugins.lightning.unshared import WatchedLoader
 
@@ -235,33 +235,77 @@ class Augmented(Dataset[Any]):
         return index, random.random() + float(np.random.random()) + float(torch.rand(()))
 
 
-@pytest.mark.parametrize("data", [Augmented(), Subset(Augmented(), range(12))], ids=["dataset", "subset"])
-def test_what_is_drawn_for_a_sample_is_the_same_everywhere(data: Any) -> None:
+class Together(Augmented):
+    """Loads a batch at once, as datasets of Hugging Face do: what it looks up is not what it draws."""
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, float]]:
+        keys = list(indices)
+        return [self[key] for key in keys]
+
+
+WAYS = {
+    "dataset": (Augmented(), 6),
+    "subset": (Subset(Augmented(), range(12)), 6),
+    "subset of a subset": (Subset(Subset(Augmented(), range(12)), range(12)), 6),
+    "batches at once": (Together(), 6),
+    "no batches": (Augmented(), None),
+}
+
+
+@pytest.mark.parametrize(("data", "size"), WAYS.values(), ids=WAYS)
+def test_what_is_drawn_for_a_sample_is_the_same_everywhere(data: Any, size: Any) -> None:
     """On any number of workers, in a process that loads, and in an epoch that is resumed; it differs by epoch."""
 
     def draws(epoch: int, *readers: Reader) -> dict[int, float]:
         for reader in readers:
             reader.sampler.set_epoch(epoch)
-        pairs = [pair for reader in readers for batch in reader.loader for pair in zip(*batch, strict=True)]
+        batches = [batch for reader in readers for batch in reader.loader]
+        pairs = batches if size is None else [pair for batch in batches for pair in zip(*batch, strict=True)]
         return {int(index): float(drawn) for index, drawn in pairs}
 
     states = []
     for each in (TensorDataset(torch.arange(12), torch.arange(12)), data):
         torch.manual_seed(0)
-        expected = draws(1, Reader(12, 6, Worker(), True, data=each))
+        expected = draws(1, Reader(12, size, Worker(), True, data=each))
         states.append(torch.get_rng_state())
     assert torch.equal(*states), "the model draws from it"
     assert len(set(expected.values())) == 12
     torch.manual_seed(1)
-    assert draws(1, *readers(12, 3, 2, True, data=data)) == expected
-    resumed = Reader(12, 6, Worker(), True, data=data)
+    assert draws(1, *readers(12, size and 3, 2, True, data=data)) == expected
+    resumed = Reader(12, size, Worker(), True, data=data)
     resumed.loader.load_state_dict({"epoch": 1, "samples": 6, "length": 12})
     rest = draws(1, resumed)
     assert len(rest) == 6 and rest.items() <= expected.items()
     assert draws(2, resumed).items().isdisjoint(expected.items())
-    sent = SeedingIndices((5, 2), 3, 1)
-    own, its = ([(index, random.random()) for index in each] for each in (sent, pickle.loads(pickle.dumps(sent))))
-    assert own == its
+
+
+def test_what_seeds_samples_reaches_loader_processes() -> None:
+    sent: Any = Reader(12, 6, Worker(), True, data=Augmented())
+    dataset, indices = pickle.loads(pickle.dumps((sent.loader._loader.dataset, SeededIndices((5, 2), 3, 1))))
+    assert dataset.__getitems__(indices) == sent.loader._loader.dataset.__getitems__(SeededIndices((5, 2), 3, 1))
+    dataset.scale = 2
+    assert dataset.scale == 2 and isinstance(sent.loader.dataset, Augmented) and len(dataset) == 12
+
+
+def test_a_dataset_that_collates_by_itself_loads_whole_batches() -> None:
+    class Columns(Dataset[Any]):
+        def __len__(self) -> int:
+            return 12
+
+        def __getitems__(self, indices: list[int]) -> Any:
+            return torch.tensor(indices), torch.rand(len(indices))
+
+    first, again = (list(Reader(12, 6, Worker(), True, data=Columns(), collate_fn=tuple).loader) for _ in range(2))
+    assert [len(indices) for indices, _ in first] == [6, 6]
+    assert all(map(torch.equal, sum(first, ()), sum(again, ())))
+
+
+def test_what_is_known_to_draw_nothing_is_not_seeded() -> None:
+    plain = TensorDataset(torch.arange(12))
+    for data in (plain, Subset(plain, range(6)), ConcatDataset([plain, Subset(Subset(plain, range(6)), range(3))])):
+        assert draws_nothing(data)
+    for data in (Augmented(), Subset(Augmented(), range(6)), ConcatDataset([plain, Augmented()])):
+        assert not draws_nothing(data)
 
 
 def test_the_order_is_documented() -> None:
