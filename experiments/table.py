@@ -50,6 +50,11 @@ _ENTRIES = (
         ".waiting.experiment:Waiting",
         "Delay one worker before each step, and compare the others' waiting with the delay.",
     ),
+    Entry(
+        "memory",
+        ".memory.experiment:Memory",
+        "Measure memory and time with gradient checkpointing and with budgets, and compare losses and gradients.",
+    ),
 )
 EXPERIMENTS = {entry.name: entry for entry in _ENTRIES}
 

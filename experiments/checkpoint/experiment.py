@@ -12,8 +12,8 @@ import click
 from ...adapters.registry import strategy_row
 from ...plugins.conformance.variants import LOSS_BOUND, WEIGHT_BOUND
 from ..experiment import Column, Experiment, Finished, Job, Row, above, below, placements
+from ..peak import FREE_AT_ONCE
 from .bounds import JUDGED_MB, LAYER_BYTES, SAVE_RATIO, SHARDING, layers_for, peak_ratio_bound
-from .memory import FREE_AT_ONCE
 
 _PAIRS, _THROUGHPUT = "pairs", "throughput"
 _SAVE, _LOAD, _TIME_SAVES, _TIME_LOAD = "save", "load all", "time saves", "time load"

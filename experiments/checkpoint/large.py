@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from ...adapters import Progress, Strategy, create_strategy
+from ..peak import peak_growth
 from ..progress import tell
 from . import raw
 from .bounds import LAYER_BYTES, WIDTH
-from .memory import peak_growth
 
 _SMALL = 1  # layers of a first save and load, so that imports, threads and connections are not measured
 

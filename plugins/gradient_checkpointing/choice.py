@@ -1,8 +1,8 @@
 """Choose the layers to checkpoint, so that activations fit into a budget with the least recomputation.
 
 The model is a chain of layers. At the end of the forward pass each layer keeps its activations, or only its input if it
-is checkpointed. In the backward pass a checkpointed layer's activations come back, while the layers before it still keep
-theirs. The peak is the largest of these sums.
+is checkpointed. In the backward pass a checkpointed layer's activations come back, while the layers before it still
+keep theirs. The peak is the largest of these sums.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _CELLS = 2**18
 class LayerCost:
     """What one layer costs in one micro-batch.
 
-    activation_bytes: what stays for the backward pass at the end of the forward pass if it is not checkpointed. A tensor
-        that several layers save counts once.
+    activation_bytes: what stays for the backward pass at the end of the forward pass if it is not checkpointed. A
+        tensor that several layers save counts once.
     input_bytes: what stays if it is checkpointed.
     seconds: its forward pass, which checkpointing adds.
     recomputed_bytes: what it holds in its own backward pass if it is checkpointed; `None`: `activation_bytes`, or

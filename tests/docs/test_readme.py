@@ -28,6 +28,7 @@ from farandole.adapters.launch.start import find_launcher
 from farandole.adapters.registry import ENTRY_POINT_GROUP
 from farandole.cli.main import main
 from farandole.plugins.conformance.servers import WorkerServers
+from farandole.plugins.gradient_checkpointing import GradientCheckpointing
 from farandole.plugins.launch.installed import package, problem
 from farandole.plugins.launch.job import JobResult, run_marked
 
@@ -130,17 +131,18 @@ def losses(job: JobResult, waits: int) -> dict[int, float]:
 
 
 def plug_in(folder: Path, name: str) -> None:
-    """Add a callback to a program, as the README says."""
-    (patch,) = (block for block in fences("diff") if block.startswith(f" # {name}\n"))
-    lines, place = programs()[name].splitlines(), 0
-    for change in patch.splitlines():
-        if change.startswith("+"):
-            lines.insert(place, change[1:])
-            place += 1
-        else:
-            place = lines.index(change[1:], place) + (change[0] == " ")
-            if change.startswith("-"):
-                del lines[place]
+    """Add callbacks to a program, as the README says, one after the other."""
+    lines = programs()[name].splitlines()
+    for patch in (block for block in fences("diff") if block.startswith(f" # {name}\n")):
+        place = 0
+        for change in patch.splitlines():
+            if change.startswith("+"):
+                lines.insert(place, change[1:])
+                place += 1
+            else:
+                place = lines.index(change[1:], place) + (change[0] == " ")
+                if change.startswith("-"):
+                    del lines[place]
     (folder / name).write_text("\n".join(lines))
 
 
@@ -151,9 +153,12 @@ def test_programs_are_all_run_here() -> None:
 @pytest.mark.skipif(HOROVOD_IS_MISSING, reason="Horovod is not installed")
 @pytest.mark.timeout(120)
 def test_loop_as_written(folder: Path) -> None:
-    """The commands below the loop, one after the other: by `local`, by `ddp`, and resumed by `horovod`."""
+    """The commands below the loop: by `local`, by `ddp`, and resumed by `horovod`, there with checkpointed layers."""
     block = next(block for block in fences("bash") if "--resume" in block)
-    local, ddp, resumed = (run(folder, *FARANDOLE, *shlex.split(line)[1:]) for line in block.splitlines())
+    *lines, last = (FARANDOLE + shlex.split(line)[1:] for line in block.splitlines())
+    local, ddp = (run(folder, *line) for line in lines)
+    plug_in(folder, "train.py")
+    resumed = run(folder, *last)
     assert list(local) == [1, 2, 3, 4, 5, 6]
     assert list(ddp) == [1, 2, 3]
     assert list(resumed) == [4, 5, 6]
@@ -170,7 +175,7 @@ def test_callback_as_written(folder: Path, worker_servers: WorkerServers) -> Non
 @pytest.mark.skipif(HOROVOD_IS_MISSING or package("tensorflow") is None, reason="an engine is not installed")
 @pytest.mark.timeout(200)
 def test_fit_as_written(folder: Path, worker_servers: WorkerServers) -> None:
-    """The commands below `fit`: one process, and two engines at two numbers of workers, the last with a callback."""
+    """The commands below `fit`: one process, and two engines at two numbers of workers, the last with callbacks."""
     block = next(block for block in fences("bash") if "fit.py" in block)
     *lines, last = block.splitlines()
     alone, two = (run_up(worker_servers, folder, line) for line in lines)
@@ -184,7 +189,7 @@ def test_fit_as_written(folder: Path, worker_servers: WorkerServers) -> None:
 @pytest.mark.skipif(HOROVOD_IS_MISSING or package("lightning") is None, reason="Horovod or Lightning is not installed")
 @pytest.mark.timeout(200)
 def test_trainer_as_written(folder: Path, worker_servers: WorkerServers) -> None:
-    """The commands below the Trainer: it starts its own workers, and two launchers do, the last with a callback."""
+    """The commands below the Trainer: it starts its own workers, and two launchers do, the last with callbacks."""
     block = next(block for block in fences("bash") if "python lightning_train.py" in block)
     own = {"python": [sys.executable], "horovodrun": [find_launcher("horovodrun")]}
     *lines, last = block.splitlines()
@@ -284,6 +289,14 @@ def test_options_and_defaults_are_those_of_the_strategy(name: str) -> None:
     actual = {option: parameter.default for option, parameter in parameters.items() if option not in row.options}
     (listed,) = (options for pattern, options in listed_options().items() if fnmatch(name, pattern))
     assert listed == actual
+
+
+def test_options_of_gradient_checkpointing_are_those_of_the_callback() -> None:
+    listed = dict(inline(row[0]).split("=", 1) for row in table("Option of GradientCheckpointing", "What it does"))
+    parameters = inspect.signature(GradientCheckpointing).parameters
+    assert {name: ast.literal_eval(default) for name, default in listed.items()} == {
+        name: parameter.default for name, parameter in parameters.items()
+    }
 
 
 def launches() -> list[tuple[str, dict[str, str]]]:

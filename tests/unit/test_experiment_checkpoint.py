@@ -12,9 +12,9 @@ from rich.console import Console
 from farandole.adapters.registry import strategy_row
 from farandole.experiments.checkpoint.bounds import LAYER_BYTES, PARAMETER_BYTES, layers_for, peak_ratio_bound
 from farandole.experiments.checkpoint.experiment import Checkpoint
-from farandole.experiments.checkpoint.memory import FREE_AT_ONCE, peak_growth
 from farandole.experiments.checkpoint.raw import STATES
 from farandole.experiments.experiment import Finished, Job, Row
+from farandole.experiments.peak import FREE_AT_ONCE, peak_growth
 from farandole.experiments.report import Report
 from farandole.plugins.conformance.framework import reference_curve
 from farandole.plugins.conformance.worker import SAVED_DTYPE, SAVED_STEPS, SAVED_VARIANT

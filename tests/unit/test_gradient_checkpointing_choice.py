@@ -126,8 +126,8 @@ def test_a_plan_is_told_in_a_table() -> None:
         "c.0 ... c.1 (2)      2.0 KiB  1.0 KiB  2.00 ms  recomputed",
         "c.2                  2.0 KiB  1.0 KiB  2.00 ms",
         "others             500 bytes",
-        "2 of 4 layers recomputed: 3.0 MiB of activations instead of 12.0 MiB, with a budget of 1.0 GiB; 4.00 ms more a "
-        "micro-batch",
+        "2 of 4 layers recomputed: 3.0 MiB of activations instead of 12.0 MiB, with a budget of 1.0 GiB; "
+        "4.00 ms more a micro-batch",
     ]
 
 
