@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def _not_monotone(rows: Sequence[Row]) -> list[str]:
     failures = []
     for group in series.values():
         ordered = sorted(group, key=lambda row: setting(row["setting"]).share or 0)
-        for small, large in zip(ordered, ordered[1:], strict=False):
+        for small, large in itertools.pairwise(ordered):
             for name in ("activation_mb", "predicted_mb"):
                 if large[name] is not None:
                     failures += above(small, name, large[name])

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode  # documented in PyTorch's notes on extending it
+
+from .compat import DispatchMode
 
 
 def living_bytes(model: nn.Module, act: Callable[[], object]) -> int:
@@ -24,7 +25,7 @@ def living_bytes(model: nn.Module, act: Callable[[], object]) -> int:
     return counter.most
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(DispatchMode):  # type: ignore[misc]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.most = 0

@@ -5,8 +5,9 @@
 `plan(model, batch, loss_fn, budget=0.5)` returns the same choice without training; `print` shows it as a table.
 """
 
+from .budget import Budget
 from .callback import GradientCheckpointing, plan
 from .choice import LayerCost, Plan
-from .selection import Candidate
+from .selection import Candidate, Layers
 
-__all__ = ["Candidate", "GradientCheckpointing", "LayerCost", "Plan", "plan"]
+__all__ = ["Budget", "Candidate", "GradientCheckpointing", "LayerCost", "Layers", "Plan", "plan"]

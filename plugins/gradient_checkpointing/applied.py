@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,10 @@ class Options:
     offload: bool = False
 
 
-class Applied(ABC):
+class Applied:
     """The checkpointing of one model. It keeps no strategy, so that it can be copied.
+
+    Methods do nothing until they are overridden; every worker calls them at the same point of the training.
 
     plan: what was chosen last, the same on every worker; `None` before the first choice, and without a budget if
         nothing was measured.
@@ -34,9 +35,17 @@ class Applied(ABC):
 
     plan: Plan | None = None
 
-    def end_step(self, strategy: Strategy) -> None:
-        """Called after each step on every worker: the place to choose, and to tell the others."""
+    def begin(self, strategy: Strategy) -> None:
+        """Called before the first step, when all layers are built."""
 
-    @abstractmethod
+    def begin_step(self, strategy: Strategy) -> None:
+        """Called before each step."""
+
+    def end_step(self, strategy: Strategy) -> None:
+        """Called after each step: the place to choose, and to tell the others."""
+
+    def end_training(self) -> None:
+        """Called once after the last step, also if it failed; call no collective in it."""
+
     def unapply(self) -> None:
         """Give the model back as it was."""

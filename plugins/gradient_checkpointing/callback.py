@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...adapters.callback import Callback, Run, StepRecord
 from ...adapters.errors import OptionError
+from ...adapters.progress import Progress
 from .applied import Applied, Options
 from .budget import Budget, check_budget
 from .choice import Plan
@@ -73,6 +74,12 @@ class GradientCheckpointing(Callback):
 
     def on_begin(self, run: Run) -> None:
         self._strategy = run.strategy
+        if self._applied is not None:
+            self._applied.begin(run.strategy)
+
+    def on_step_begin(self, progress: Progress) -> None:
+        if self._applied is not None and self._strategy is not None:
+            self._applied.begin_step(self._strategy)
 
     def on_step_end(self, step: StepRecord) -> None:
         if self._applied is None or self._strategy is None:
@@ -84,6 +91,8 @@ class GradientCheckpointing(Callback):
                 _log.info("gradient checkpointing:\n%s", self._told)
 
     def on_end(self, error: BaseException | None) -> None:
+        if self._applied is not None:
+            self._applied.end_training()
         self._strategy = None  # so that this can be copied
 
 

@@ -206,9 +206,7 @@ class _Chain:
         peak = np.maximum(self._released + self._unit * peak, self._other + self._unit * kept)
         best = int(np.lexsort((peak, time))[0])
         checkpointed = set()
-        for cost, layer, better in zip(
-            reversed(self._costs), reversed(self._layers), reversed(decisions), strict=True
-        ):
+        for cost, layer, better in zip(reversed(self._costs), reversed(self._layers), reversed(decisions), strict=True):
             if better[best >> 3] >> (7 - best % 8) & 1:
                 checkpointed.add(cost.name)
                 best -= layer[1]
