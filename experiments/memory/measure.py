@@ -106,7 +106,7 @@ def _seconds(training: Training, batch: Batch, number: int, steps: int) -> float
 
 
 def _state(training: Training) -> dict[str, Any]:
-    return {name: np.array(value) for name, value in training.weights()}
+    return {name: np.asarray(value).copy() for name, value in training.weights()}  # they may be the model's own
 
 
 def _difference(

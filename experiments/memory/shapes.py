@@ -1,4 +1,4 @@
-"""The sizes of the models of `memory`: activations of some hundred MB, and much less of parameters."""
+"""The sizes of the models of `memory`: activations of about 100 MB, and much less of parameters."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Convnet:
 Shape = Transformer | Convnet
 
 SHAPES: dict[str, Shape] = {
-    "transformer": Transformer(blocks=12, width=128, heads=4, length=128, batch=16),  # 2.4 million parameters
-    "convnet": Convnet(blocks=16, width=32, size=32, batch=16),  # 0.3 million
+    "transformer": Transformer(blocks=12, width=128, heads=4, length=128, batch=8),  # 2.4 million parameters
+    "convnet": Convnet(blocks=16, width=32, size=32, batch=8),  # 0.3 million
     "billion": Transformer(blocks=20, width=2048, heads=16, length=1024, batch=4, half=True),  # needs a GPU
 }
 DEFAULT = ("transformer", "convnet")
