@@ -47,10 +47,11 @@ def measure(strategy_name: str, model_name: str, setting_name: str, steps: int, 
             batches = iter(training.batches(data, shape.batch * workers))
             before = _state(training)
             losses = [float(training.step(next(batches))) for _ in range(_COMPARED - 1)]
-        except CallbackError as error:
-            if how.share is None or not isinstance(error.__cause__, OptionError):
+        except (CallbackError, OptionError) as error:
+            reason = error.__cause__ if isinstance(error, CallbackError) else error
+            if how.share is None or not isinstance(reason, OptionError):
                 raise
-            return {"refused": str(error.__cause__)}
+            return {"refused": str(reason)}
         reference = folder / f"{strategy_name}-{workers}-{model_name}.npz"
         batch = next(batches)
         peak = _peak(strategy.device, framework, lambda: losses.append(float(training.step(batch))))

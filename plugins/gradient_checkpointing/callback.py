@@ -33,8 +33,8 @@ class GradientCheckpointing(Callback):
         layers: which ones may be: "blocks", the outermost repeated layers; names or patterns such as "blocks.*";
             classes; a function from a `Candidate` to a bool; or a list of these. Of nested ones, the outermost.
         budget: bytes of activations on each worker, as an int or text such as "4GiB", or a share (a float up to 1) of
-            what they take without checkpointing. The layers that fit with the least recomputation are chosen, by rank 0
-            for all workers, and chosen again for larger batches. `None` checkpoints all of `layers`.
+            what they take without checkpointing. The layers that fit with the least recomputation are chosen, the same
+            on all workers, and chosen again for larger batches. `None` checkpoints all of `layers`.
         operators: keep what some operators return, and recompute the rest: `True` keeps matrix products, convolutions
             and attention; a list names PyTorch's operators. PyTorch only.
         offload: keep inputs in host memory. On CUDA only.
