@@ -55,6 +55,30 @@ class ModelView(View):
     seed_generators = Name("_seed_generators")
 
 
+class OperationView(View):
+    """`keras.Operation` (ops/operation.py), the base of layers: the `keras.RematScope` in which it was made."""
+
+    library = KERAS
+    remat_mode = Name("_remat_mode")
+
+
+class VariableView(View):
+    """`keras.Variable` (backend/common/variables.py).
+
+    value: TensorFlow's variable, whatever scope is open; `None` if Keras has not made it yet.
+    """
+
+    library = KERAS
+    value = Name("_value")
+
+
+class GraphView(View):
+    """`tf.Graph` (framework/ops.py): the functions that its operations call, by name."""
+
+    library = TENSORFLOW
+    function = Method("_get_function")
+
+
 class OptimizerView(View):
     """`keras.optimizers.Optimizer` (optimizers/base_optimizer.py, backend/tensorflow/optimizer.py)."""
 
@@ -63,6 +87,9 @@ class OptimizerView(View):
     all_reduce_sum = Method("_all_reduce_sum_gradients")
 
 
+_MASKS = "keras.src.backend.common.masking"
+_GET_MASK, _SET_MASK = (_MASKS, "get_keras_mask"), (_MASKS, "set_keras_mask")
+_STATELESS = ("keras.src.backend.common.stateless_scope", "in_stateless_scope")
 _BATCH_SIZE = "_batch_size"
 _SEEDS = ("_seed", "_seed2")
 _RESHUFFLES = "_reshuffle_each_iteration"
@@ -88,6 +115,9 @@ def check() -> None:
                 raise TENSORFLOW.lacks(f"{stage}.{name}")
     ModelView.check_class(keras.Model)
     OptimizerView.check_class(keras.optimizers.Optimizer)
+    GraphView.check_class(tf.Graph)
+    for module, name in (_GET_MASK, _SET_MASK, _STATELESS):
+        KERAS.load(module, name)
 
 
 def eager_context() -> EagerContext:
@@ -96,6 +126,27 @@ def eager_context() -> EagerContext:
 
 def autograph() -> Autograph:
     return Autograph(TENSORFLOW.get(TENSORFLOW.get(tf, "__internal__"), "autograph"))
+
+
+def in_stateless_scope() -> bool:
+    """Whether a `keras.StatelessScope` is open, so that variables' values are the scope's."""
+    return bool(KERAS.load(*_STATELESS)())
+
+
+def mask_of(tensor: Any) -> Any:
+    """Return a tensor's Keras mask; `None` if it has none."""
+    return KERAS.load(*_GET_MASK)(tensor)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Give a tensor a Keras mask."""
+    KERAS.load(*_SET_MASK)(tensor, mask)
+
+
+def called_graph(graph: tf.Graph, function: str) -> tf.Graph:
+    """Return the graph of a function that an operation of `graph` calls, for example a loop's body."""
+    called: tf.Graph = TENSORFLOW.get(GraphView(graph).function(function), "graph")
+    return called
 
 
 def cluster_jobs(spec: tf.train.ClusterSpec) -> list[tuple[str, int]]:

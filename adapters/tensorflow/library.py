@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from ..errors import EngineUnavailableError, OptionError
 from .compat import ModelView, eager_context
@@ -55,6 +56,12 @@ def _legacy_switch() -> str:
 def context_is_initialized() -> bool:
     """Whether TensorFlow has created its devices, as the first operation does; after that they are fixed."""
     return bool(eager_context().is_initialized)
+
+
+def compiled_loss(model: Any, batch: Any) -> tf.Tensor:
+    """Return the loss with which a model was compiled, of `(x, y)` or `(x, y, sample_weight)`."""
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    return model.compute_loss(x=x, y=y, y_pred=model(x, training=True), sample_weight=weight, training=True)
 
 
 def random_seed_generators(model: Any) -> list[Any]:

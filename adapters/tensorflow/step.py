@@ -12,6 +12,7 @@ from ..errors import DataError, OptionError
 from ..training import StepOptions
 from .compat import autograph
 from .library import random_seed_generators
+from .planning import planner_of
 from .stamps import stamp_after
 from .strategy import TensorFlowStrategy
 
@@ -65,7 +66,10 @@ class CompiledStep:
             random_seed: seed of Keras's random layers in this step; `None` leaves them alone.
         """
         seeded = random_seed is not None and bool(self._generators)
-        key = (str(tf.nest.map_structure(str, spec)), len(micro), seeded)
+        planner = planner_of(self._model)
+        if planner is not None:
+            planner.before_step(micro[0], self._loss_fn)
+        key = (str(tf.nest.map_structure(str, spec)), len(micro), seeded, planner and planner.generation)
         if key not in self._functions:
             self._functions[key] = self._compile(spec, len(micro), seeded)
         seed = tf.constant(random_seed if seeded else 0, tf.int64)

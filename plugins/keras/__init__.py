@@ -11,6 +11,7 @@ with create_strategy("tf_multiworker") as strategy:
     model.fit(x, y, batch_size=64, epochs=3, validation_data=(x_test, y_test))
 """
 
+from ..gradient_checkpointing import GradientCheckpointing
 from ..metrics import WorkerMetrics
 from .callbacks import BroadcastInitialState, LearningRateWarmup, MetricAverage
 from .compat import check
@@ -18,4 +19,11 @@ from .distribute import distribute
 
 check()
 
-__all__ = ["BroadcastInitialState", "LearningRateWarmup", "MetricAverage", "WorkerMetrics", "distribute"]
+__all__ = [
+    "BroadcastInitialState",
+    "GradientCheckpointing",
+    "LearningRateWarmup",
+    "MetricAverage",
+    "WorkerMetrics",
+    "distribute",
+]

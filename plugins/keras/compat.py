@@ -5,8 +5,6 @@ Files are those of Keras 3.15, below `keras/src/`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 
 from ...adapters.tensorflow.compat import KERAS
@@ -51,13 +49,6 @@ class ScheduledOptimizer(View):
     learning_rate = Name("_learning_rate")  # a number's variable, or the schedule itself
 
 
-class VariableView(View):
-    """`keras.Variable` (backend/common/variables.py)."""
-
-    library = KERAS
-    value = Name("_value")
-
-
 def check() -> None:
     """Check what the class of models has.
 
@@ -66,12 +57,3 @@ def check() -> None:
     """
     if keras.backend.backend() == "tensorflow":  # with others, `distribute` cannot be used
         FitModel.check_class(keras.Model)
-        KERAS.load(*_MASK)
-
-
-_MASK = ("keras.src.backend.common.masking", "get_keras_mask")
-
-
-def has_mask(tensor: Any) -> bool:
-    """Whether a tensor has a Keras mask."""
-    return KERAS.load(*_MASK)(tensor) is not None

@@ -9,12 +9,14 @@ import keras
 import tensorflow as tf
 
 from ...adapters.errors import DataError
+from ...adapters.tensorflow.pipeline import batch_size_of
 from ...adapters.worker import Worker
 
 OTHER_ORDER = (
     "workers see different samples in the same global batch, so that some would come twice and others never: give "
     "every worker the same data in the same order (shuffle with a seed; do not shard it: fit does that)"
 )
+_KERAS_BATCH = 32  # Keras's own batch_size
 _HASHES = 256  # squares of 256 workers add up exactly in float32; a collision is unlikely to repeat in the next batch
 
 
@@ -67,6 +69,28 @@ def check_size(what: str, data: Any, steps: int | None, option: str) -> None:
             f"{what} is a tf.data.Dataset of {kind} size, so workers cannot agree where an epoch ends: pass {option}, "
             "or give its size with .apply(tf.data.experimental.assert_cardinality(n))"
         )
+
+
+def rows_of_batches(data: Any, batch_size: int | None) -> int | None:
+    """Return the number of samples in the global batches of `fit`; `None` if it is not known before they are read."""
+    if isinstance(data, tf.data.Dataset):
+        return batch_size_of(data)
+    if isinstance(data, keras.utils.PyDataset):
+        return int(_first(data[0]).shape[0])
+    lengths = [leaf.shape[0] for leaf in keras.tree.flatten(data) if hasattr(leaf, "shape")]
+    return min(batch_size or _KERAS_BATCH, int(lengths[0])) if lengths else None
+
+
+def specs_of_share(specs: Any, rows: int | None, worker: Worker) -> Any:
+    """Return the specs of the largest share of a global batch of `rows` samples."""
+    share = None if rows is None else -(-rows // worker.world_size)
+
+    def of(spec: Any) -> Any:
+        if isinstance(spec, tf.TensorSpec):
+            return tf.TensorSpec([share, *spec.shape[1:]], spec.dtype)
+        return spec if hasattr(spec, "dtype") else None  # an optional input
+
+    return keras.tree.map_structure(of, specs)
 
 
 def _first(data: Any) -> Any:

@@ -20,7 +20,7 @@ from ...adapters.tensorflow.strategy import TensorFlowStrategy
 from ...adapters.tensorflow.training import warn_of_batch_norm
 from .agreement import Agreement, callbacks_of
 from .compat import FitModel
-from .data import OTHER_ORDER, check_size
+from .data import OTHER_ORDER, check_size, rows_of_batches
 from .distribution import Distribution
 from .functions import make_functions_of
 from .records import StepHooks, parted, refuse_changing
@@ -74,7 +74,7 @@ def distribute(model: M, strategy: Strategy, callbacks: Sequence[Callback] = ())
     for name in ("train_function", "test_function", "predict_function"):
         setattr(model, name, None)  # compiled before for one process
     fitted.build_if_needed = distribution.build
-    make_functions_of(model, strategy.worker, distribution.run, distribution.records)
+    make_functions_of(model, strategy.worker, distribution)
     model.fit = _fit(model, strategy, distribution, callbacks)
     model.evaluate = _quiet(model.evaluate, strategy, distribution)
     model.predict = _quiet(model.predict, strategy, distribution)
@@ -92,6 +92,7 @@ def _fit(
         distribution.check()
         distribution.tunes_datasets = isinstance(bound.get("x"), tf.data.Dataset)
         check_size("x", bound.get("x"), bound.get("steps_per_epoch"), "steps_per_epoch")
+        distribution.rows = rows_of_batches(bound.get("x"), bound.get("batch_size"))
         check_size("validation_data", bound.get("validation_data"), bound.get("validation_steps"), "validation_steps")
         if isinstance(bound.get("callbacks"), keras.callbacks.CallbackList):
             raise OptionError("pass callbacks as a list: a CallbackList cannot be divided among workers")

@@ -10,11 +10,12 @@ import keras
 import tensorflow as tf
 
 from ...adapters.errors import OptionError
+from ...adapters.tensorflow.compat import mask_of
 from ...adapters.tensorflow.step import agree, keep_when_placeholder
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 from ...adapters.tensorflow.training import prepare_variables
-from .compat import CompiledLoss, EpochIterator, FitModel, has_mask
-from .data import OTHER_ORDER, fingerprint, own_rows
+from .compat import CompiledLoss, EpochIterator, FitModel
+from .data import OTHER_ORDER, fingerprint, own_rows, specs_of_share
 from .metrics import MetricStates
 from .optimizer import reduce_before_applying
 from .records import LOSS, WAITS, Records
@@ -32,6 +33,7 @@ class Distribution:
     Keras gives it each step with a global batch. It runs the step on this worker's share, as a replica of the strategy.
 
     records: the record of each training step for farandole's callbacks.
+    rows: the samples of this fit's global batches, if they are known.
     """
 
     num_replicas_in_sync = 1  # Keras divides losses by it, but here they are means over the global batch
@@ -40,6 +42,7 @@ class Distribution:
         self._model = model
         self._strategy = strategy
         self.records = Records(strategy)
+        self.rows: int | None = None
         self._steps = 0
         # tf.data's autotuner may take seconds to end after an epoch, on any worker, while all others wait. Keras's own
         # datasets of arrays need no tuning; a user's dataset may.
@@ -67,7 +70,7 @@ class Distribution:
         if model.run_eagerly:
             raise OptionError("run_eagerly=True runs on one worker only: compile the model with run_eagerly=False")
         for output in getattr(model, "outputs", None) or []:
-            if has_mask(output):
+            if mask_of(output) is not None:
                 raise OptionError(
                     "the model's output has a mask, and each worker would divide by its own mask's count: weigh the "
                     "samples with sample_weight instead, or write a loop with batches(weight=...)"
@@ -119,6 +122,10 @@ class Distribution:
         if not self.tunes_datasets:
             options.autotune.enabled = False
         return dataset.with_options(options)
+
+    def share_of(self, iterator: Any) -> Any:
+        """Return the specs of the largest share of an iterator's batches."""
+        return specs_of_share(iterator.element_spec, self.rows, self._strategy.worker)
 
     def run(self, step: Callable[[Any], Any], args: Sequence[Any] = ()) -> Any:
         """Run one of Keras's steps on a global batch; Keras compiles the caller."""

@@ -10,39 +10,58 @@ from typing import Any
 import tensorflow as tf
 
 from ...adapters.errors import DataError
+from ...adapters.tensorflow.library import compiled_loss
+from ...adapters.tensorflow.planning import planner_of
 from ...adapters.worker import Worker
 from .compat import FitModel
-from .records import Records, stamped
+from .distribution import Distribution
+from .records import stamped
 
 Step = Callable[[Any], Any]
 
 
-def make_functions_of(model: Any, worker: Worker, run: Callable[[Step, tuple[Any]], Any], records: Records) -> None:
+def make_functions_of(model: Any, worker: Worker, distribution: Distribution) -> None:
     """Give a model functions that look up a step's graph once per iterator, and report data that end too soon.
 
     Keras calls a `tf.function` at each step, which examines its arguments again, and wraps the results in an optional
     that two more operations unwrap: half a millisecond or more, in which the devices are idle. All batches of an
     iterator have the same structure, so its graph is looked up once.
-
-    Args:
-        run: runs a step on a batch, as `tf.distribute.Strategy.run` does.
-        records: records each training step.
     """
     fitted = FitModel(model)
     stock = fitted.make_function
+    records = distribution.records
 
-    @functools.wraps(stock)
-    def make_function(step: Step) -> Step:
+    def made(step: Step) -> Step:
         function: Step = stock(step)
         # In a loop, eagerly or under XLA, Keras compiles a step differently, or not at all.
         if not (model.steps_per_execution > 1 or model.run_eagerly or model.jit_compile):
-            on_batch = fitted.open_optionals(lambda batch: run(step, (batch,)))
+            on_batch = fitted.open_optionals(lambda batch: distribution.run(step, (batch,)))
             function = _looking_up_once(on_batch, function, records.stamped and step == model.train_step)
-        if worker.world_size > 1:
-            function = _telling_of_the_end(function)
-        return records.of(function) if step == model.train_step else function
+        return _telling_of_the_end(function) if worker.world_size > 1 else function
+
+    @functools.wraps(stock)
+    def make_function(step: Step) -> Step:
+        if step != model.train_step:
+            return made(step)
+        return records.of(_planned(model, distribution, lambda: made(step)))
 
     fitted.make_function = make_function
+
+
+def _planned(model: Any, distribution: Distribution, make: Callable[[], Step]) -> Step:
+    """Return a training step that is made again when its model's planner asks for that."""
+    made, generation = make(), 0
+
+    def step(iterator: Any) -> Any:
+        nonlocal made, generation
+        planner = planner_of(model)
+        if planner is not None:
+            planner.before_step(distribution.share_of(iterator), compiled_loss)
+            if planner.generation != generation:
+                made, generation = make(), planner.generation
+        return made(iterator)
+
+    return step
 
 
 def _looking_up_once(on_batch: Step, stock: Step, with_stamps: bool) -> Step:

@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 
 from ...adapters.errors import OptionError
+from ...adapters.tensorflow.compat import VariableView
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
-from .compat import VariableView
 
 
 class MetricStates:

@@ -35,6 +35,7 @@ from farandole.adapters.callback import PHASES
 from farandole.adapters.undocumented import Name
 from farandole.plugins.keras import (
     BroadcastInitialState,
+    GradientCheckpointing,
     LearningRateWarmup,
     MetricAverage,
     WorkerMetrics,
@@ -420,6 +421,55 @@ def callbacks_of_farandoles_see_each_step(strategy: Any, folder: Path) -> None:
             fit(thawed[1], x=X[:32], y=Y[:32], callbacks=[other, watcher])
         assert len(watcher.ended) == 1
         assert [type(error) for error in other.ended] == [type(None) if method == "on_end" else CallbackError]
+
+
+class Block(keras.layers.Layer):
+    """A residual with statistics and dropout, whose layers Keras builds in fit; counts how often it is traced."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(12, kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
+        self.normalization = keras.layers.BatchNormalization(momentum=0.5)
+        self.dropout = keras.layers.Dropout(0.3, seed=seed)
+        self.traces = 0
+
+    def call(self, x: Any) -> Any:
+        self.traces += 1
+        return x + self.dropout(self.normalization(self.dense(x)))
+
+
+class Blocks(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [Block(seed) for seed in range(3)]
+        self.head = keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(seed=9))
+
+    def call(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+@check
+def checkpointed_layers_fit_as_without(strategy: Any, folder: Path) -> None:
+    def make() -> Any:
+        model = Blocks()
+        compile_model(model)
+        return model
+
+    found, traces = [], []
+    for callbacks in ([], [GradientCheckpointing("blocks.*")]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of BatchNormalization
+            model = made(strategy, make, callbacks)
+        history = fit(model, epochs=2, validation_data=(VALIDATION_X, VALIDATION_Y)).history
+        found.append([*history.values(), *model.get_weights()])
+        traces.append(model.blocks[0].traces)
+    for other, own in zip(*found, strict=True):
+        assert np.allclose(own, other, atol=1e-6, rtol=1e-6)
+    assert traces[1] == traces[0] + 1, "it is traced again for the backward pass only"
+    with pytest.raises(OptionError, match=r"distribute\(model, strategy, callbacks=\[GradientCheckpointing"):
+        fit(model, callbacks=[GradientCheckpointing()])
 
 
 @check

@@ -32,6 +32,7 @@ CHECKED = [(strategy, 2, name) for strategy in ENGINES for name in CHECKS]
 ON_BOTH = {"arrays", "clipnorm", "own_train_step", "empty_shares", "steps_per_execution", "gradient_accumulation_steps"}
 ON_HOROVOD = {"class_weight", "validation_split", "compiled_again"}
 CHECKED_ON_BOTH = {
+    "checkpointed_layers_fit_as_without",
     "data_that_workers_do_not_share_are_refused",
     "shuffles_without_a_seed_are_the_same_everywhere",
     "a_metric_read_by_one_worker_alone_is_global",

@@ -1,0 +1,90 @@
+"""Contract 10: checkpointed layers train as without, dropout and statistics included."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from .....adapters import Callback, Strategy
+from ....gradient_checkpointing import GradientCheckpointing
+from ...checks.common import same_everywhere, weights_of
+from .table import TENSORFLOW
+
+BOUND = 1e-6  # largest difference of a loss or a weight
+
+
+class Block(keras.layers.Layer):  # type: ignore[misc]
+    """Dense, BatchNormalization, dropout and a residual; counts how often it is traced."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.traces = 0
+        self.dense = keras.layers.Dense(8, kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
+        self.normalization = keras.layers.BatchNormalization(momentum=0.5)
+        self.dropout = keras.layers.Dropout(0.5, seed=seed)
+
+    def build(self, shape: Any) -> None:
+        for layer in (self.dense, self.normalization, self.dropout):
+            layer.build(shape)
+
+    def call(self, features: Any) -> Any:
+        self.traces += 1
+        return features + self.dropout(self.normalization(self.dense(features)))
+
+
+class Net(keras.Model):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = [Block(seed) for seed in range(3)]
+
+    def build(self, shape: Any) -> None:
+        for block in self.blocks:
+            block.build(shape)
+        self.built = True
+
+    def call(self, features: Any) -> Any:
+        for block in self.blocks:
+            features = block(features)
+        return features
+
+
+@TENSORFLOW.add
+def checkpointed_layers_train_as_without(strategy: Strategy, folder: Path) -> None:
+    losses, weights = _trained(strategy, [], traces=1)
+    checkpointing = GradientCheckpointing()
+    again, same = _trained(strategy, [checkpointing], traces=2)
+    assert np.max(np.abs(np.subtract(again, losses))) <= BOUND, (again, losses)
+    assert same.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert np.max(np.abs(same[name] - weight)) <= BOUND, name
+    assert np.max(np.abs(weights["5.moving_variance"] - 1)) > 0.01, "the statistics were not moved"
+    trained = [weight for name, weight in same.items() if "moving" not in name]
+    assert same_everywhere(strategy, trained)
+
+
+def _trained(
+    strategy: Strategy, callbacks: Sequence[Callback], traces: int
+) -> tuple[list[float], dict[str, np.ndarray[Any, Any]]]:
+    """Return losses and weights of a few steps, two micro-batches each, the last one with empty shares."""
+    with strategy.scope(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about BatchNormalization, which has its own check
+        model = Net()
+        model.build((None, 8))
+        training = strategy.prepare(
+            model,
+            keras.optimizers.AdamW(0.01, weight_decay=0.1),
+            lambda m, x: tf.reduce_mean(tf.square(m(x, training=True) - 1)),
+            accumulate=2,
+            clip_norm=1.0,
+            callbacks=callbacks,
+        )
+    data = np.random.RandomState(4).randn(49, 8).astype(np.float32)
+    losses = [float(training.step(batch)) for batch in training.batches(data, 12, epochs=2)]
+    assert [block.traces for block in model.blocks] == [2 * traces] * 3, "once for each micro-batch and pass"
+    return losses, weights_of(training)
