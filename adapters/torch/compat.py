@@ -14,7 +14,6 @@ from ..undocumented import Library
 
 TORCH = Library("PyTorch", "torch", ("2.13.0", "2.14.1"), "pip install torch==2.14.1")
 
-
 _CHANGES = "_version"
 
 
@@ -42,7 +41,7 @@ def storage_loader() -> Any:
 
 
 def count_changes(tensor: torch.Tensor) -> int:
-    """Return how often a tensor, or what shares its memory, was changed in place (csrc/autograd/python_variable.cpp)."""
+    """Return how often a tensor's memory was changed in place (csrc/autograd/python_variable.cpp)."""
     changes: int = TORCH.get(tensor, _CHANGES)
     return changes
 

@@ -174,7 +174,7 @@ CASES = {
 
 
 def built(strategy: Strategy, case: Case, refused: Path) -> nn.Module:
-    """Return the model, built inside `scope()`, or before it where the strategy refuses that: `refused` then says so."""
+    """Return the model, built inside `scope()`, or before it if the strategy refuses that, as `refused` then says."""
     torch.manual_seed(0)
     try:
         with strategy.scope():

@@ -48,7 +48,7 @@ def test_mpirun_needs_a_horovod_that_was_built_with_mpi() -> None:
     hvd = pytest.importorskip("horovod.torch", reason="Horovod is not installed")
     if hvd.mpi_built():
         pytest.skip("this Horovod was built with MPI")
-    with pytest.raises(EngineUnavailableError, match="^mpirun started this worker, but .* built without MPI"):
+    with pytest.raises(EngineUnavailableError, match=r"^mpirun started this worker, but .* built without MPI"):
         HorovodJob(hvd, Launch("openmpi", Worker(1, 2))).join(not_asked, lambda: None)
 
 

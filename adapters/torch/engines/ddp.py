@@ -34,9 +34,10 @@ class DDPStrategy(ProcessGroupStrategy):
     Args:
         bucket_cap_mb: size of a gradient bucket in MiB; by default DDP's.
         gradient_as_bucket_view: keep gradients in the buckets, which saves 4 bytes per parameter.
-        static_graph: promise that every step uses the same parameters. The first step then reduces each micro-batch.
-        find_unused_parameters: let a step leave parameters unused; without it DDP stops at such a step. It costs next to
-            nothing where none is unused.
+        static_graph: promise that every step uses the same parameters. The first step then reduces each
+            micro-batch.
+        find_unused_parameters: let a step leave parameters unused; without it DDP stops at such a step. It costs next
+            to nothing where none is unused.
         comm_hook: "fp16" and "bf16" halve the traffic, "powersgd" sends low-rank approximations
             (https://arxiv.org/abs/1905.13727); all of them are lossy.
         matrix_approximation_rank: of "powersgd": the rank of the approximations.

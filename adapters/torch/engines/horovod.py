@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore
 
 from ...capabilities import Capabilities
-from ...errors import EngineUnavailableError, OptionError
+from ...errors import OptionError
 from ...horovod.compat import DistributedOptimizerView, check_torch, internal_error
 from ...horovod.job import HorovodJob
 from ...horovod.library import accelerators, import_horovod, require_nccl
