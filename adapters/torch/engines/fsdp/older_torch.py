@@ -64,7 +64,7 @@ class Resetting:
                 f"an exception ended a backward pass, after which FSDP of PyTorch {torch.__version__} cannot go on: "
                 "start the program anew, or pip install --upgrade torch (2.13 can)"
             )
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             # After an exception the next all-gather does not wait for what changed the shards, on another stream.
             torch.cuda.synchronize()
         for module in self._root.modules():

@@ -92,7 +92,8 @@ class _Varying(nn.Module):
                 hidden = hidden + float(used.get(name, False)) * layer(hidden)
         if used["later_here"] or not self._skips:
             hidden = hidden + float(used["later_here"]) * self.rows((3 * features[:, 0].abs()).long())
-        output: torch.Tensor = self.last(hidden + _NoGradient.apply(self.never(hidden)))
+        never = _NoGradient.apply(self.never(hidden))  # type: ignore[no-untyped-call]
+        output: torch.Tensor = self.last(hidden + never)
         return output
 
 
