@@ -162,8 +162,8 @@ def _failures(launcher: _Launcher, reports: list[FailureReport]) -> list[str]:
                 "network or one of them stopped for longer than the engine's timeout"
             ]
         return [
-            f"farandole: {_workers(silent, first.world_size)} ended without an error (killed, or os._exit); "
-            f"{_workers([report.rank for report in reports], first.world_size)} lost it"
+            f"farandole: {_workers(silent, first.world_size)} ended without an error (killed, or by return, "
+            f"sys.exit(0) or os._exit); {_workers([report.rank for report in reports], first.world_size)} lost it"
         ]
     shown = [] if launcher.is_worker else [first.traceback.rstrip()]
     error = first.error.splitlines()[0]
