@@ -32,6 +32,13 @@ def destroy_process_group() -> None:
         time.sleep(0.02)
 
 
+def share_from_rank_0(tensor: torch.Tensor) -> None:
+    """Give every worker rank 0's values; as bytes, because backends do not support all types."""
+    flat = tensor.contiguous().reshape(-1)
+    dist.broadcast(flat.view(torch.uint8), 0)
+    tensor.copy_(flat.view(tensor.shape))
+
+
 class ProcessGroupStrategy(TorchStrategy):
     """Base of engines that communicate through torch.distributed's default process group.
 

@@ -23,13 +23,14 @@ import runpy
 from farandole.plugins.conformance.torch.checks.steps import TORCH
 from farandole.adapters.torch.engines.fsdp import older_torch
 def main(strategy, folder):
+    before = older_torch.REDUCES_UNUSED, older_torch.RESETS
     older_torch.REDUCES_UNUSED = older_torch.RESETS = False
     try:
         runpy.run_path({str(PROGRAM)!r})["main"](strategy, folder)
         for name in {CHECKS}:
             TORCH[name](strategy, folder)
     finally:
-        older_torch.REDUCES_UNUSED = older_torch.RESETS = True
+        older_torch.REDUCES_UNUSED, older_torch.RESETS = before
 """
 
 BF16 = """

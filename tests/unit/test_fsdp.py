@@ -169,7 +169,7 @@ def test_a_model_that_fsdp_sharded_is_refused_by_name(next_one: str) -> None:
 def test_blocks_are_moved_and_sharded_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """So no GPU holds the whole model: rank 0's values of a block are sent just before the block is sharded."""
     done: list[str] = []
-    send, shard = engine_module._broadcast, engine_module.fully_shard
+    send, shard = engine_module.share_from_rank_0, engine_module.fully_shard
 
     def sends(tensor: torch.Tensor) -> None:
         done.append(f"send {tensor.numel()}")
@@ -179,7 +179,7 @@ def test_blocks_are_moved_and_sharded_one_after_the_other(monkeypatch: pytest.Mo
         done.append(f"shard {type(module).__name__}")
         shard(module, **options)
 
-    monkeypatch.setattr(engine_module, "_broadcast", sends)
+    monkeypatch.setattr(engine_module, "share_from_rank_0", sends)
     monkeypatch.setattr(engine_module, "fully_shard", shards)
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2), nn.LayerNorm(2))
     with create_strategy("fsdp", wrap=["Linear"], device="cpu") as strategy:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ...capabilities import COMPLEX, REAL, Capabilities
 from ...errors import OptionError
 from ..engine import Engine
-from ..process_group import ProcessGroupStrategy
+from ..process_group import ProcessGroupStrategy, share_from_rank_0
 from ..waiting import Note
 from .unused import UnusedParameters
 
@@ -82,6 +82,9 @@ class DDPStrategy(ProcessGroupStrategy):
         )
 
     def wrap(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, accumulate: int = 1) -> Engine:
+        if not _RENAMED:  # then DDP does not send buffers at the start either
+            for buffer in module.buffers():
+                share_from_rank_0(buffer)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         unused = UnusedParameters(module, trained) if self._may_leave_unused and trained else None
         with contextlib.nullcontext() if unused is None else unused.added_to(module):

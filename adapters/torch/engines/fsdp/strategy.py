@@ -17,7 +17,7 @@ from ....errors import OptionError
 from ...elementwise import refuse_unless_elementwise
 from ...engine import Engine, model_of
 from ...meta import allocate
-from ...process_group import ProcessGroupStrategy
+from ...process_group import ProcessGroupStrategy, share_from_rank_0
 from .engine import FSDPEngine, Root
 from .state import rebind, refuse_without_dtensor
 from .units import check_shardable, choose_units
@@ -132,7 +132,7 @@ class FSDPStrategy(ProcessGroupStrategy):
                 own = tensor.detach()
                 # Where rank 0's values replace them, nothing is copied, and memory that was never written is not used.
                 tensor.data = own.to(self.device) if self.worker.is_main else torch.empty_like(own, device=self.device)
-            _broadcast(tensor.detach())
+            share_from_rank_0(tensor.detach())
 
     def _shard(self, module: torch.nn.Module, precision: MixedPrecisionPolicy, reshard_after_forward: bool) -> None:
         if self._mesh is None:
@@ -156,10 +156,3 @@ def _checked_wrap(wrap: Sequence[str] | int) -> tuple[str, ...] | int:
         f"wrap={wrap!r} must be a list of names of module classes, or a positive number of parameters from which an "
         "element of an nn.ModuleList or nn.Sequential is gathered separately"
     )
-
-
-def _broadcast(tensor: torch.Tensor) -> None:
-    """Give every worker rank 0's values; as bytes, because backends do not support all types."""
-    flat = tensor.contiguous().reshape(-1)
-    dist.broadcast(flat.view(torch.uint8), 0)
-    tensor.copy_(flat.view(tensor.shape))
