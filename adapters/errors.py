@@ -46,7 +46,11 @@ class WorkerLostError(FarandoleError, RuntimeError):
     """Another worker of the job failed, was killed or stopped; its own output says why.
 
     The engine's own error is the `__context__`.
+
+    why: the cause, if this worker knows it.
     """
+
+    why: str = ""
 
 
 class CallbackError(FarandoleError, RuntimeError):

@@ -34,6 +34,7 @@ class FailureReport:
     error: the last line of the traceback: "ValueError: the mistake".
     where: the line of the user's own code, as "train.py:31".
     traceback: as Python prints it.
+    why: why it lost another worker, if it knows.
     """
 
     rank: int
@@ -43,6 +44,7 @@ class FailureReport:
     error: str
     where: str
     traceback: str
+    why: str = ""
 
 
 def report_failure(error: BaseException, worker: Worker) -> None:
@@ -91,6 +93,7 @@ def _report(error: BaseException, worker: Worker) -> FailureReport:
         error="".join(traceback.format_exception_only(error)).strip(),
         where=_where(error),
         traceback="".join(traceback.format_exception(error)),
+        why=error.why if isinstance(error, WorkerLostError) else "",
     )
 
 

@@ -10,6 +10,8 @@ from types import TracebackType
 from .errors import WorkerLostError
 from .worker import Worker
 
+# What Gloo says in all calls after one that timed out (gloo/transport/tcp/unbound_buffer.cc).
+_AFTER_A_TIMEOUT = "Application timeout caused pair closure"
 _LONGEST = 200  # characters of the engine's own words
 
 
@@ -38,15 +40,22 @@ class NoticesLostWorkers(ABC):
         if not self._lost_a_worker(error):
             return None
         words = " ".join(str(error).split()).split(". ")[0][:_LONGEST]
+        why = self._why_lost()
         lost = WorkerLostError(
-            f"worker {self.worker.rank} of {self.worker.world_size} lost another worker of the job, which failed, was "
-            f"killed or stopped: its own output says why ({type(error).__name__}: {words})"
+            f"worker {self.worker.rank} of {self.worker.world_size} lost another worker of the job"
+            f"{f': {why}' if why else ', which failed, was killed or stopped: its own output says why'} "
+            f"({type(error).__name__}: {words})"
         )
+        lost.why = why
         return lost.with_traceback(error.__traceback__)
 
     def _lost_a_worker(self, error: BaseException) -> bool:
         """Whether this engine error means that another worker is lost."""
         return False
+
+    def _why_lost(self) -> str:
+        """Return why the workers did not meet, if this one knows; it is asked after an error."""
+        return ""
 
 
 def gloo_lost_a_peer(text: str) -> bool:
@@ -54,7 +63,7 @@ def gloo_lost_a_peer(text: str) -> bool:
 
     Engines wrap it in their own types. Texts with "enforce fail" are Gloo's checks of arguments, not lost workers.
     """
-    return "gloo/transport/" in text and "enforce fail" not in text
+    return ("gloo/transport/" in text and "enforce fail" not in text) or _AFTER_A_TIMEOUT in text
 
 
 def horovod_lost_a_peer(text: str) -> bool:

@@ -32,6 +32,8 @@ class ForwardPasses:
 
     As a context manager it encloses the engine's own work in a step.
 
+    alone: which workers ran a forward pass, and which did not, if this worker waits for it, or waited until an error.
+
     Args:
         modules: the modules that gather parameters when they are called; none if no worker waits for another.
         store: the job's.
@@ -50,6 +52,7 @@ class ForwardPasses:
         in_step: Callable[[], bool] = lambda: False,
     ) -> None:
         self.patience = patience
+        self.alone = ""
         self._look = patience / _LOOKS
         self._in_step = in_step
         self._worker = worker
@@ -69,13 +72,16 @@ class ForwardPasses:
         self._thread.start()
 
     def __enter__(self) -> None:
+        self.alone = ""
         self._training = torch.is_grad_enabled()  # a pass without gradients inside a step counts as the step's
         self._depth = 0
         self._since = time.monotonic()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._training = False
         self._since = None
+        if kind is None:
+            self.alone = ""
 
     def release(self) -> None:
         """Stop counting."""
@@ -92,13 +98,16 @@ class ForwardPasses:
                 self._depth = 0  # Ctrl-C ended the last pass, without its hooks
             self._depth += 1
             if self._depth == 1 and not (self._training or self._in_step()):
+                self.alone = ""
                 self._count += 1
                 self._since = self._since or time.monotonic()
 
-        def end(*_: Any) -> None:
+        def end(_module: Any, _inputs: Any, output: Any) -> None:
             self._depth -= 1
             if self._depth == 0 and not self._training:
                 self._since = None
+                if output is not None:  # it did not raise
+                    self.alone = ""
 
         for module in modules:
             self._hooks.append(module.register_forward_pre_hook(begin, prepend=True))
@@ -131,17 +140,20 @@ class ForwardPasses:
             return False
         counts = [int(count) for count in self._store.multi_get(ranks)]
         behind = [rank for rank, count in enumerate(counts) if count < max(counts)]
-        if behind and self._is_first_to_say(max(counts)):
-            ahead = [rank for rank in range(len(counts)) if rank not in behind]
+        if not behind:
+            return False
+        ahead = [rank for rank in range(len(counts)) if rank not in behind]
+        alone = f"{_named(ahead)} called the model outside of a training step, and {_named(behind)} did not"
+        self.alone = alone if self._since is not None else ""
+        if self._is_first_to_say(max(counts)):
             print(
-                f"farandole: worker {self._worker.rank} of {len(counts)} has waited {waited:.0f} s: {_named(ahead)} "
-                f"called the model outside of a training step, and {_named(behind)} did not. It gathers parameters "
-                "from all workers: call it on every worker, not under `if is_main` or @rank_zero_only, or use "
-                "training.evaluate(). A slow worker may still come.",
+                f"farandole: worker {self._worker.rank} of {len(counts)} has waited {waited:.0f} s: {alone}. It "
+                "gathers parameters from all workers: call it on every worker, not under `if is_main` or "
+                "@rank_zero_only, or use training.evaluate(). A slow worker may still come.",
                 file=sys.stderr,
                 flush=True,
             )
-        return bool(behind)
+        return True
 
     def _is_first_to_say(self, count: int) -> bool:
         """Whether no other worker has warned of this pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -56,6 +57,7 @@ class ProcessGroupStrategy(TorchStrategy):
             raise OptionError(f"timeout={timeout!r} must be a positive number of seconds")
         self._timeout = timedelta(seconds=timeout)
         self._owns_group = False
+        self._passes: weakref.WeakSet[ForwardPasses] = weakref.WeakSet()
 
     def start_all_reduce(self, tensor: torch.Tensor, op: ReduceOp, name: str) -> Finish:
         work = dist.all_reduce(tensor, _OPS[op], async_op=True)
@@ -71,7 +73,12 @@ class ProcessGroupStrategy(TorchStrategy):
         """Name the workers that call one of `modules`, which gather parameters, while others do not."""
         if not modules or self.device.type != "cpu":
             return ForwardPasses((), self.worker)
-        return ForwardPasses(modules, self.worker, default_store(), name, in_step=self.own_steps.is_updating)
+        passes = ForwardPasses(modules, self.worker, default_store(), name, in_step=self.own_steps.is_updating)
+        self._passes.add(passes)
+        return passes
+
+    def _why_lost(self) -> str:
+        return next((passes.alone for passes in self._passes if passes.alone), "")
 
     def _join(self) -> None:
         super()._join()

@@ -155,6 +155,8 @@ def _reasons(launcher: _Launcher, code: int, reports: list[FailureReport], worke
 def _failures(launcher: _Launcher, reports: list[FailureReport]) -> list[str]:
     first = reports[0]
     if first.lost:
+        if why := next((report.why for report in reports if report.why), ""):
+            return [f"farandole: the workers lost each other: {why}"]
         silent = sorted(set(range(first.world_size)) - {report.rank for report in reports})
         if not silent:
             return [

@@ -36,8 +36,10 @@ def launch(mode: str) -> int:
 def work(mode: str, rank: int) -> None:
     worker = Worker(rank, 2, rank, 2)
     try:
-        if mode in ("lost", "all_lost") or (mode == "raise" and rank == 0):
-            raise WorkerLostError("worker 1 is gone")
+        if mode in ("lost", "all_lost", "knows_why") or (mode == "raise" and rank == 0):
+            lost = WorkerLostError("worker 1 is gone")
+            lost.why = "worker 0 was alone" if (mode, rank) == ("knows_why", 1) else ""
+            raise lost
         if mode == "saving":
             signal.signal(
                 signal.SIGTERM, lambda *_: (time.sleep(0.3), os.write(1, f"SAVED {rank}\n".encode()), sys.exit())

@@ -140,6 +140,12 @@ def test_workers_that_waited_for_each_other_are_told_so(started: list[Parent]) -
     assert parent.lines()[-1].startswith("farandole: all 2 workers lost each other: they called different")
 
 
+def test_the_cause_that_one_worker_knows_stands_last(started: list[Parent]) -> None:
+    parent = start(started, str(STAND_IN), "knows_why")
+    assert parent.end() == 7
+    assert parent.lines()[-1] == "farandole: the workers lost each other: worker 0 was alone"
+
+
 def test_control_c_reaches_the_launcher_once(started: list[Parent]) -> None:
     parent = start(started, str(STAND_IN), "sleep")
     processes = parent.launcher_and_workers()

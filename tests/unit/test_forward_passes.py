@@ -24,8 +24,8 @@ class Waits(torch.nn.Module):
         super().__init__()
         self.gathered = threading.Event()
 
-    def forward(self) -> None:
-        self.gathered.wait(10)
+    def forward(self) -> bool:
+        return self.gathered.wait(10)
 
 
 class Job:
@@ -72,9 +72,29 @@ def test_who_runs_it_alone_is_named_until_the_others_come(job: Job, heard: Calla
     said = heard(10)
     assert said.startswith("farandole: worker 0 of 2 has waited 0 s: worker 0 called the model outside of a training")
     assert "and worker 1 did not" in said and "training.evaluate()" in said
+    assert job.passes[0].alone == "worker 0 called the model outside of a training step, and worker 1 did not"
     job.call(1)
     time.sleep(PATIENCE)
     assert heard(5 * PATIENCE) == "", "both wait, for something else"
+
+
+def test_what_was_said_is_known_after_an_error_only(job: Job, heard: Callable[[float], str]) -> None:
+    ended = job.call(0)
+    assert heard(10)
+    job.models[0].gathered.set()
+    ended.join()
+    assert job.passes[0].alone == ""
+
+    def wait_in_vain() -> None:
+        until = time.monotonic() + 10
+        with job.passes[1]:
+            while not job.passes[1].alone and time.monotonic() < until:
+                time.sleep(PATIENCE / 5)
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        wait_in_vain()
+    assert "worker 0 called the model" in job.passes[1].alone
 
 
 def test_a_worker_that_waits_in_training_names_who_is_not_there(job: Job, heard: Callable[[float], str]) -> None:
