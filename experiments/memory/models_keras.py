@@ -12,8 +12,12 @@ from .shapes import Convnet, Shape, Transformer
 
 Data = tuple[Any, Any]
 
+# Layers have public names: TensorFlow takes no scope that begins with an underscore, as Keras would name it.
 
-class _TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
+
+class TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
+    """A block of attention and two dense layers."""
+
     def __init__(self, shape: Transformer) -> None:
         super().__init__()
         self.norm1, self.norm2 = keras.layers.LayerNormalization(), keras.layers.LayerNormalization()
@@ -36,7 +40,9 @@ class _TransformerBlock(keras.layers.Layer):  # type: ignore[misc]
         return hidden + self.dropout(self.narrow(self.wide(self.norm2(hidden))), training=training)
 
 
-class _ConvnetBlock(keras.layers.Layer):  # type: ignore[misc]
+class ConvnetBlock(keras.layers.Layer):  # type: ignore[misc]
+    """A block of two convolutions."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norms = [keras.layers.BatchNormalization() for _ in range(2)]
@@ -54,7 +60,7 @@ class _ConvnetBlock(keras.layers.Layer):  # type: ignore[misc]
         return hidden + inner
 
 
-class _Native(keras.layers.Layer):  # type: ignore[misc]
+class Native(keras.layers.Layer):  # type: ignore[misc]
     """A block under Keras's own switch."""
 
     def __init__(self, block: keras.layers.Layer) -> None:
@@ -69,7 +75,9 @@ class _Native(keras.layers.Layer):  # type: ignore[misc]
         return keras.remat(lambda inputs: self.block(inputs, training=training))(hidden)
 
 
-class _Positions(keras.layers.Layer):  # type: ignore[misc]
+class Positions(keras.layers.Layer):  # type: ignore[misc]
+    """Adds a trained vector for each place in a sequence."""
+
     def build(self, shape: Any) -> None:
         self.positions = self.add_weight(shape=shape[1:], initializer=keras.initializers.RandomNormal(0.1, seed=0))
 
@@ -83,14 +91,14 @@ def build_model(shape: Shape, native: bool) -> keras.Model:
     if isinstance(shape, Convnet):
         inputs = keras.Input((shape.size, shape.size, 3))
         hidden = keras.layers.Conv2D(shape.width, 3, padding="same", use_bias=False)(inputs)
-        blocks = [_ConvnetBlock(shape.width) for _ in range(shape.blocks)]
+        blocks = [ConvnetBlock(shape.width) for _ in range(shape.blocks)]
         head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(shape.classes)]
     else:
         inputs = keras.Input((shape.length,), dtype="int32")
-        hidden = _Positions()(keras.layers.Embedding(shape.vocabulary, shape.width)(inputs))
-        blocks = [_TransformerBlock(shape) for _ in range(shape.blocks)]
+        hidden = Positions()(keras.layers.Embedding(shape.vocabulary, shape.width)(inputs))
+        blocks = [TransformerBlock(shape) for _ in range(shape.blocks)]
         head = [keras.layers.LayerNormalization(), keras.layers.Dense(shape.vocabulary)]
-    for layer in [*(_Native(block) if native else block for block in blocks), *head]:
+    for layer in [*(Native(block) if native else block for block in blocks), *head]:
         hidden = layer(hidden)
     return keras.Model(inputs, hidden)
 

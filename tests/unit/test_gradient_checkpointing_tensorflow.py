@@ -101,7 +101,11 @@ def subclassed() -> Model:
 
 
 def result(
-    model: Model, inputs: Any = X, loss: Callable[[Any], Any] = lambda y: tf.reduce_sum(tf.square(y)), calls: int = 2
+    model: Model,
+    inputs: Any = X,
+    loss: Callable[[Any], Any] = lambda y: tf.reduce_sum(tf.square(y)),
+    calls: int = 2,
+    with_losses: bool = True,
 ) -> tuple[list[Any], list[Any]]:
     """Return the values of some calls of a model and their gradients, and its state after them."""
 
@@ -109,7 +113,7 @@ def result(
     def step(x: Any) -> Any:
         with tf.GradientTape() as tape:
             value = loss(model(x, training=True))
-            value += sum(model.losses, 0.0)
+            value += sum(model.losses, 0.0) if with_losses else 0.0
         return value, tape.gradient(value, [variable.value for variable in model.trainable_variables])
 
     found = [tf.nest.map_structure(_dense, step(tf.nest.map_structure(tf.constant, inputs))) for _ in range(calls)]
@@ -267,6 +271,27 @@ def test_a_layer_may_be_called_twice() -> None:
         return keras.Model(inputs, layers.Dense(1)(shared(shared(inputs))))
 
     compare(build, "shared")
+
+
+def test_what_an_unused_output_depends_on_has_no_gradient() -> None:
+    class Two(keras.layers.Layer):
+        def __init__(self) -> None:
+            super().__init__(name="two")
+            self.used, self.unused = layers.Dense(4), layers.Dense(4)
+
+        def build(self, shape: Any) -> None:
+            self.used.build(shape)
+            self.unused.build(shape)
+
+        def call(self, x: Any) -> Any:
+            self.add_loss(tf.reduce_mean(self.unused(x)))
+            return self.used(x), self.unused(x)
+
+    def build() -> Model:
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, Two()(layers.Dense(4)(inputs)))
+
+    compare(build, "two", loss=lambda both: tf.reduce_mean(both[0]), with_losses=False)
 
 
 def test_sparse_and_missing_gradients_stay_so() -> None:
@@ -430,6 +455,41 @@ def test_eager_steps_are_refused() -> None:
             losses_of(sequential(), [GradientCheckpointing()])
     finally:
         tf.config.run_functions_eagerly(False)
+
+
+def kept_in_a_step(model: Model) -> int:
+    """Return the bytes that the backward pass of a compiled step takes from its forward pass, counted anew."""
+    kept: dict[str, int] = {}
+
+    def step(x: Any) -> None:
+        graph = tf.compat.v1.get_default_graph()
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(model(x, training=True)))
+        made = {operation.name for operation in graph.get_operations()}
+        tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        for operation in graph.get_operations():
+            for tensor in operation.inputs if operation.name not in made else ():
+                while tensor.op.type in ("Identity", "IdentityN", "Reshape"):
+                    tensor = tensor.op.inputs[tensor.value_index]
+                if tensor.op.name in made and tensor.op.type not in ("Const", "ReadVariableOp") and tensor.shape.rank:
+                    kept[tensor.name] = tensor.shape.num_elements() * tensor.dtype.size
+
+    tf.function(step, autograph=False).get_concrete_function(tf.TensorSpec((6, 4), tf.float64))
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("checkpointed", [0, 1, 3])
+def test_a_step_keeps_what_was_predicted(checkpointed: int) -> None:
+    model = subclassed()
+    wrapped = [CheckpointedLayer(block, f"blocks.{number}") for number, block in enumerate(model.blocks)]
+    measured = kept_of(model, wrapped, tf.TensorSpec((6, 4), tf.float64))
+    for layer in wrapped[checkpointed:]:
+        layer.active = False
+    predicted = measured.other_bytes + sum(
+        cost.input_bytes if layer.active else cost.activation_bytes
+        for layer, cost in zip(wrapped, measured.costs, strict=True)
+    )
+    assert kept_in_a_step(model) == pytest.approx(predicted, rel=0.05)
 
 
 def kept_of(model: Model, layers_of_it: Sequence[CheckpointedLayer], batch: Any) -> Any:

@@ -58,7 +58,7 @@ class KerasApplied(Applied, Planner):
         self._model = model
         self._options = options
         self._layers: list[CheckpointedLayer] = []
-        self._strategy: Strategy | None = None  # until the first plan
+        self._strategy: Strategy | None = None  # while a training runs
         self._planned = 0  # the size of the batch that was planned for
         if all(layer.built for layer in layers_by_path(model).values()):
             self._select()
@@ -71,10 +71,9 @@ class KerasApplied(Applied, Planner):
             )
         if not self._layers:
             self._select()
-        if self.plan is None:
-            self._strategy = strategy
+        self._strategy = strategy
 
-    def end_step(self, strategy: Strategy) -> None:
+    def end_training(self) -> None:
         self._strategy = None
 
     def before_step(self, batch: Any, loss_fn: Loss) -> None:
@@ -83,7 +82,7 @@ class KerasApplied(Applied, Planner):
         if size <= self._planned:
             return
         if self.plan is None:
-            assert self._strategy is not None
+            assert self._strategy is not None, "before_step comes after begin"
             self.plan, self._planned = self._plan_for_all(self._strategy, batch, loss_fn, size)
         else:
             times = {cost.name: cost.seconds * size / self._planned for cost in self.plan.costs}

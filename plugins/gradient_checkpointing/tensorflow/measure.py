@@ -232,8 +232,7 @@ def _bytes_of(tensor: tf.Tensor) -> int:
             f"the size of {tensor.op.type} ({tensor.name}), which is kept for the backward pass, is not known before "
             "the step runs, and a budget needs it: give all inputs fixed shapes, or leave budget out"
         )
-    numel: int = math.prod(tensor.shape.as_list())
-    return numel * int(tensor.dtype.size)
+    return int(math.prod(tensor.shape.as_list()) * tensor.dtype.size)
 
 
 def _tensors(values: Any) -> list[tf.Tensor]:

@@ -113,7 +113,7 @@ class _Call:
         pairs = [
             (own, above)
             for own, above in zip(outcome.tensors, upstream, strict=True)
-            if above is not None and _has_gradient(own)
+            if above is not None and _has_gradient(own) and not _is_zero(above)
         ]
         if not pairs:
             return [None] * (len(tensors) + len(variables))
@@ -176,3 +176,12 @@ class _Outcome:
 
 def _has_gradient(tensor: tf.Tensor) -> bool:
     return bool(tensor.dtype.is_floating or tensor.dtype.is_complex)
+
+
+def _is_zero(gradient: Any) -> bool:
+    """Whether it is TensorFlow's zeros for a tensor that nothing uses: what it depends on has no gradient either."""
+    if not isinstance(gradient, tf.Tensor) or gradient.op.type not in ("Const", "Fill", "ZerosLike"):
+        return False
+    value = gradient if gradient.op.type == "Const" else gradient.op.inputs[-1]
+    known = tf.get_static_value(value)
+    return gradient.op.type == "ZerosLike" or (known is not None and not known.any())
