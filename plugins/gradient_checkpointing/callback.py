@@ -27,7 +27,7 @@ _log = logging.getLogger("farandole")
 class GradientCheckpointing(Callback):
     """Makes layers keep only their inputs for the backward pass, and compute their activations again in it.
 
-    Losses and gradients do not change. In evaluation, and where no gradient is recorded, nothing is checkpointed.
+    Losses and gradients do not change. Where no gradient is recorded, as in an evaluation, nothing is checkpointed.
 
     Args:
         layers: which ones may be: "blocks", the outermost repeated layers; names or patterns such as "blocks.*";

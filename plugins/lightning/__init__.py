@@ -7,7 +7,7 @@ trainer = pl.Trainer(strategy="horovod", devices=2, accelerator="cpu")
 trainer.fit(model, dataloader)
 """
 
-from .callbacks import LightningCallback, WorkerMetrics
+from .callbacks import GradientCheckpointing, LightningCallback, WorkerMetrics
 from .deepspeed import DeepSpeedStrategy
 from .environment import LauncherEnvironment
 from .fabric import FabricDeepSpeedStrategy, FabricHorovodStrategy
@@ -18,6 +18,7 @@ __all__ = [
     "DeepSpeedStrategy",
     "FabricDeepSpeedStrategy",
     "FabricHorovodStrategy",
+    "GradientCheckpointing",
     "HorovodStrategy",
     "LauncherEnvironment",
     "LightningCallback",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, Self
 
 from ...adapters.callback import Callback
 from ...adapters.seam import Seam, check_callback
-from .. import metrics
+from .. import gradient_checkpointing, metrics
 from .package import trainer_part
 from .records import Records
 
@@ -137,3 +138,34 @@ class WorkerMetrics(LightningCallback):
         """The measures of each epoch, by worker, as in `metrics.WorkerMetrics`."""
         assert isinstance(self.callback, metrics.WorkerMetrics)
         return self.callback.epochs
+
+
+class GradientCheckpointing(LightningCallback):
+    """Checkpoints a module's layers, as `farandole.plugins.gradient_checkpointing.GradientCheckpointing` does.
+
+    It has the same arguments. It works on farandole's strategies and on Lightning's own.
+    """
+
+    def __init__(
+        self,
+        layers: gradient_checkpointing.Layers = "blocks",
+        *,
+        budget: gradient_checkpointing.Budget | None = None,
+        operators: bool | Sequence[Any] = False,
+        offload: bool = False,
+    ) -> None:
+        super().__init__(
+            gradient_checkpointing.GradientCheckpointing(layers, budget=budget, operators=operators, offload=offload)
+        )
+
+    @property
+    def plan(self) -> gradient_checkpointing.Plan | None:
+        """What was chosen last, as in `gradient_checkpointing.GradientCheckpointing`."""
+        assert isinstance(self.callback, gradient_checkpointing.GradientCheckpointing)
+        return self.callback.plan
+
+    def unapply(self) -> None:
+        """Give the module back as it was; call it between two fits."""
+        assert isinstance(self.callback, gradient_checkpointing.GradientCheckpointing)
+        self.callback.unapply()
+        self._prepared = None

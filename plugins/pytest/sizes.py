@@ -35,6 +35,7 @@ OF_THE_STEP = frozenset(
     {
         "a_reentrant_checkpoint_trains",
         "accumulation_reduces_once_a_step",
+        "gradient_checkpointing_changes_nothing",
         "learning_rate_is_the_users",
         "micro_batches_may_use_different_parameters",
         "parameter_used_by_some_workers_gets_the_mean",

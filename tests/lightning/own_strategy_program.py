@@ -9,11 +9,12 @@ import sys
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from scenarios.setting import Net, Watcher, data
 from torch.utils.data import DataLoader
 
 from farandole.plugins.launch.job import watch_stacks
-from farandole.plugins.lightning import LightningCallback, WorkerMetrics
+from farandole.plugins.lightning import GradientCheckpointing, LightningCallback, WorkerMetrics
 
 
 class Losses(Net):
@@ -25,9 +26,21 @@ class Losses(Net):
         return loss
 
 
+class Counting(torch.nn.GELU):
+    """Counts its forward passes."""
+
+    passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return super().forward(x)
+
+
 def main() -> None:
     watch_stacks()
     watcher, timing, net = Watcher(halves=True), WorkerMetrics(), Losses()
+    checkpointing, counting = GradientCheckpointing(["layers.0", "layers.1"], budget=1.0), Counting()
+    net.layers[1] = counting
     whole = net.layers[2].weight.detach().clone()
     trainer = pl.Trainer(
         strategy=sys.argv[1],
@@ -38,7 +51,7 @@ def main() -> None:
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
-        callbacks=[LightningCallback(watcher), timing],
+        callbacks=[LightningCallback(watcher), timing, checkpointing],
     )
     trainer.fit(net, DataLoader(data(48), 6))
     watcher.check([2, 2] * 2, fetched=False)
@@ -47,6 +60,8 @@ def main() -> None:
     assert own == pytest.approx(expected, rel=1e-6), "this worker's"
     assert (net.layers[2].weight - whole / 2).abs().max() < 0.1
     assert [len(workers) for workers in timing.epochs] == [2, 2]
+    assert counting.passes == 8 + 2, "the first step is computed again, and then everything fits"
+    assert checkpointing.plan is not None and checkpointing.plan.layers == ()
     print(f"worker {trainer.global_rank} is done\n", end="", flush=True)
 
 

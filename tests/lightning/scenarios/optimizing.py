@@ -14,11 +14,13 @@ from .setting import HELD_OUT, Net, Numbers, Setting, Watcher, data, metrics, sc
 
 @scenario
 def logged(setting: Setting) -> Numbers:
-    """Watched by two callbacks of one class; one changes the model before it is wrapped."""
-    from farandole.plugins.lightning import LightningCallback, WorkerMetrics
+    """Watched by two callbacks of one class; one changes the model before it is wrapped, and so does checkpointing."""
+    from farandole.plugins.lightning import GradientCheckpointing, LightningCallback, WorkerMetrics
 
     watchers, timing = [Watcher(halves=True), Watcher()], WorkerMetrics()
     plugged = [LightningCallback(watchers[0]), timing, LightningCallback(watchers[1])]
+    if not setting.is_stock:
+        plugged.append(GradientCheckpointing(["layers.0", "layers.1"]))
     trainer = setting.trainer(gradient_clip_val=0.5, accumulate_grad_batches=4, callbacks=plugged)
     train, held_out = setting.loader(data()), setting.loader(data(HELD_OUT, 3))
     trainer.fit(Net(), train, held_out)
