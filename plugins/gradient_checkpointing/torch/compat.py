@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ....adapters.torch.compat import TORCH
+from ....adapters.torch.compat import TORCH, count_changes
 
 Hooks = tuple[Callable[[torch.Tensor], Any], Callable[[Any], torch.Tensor]]
 
@@ -23,8 +23,8 @@ def check() -> None:
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """Return how often a tensor's memory was changed in place (the notes on autograd mention `_version`)."""
-    return 0 if tensor.is_inference() else int(TORCH.get(tensor, "_version"))
+    """Return how often a tensor's memory was changed in place, as far as that is counted."""
+    return 0 if tensor.is_inference() else count_changes(tensor)
 
 
 def current_hooks() -> Hooks:
