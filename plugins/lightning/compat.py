@@ -40,6 +40,18 @@ class _FitLoop(View):
     load_states = Method("_load_combined_loader_states")
 
 
+class _PredictLoop(View):
+    library = LIGHTNING
+    source = Name("_data_source")
+
+
+class _Source(View):
+    """Where a loop gets its loaders (pytorch/trainer/connectors/data_connector.py)."""
+
+    library = LIGHTNING
+    loaders = Name("instance")
+
+
 class _Connector(View):
     """What the Trainer keeps of its arguments (pytorch/trainer/connectors/accelerator_connector.py)."""
 
@@ -99,6 +111,11 @@ def take_over_sampling(trainer: Any) -> bool:
     would = bool(connector.samples)
     connector.samples = False
     return would
+
+
+def loaders_to_predict(trainer: Any) -> View:
+    """Return a view whose `loaders` are those that were given to `Trainer.predict`."""
+    return _Source(_PredictLoop(trainer.predict_loop).source)
 
 
 def load_loader_states(fit_loop: Any) -> None:

@@ -10,9 +10,16 @@ from typing import Any
 import torch
 
 from ...adapters import DataError
+from ...adapters.structure import map_structure
 from ...adapters.torch.loader_sigterm import outlive_sigterm
 from ...adapters.torch.placeholder import without_side_effects
-from .compat import load_loader_states, log_without_weight, seed_loader_processes, take_over_sampling
+from .compat import (
+    load_loader_states,
+    loaders_to_predict,
+    log_without_weight,
+    seed_loader_processes,
+    take_over_sampling,
+)
 from .data import ShareLoader, rebuild, sampler_of
 from .forks import warn_of_forks
 from .in_place_of import as_given
@@ -46,6 +53,10 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
         self._shares.clear()
         self._evaluated = None
         self._own_sampling |= take_over_sampling(trainer)
+        if trainer.predicting:
+            # Lightning constructs them anew, and cannot construct ours, which a Trainer shows after another run.
+            source = loaders_to_predict(trainer)
+            source.loaders = map_structure(as_given, source.loaders)
 
     def process_dataloader(self, dataloader: Any) -> Any:
         trainer, worker = self.lightning_module.trainer, self.adapter.worker

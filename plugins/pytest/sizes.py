@@ -37,7 +37,6 @@ OF_THE_STEP = frozenset(
         "accumulation_reduces_once_a_step",
         "gradient_checkpointing_changes_nothing",
         "learning_rate_is_the_users",
-        "micro_batches_may_use_different_parameters",
         "parameter_used_by_some_workers_gets_the_mean",
         "parameters_of_some_steps_are_updated_in_those",
         "replicas_stay_equal_to_the_bit",

@@ -272,7 +272,7 @@ MUTANTS = (
         "adapters/torch/engines/unused.py",
         " and count_changes(gradient) == noted[1]",
         " and False",
-        _conformance("micro_batches_may", "TestDDP"),
+        ("tests/conformance/test_ddp.py",),
     ),
     Mutant(
         "tf_waits_unseen",

@@ -228,14 +228,12 @@ class FSDPEngine(Engine):
             if gathered.is_floating_point():
                 trained = gathered.requires_grad
                 gathered.requires_grad_()  # a hook needs it, and a frozen parameter may be trained later
-                hook = gathered.register_hook(partial(self._note_gradient, gathered))  # type: ignore[no-untyped-call]
+                # With the set, and not this engine, which the parameter would keep alive.
+                note = partial(_note_gradient, self._found, gathered)
+                hook = gathered.register_hook(note)  # type: ignore[no-untyped-call]
                 self._hooks.append(hook)
                 gathered.requires_grad_(trained)
         block.reshard()
-
-    def _note_gradient(self, parameter: torch.nn.Parameter, gradient: torch.Tensor | None) -> None:
-        if gradient is not None:
-            self._found.add(parameter)
 
     def _keep_outputs(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if self._keeping:
@@ -255,6 +253,13 @@ class FSDPEngine(Engine):
     def _shard_again(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if not self._running:
             self._reset()
+
+
+def _note_gradient(
+    found: set[torch.nn.Parameter], parameter: torch.nn.Parameter, gradient: torch.Tensor | None
+) -> None:
+    if gradient is not None:
+        found.add(parameter)
 
 
 class _Anchor(torch.autograd.Function):

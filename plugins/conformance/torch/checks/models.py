@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,24 @@ def a_worker_that_runs_the_model_alone_is_named(strategy: Strategy, folder: Path
     if gathers and main:
         assert "worker 0 called the model outside of a training step, and worker" in heard.getvalue()
     assert float(training.step(after)) > 0
+
+
+@TORCH.add
+def a_dropped_training_is_freed(strategy: Strategy, folder: Path) -> None:
+    """A search over many models prepares each in a strategy that stays open."""
+
+    def train() -> dict[str, weakref.ref[Any]]:
+        with strategy.scope():
+            model = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 1))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        training: Any = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean(), accumulate=2)
+        for batch in training.batches(_DATA, 8):
+            training.step(batch)
+        return {"engine": weakref.ref(training.engine), "model": weakref.ref(model)}
+
+    dropped = train()
+    gc.collect()
+    assert not [name for name, reference in dropped.items() if reference() is not None]
 
 
 @TORCH.add
