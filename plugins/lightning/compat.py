@@ -113,7 +113,7 @@ def take_over_sampling(trainer: Any) -> bool:
     return would
 
 
-def loaders_to_predict(trainer: Any) -> View:
+def loaders_to_predict(trainer: Any) -> _Source:
     """Return a view whose `loaders` are those that were given to `Trainer.predict`."""
     return _Source(_PredictLoop(trainer.predict_loop).source)
 

@@ -155,6 +155,7 @@ def test_the_loss_scale_moves_between_scalers() -> None:
 
 @pytest.mark.parametrize("name", ["deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3"])
 def test_bfloat16_trains_with_float32_kept(name: str) -> None:
+    linear_of_torch = torch.nn.functional.linear
     with create_strategy(name, precision="bf16", device="cpu") as strategy:
         assert not strategy.capabilities.exact
         training = prepare(strategy, linear, lambda m: torch.optim.AdamW(m.parameters(), lr=0.01))
@@ -163,6 +164,7 @@ def test_bfloat16_trains_with_float32_kept(name: str) -> None:
         assert {weight.dtype for _, weight in training.weights()} == {torch.bfloat16}
         (weight, _) = training.model.parameters()
         assert training.engine.shard(weight).weight.dtype == torch.float32
+    assert torch.nn.functional.linear is linear_of_torch
 
 
 # A DeepSpeed that lacks a name that we use.

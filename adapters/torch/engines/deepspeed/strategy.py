@@ -129,6 +129,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
         check_batch(self._user_config, global_batch_size, accumulate, self.worker.world_size)
 
     def _join(self) -> None:
+        self._linear = torch.nn.functional.linear
         super()._join()
         # DeepSpeed reads it under any launcher; see `as_local_rank` too.
         self._variables.enter_context(entry.environment(LOCAL_RANK=str(self.worker.local_rank)))
@@ -136,6 +137,8 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
 
     def _leave(self, failed: bool) -> None:
         self._building.close()
+        # Stage 3 replaces it for the rest of the process (deepspeed/runtime/zero/partition_parameters.py).
+        torch.nn.functional.linear = self._linear
         self._variables.close()
         super()._leave(failed)
 
