@@ -425,16 +425,17 @@ class TestInstall:
 
 class TestProcess:
     def test_all_descendants_end_when_it_is_interrupted(self, tmp_path: Path) -> None:
-        started: list[int] = []
+        started: list[psutil.Process] = []
 
         def interrupt(line: str) -> None:
-            started.append(int(line))
+            started.append(psutil.Process(int(line)))
             raise KeyboardInterrupt
 
         with process.stop_on_signals(), pytest.raises(KeyboardInterrupt):
             process.watch(["sh", "-c", "sleep 60 & echo $!; wait"], env=os.environ, cwd=tmp_path, line=interrupt)
         (child,) = started
-        assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+        gone, _ = psutil.wait_procs([child], timeout=5)  # a busy machine takes a moment to end what was killed
+        assert gone or child.status() == psutil.STATUS_ZOMBIE
 
     def test_all_descendants_end_when_we_are_killed_outright(self, tmp_path: Path) -> None:
         program = (
