@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Sequence
 from datetime import timedelta
@@ -15,6 +14,7 @@ from .. import entry
 from ..errors import OptionError
 from ..strategy import ReduceOp
 from .compat import default_store
+from .default_group import destroy_process_group
 from .device import gpu_identity, refuse_shared_gpus, share_identities
 from .forward_passes import ForwardPasses
 from .objects import pack, unpack
@@ -22,15 +22,6 @@ from .rendezvous import adopt_process_group, init_process_group
 from .strategy import Finish, TorchStrategy
 
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
-
-
-def destroy_process_group() -> None:
-    """Close torch.distributed's default group, and wait until its threads are idle."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-        # Gloo's threads outlive the group while a model holds it, and release the last collective's tensors under the
-        # GIL; a thread that asks for it while the interpreter ends aborts the process (pytorch#179291).
-        time.sleep(0.02)
 
 
 def share_from_rank_0(tensor: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ from ..launch.horovodrun import find_horovodrun_store
 from ..launch.variables import Launch
 from ..strategy import Strategy
 from .admission import announce, free_port_advice, take_rank, turn_workers_away, wait_for_all, where
+from .default_group import init_default_group
 
 _KEY = "torch_master"
 # By the launcher's address. They live as long as the process: other workers may still read rank 0's.
@@ -30,10 +31,9 @@ def init_process_group(launch: Launch, backend: str, timeout: timedelta) -> None
     Raises:
         LauncherError: no address to meet at, or it cannot be used; the message names the variables to set.
     """
-    worker = launch.worker
     with explained(launch):
         store = PrefixStore("group", open_store(launch, timeout))
-        dist.init_process_group(backend, store=store, rank=worker.rank, world_size=worker.world_size, timeout=timeout)
+        init_default_group(backend, store, launch.worker, timeout)
 
 
 @contextlib.contextmanager
@@ -164,9 +164,8 @@ def init_companion_group(strategy: Strategy, store: Store) -> None:
     Much code in training loops, torchmetrics for example, asks torch.distributed for other workers, and without a group
     takes a worker's own numbers for the whole.
     """
-    worker = strategy.worker
     # Gloo for CUDA tensors too: nothing would order NCCL's collectives beside those of the engine's own NCCL.
-    dist.init_process_group("gloo", store=store, rank=worker.rank, world_size=worker.world_size)
+    init_default_group("gloo", store, strategy.worker)
 
 
 def _own_host(launch: Launch) -> str:

@@ -9,6 +9,8 @@ A strategy's name may be followed by marks:
 
     !   it is left by an exception on every worker
     +   the last worker enters it `LATE` seconds after the others
+
+The last strategy of a round has no `!`: what an exception left open is closed when the next strategy is entered.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ class Check:
 
     def __init__(self) -> None:
         self._environment = dict(os.environ)
+        self._excepthook = sys.excepthook
         self._first: Trace | None = None
         self._round = 0
 
@@ -81,6 +84,7 @@ class Check:
         self._round += 1
         changed = {name for name, _ in self._environment.items() ^ os.environ.items()} - _SET_BY_TORCH
         assert not changed, f"round {self._round} changed the environment: {sorted(changed)}"
+        assert sys.excepthook is self._excepthook, f"round {self._round} changed sys.excepthook"
         deadline = time.monotonic() + _REST
         while more := self._more():
             if time.monotonic() > deadline:

@@ -16,6 +16,7 @@ from torch.distributed import PrefixStore
 
 from ...adapters import WorkerLostError, entry
 from ...adapters.leaving import end_timeout, end_with_failure, has_succeeded, leave_timeout
+from ...adapters.torch.default_group import destroy_process_group
 from ...adapters.torch.meeting import Meeting
 from ...adapters.torch.rendezvous import init_companion_group, open_side_store
 from ...adapters.torch.strategy import TorchStrategy
@@ -96,8 +97,7 @@ def _close_beside() -> None:
         _meetings.pop().close()
     if _companions:
         _companions.clear()
-        dist.destroy_process_group()
-        time.sleep(0.02)  # Gloo's threads release their last tensors under the GIL (pytorch#179291)
+        destroy_process_group()
 
 
 def abandon(strategy: TorchStrategy, error: BaseException) -> None:
