@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -136,7 +137,20 @@ def variables() -> dict[str, str]:
         "CMAKE_GENERATOR": "Ninja" if find("ninja") else "Unix Makefiles",
         # Horovod's third-party projects ask for CMake 2.8; CMake 4 refuses that without this.
         "CMAKE_POLICY_VERSION_MINIMUM": "3.5",
+        **_compiler_cache(),
     }
+
+
+def _compiler_cache() -> dict[str, str]:
+    """Return the variables with which CMake calls the compiler through ccache, unless the user chose a launcher."""
+    program = find("ccache")
+    chosen = {"CMAKE_CXX_COMPILER_LAUNCHER", "CMAKE_C_COMPILER_LAUNCHER"} & os.environ.keys()
+    named = any(Path(word).name in _CACHES for word in os.environ.get("CXX", "").split())
+    if program is None or chosen or named:
+        return {}
+    launchers = {f"CMAKE_{language}_COMPILER_LAUNCHER": program for language in ("C", "CXX")}
+    # The source lies in a new folder each time: below this one, paths count from the compiler's folder.
+    return launchers | {"CCACHE_BASEDIR": os.environ.get("CCACHE_BASEDIR", tempfile.gettempdir())}
 
 
 def jobs_that_fit() -> int:

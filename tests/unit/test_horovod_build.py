@@ -253,6 +253,20 @@ class TestTools:
         chosen = toolchain.variables()
         assert (chosen["MAKEFLAGS"], chosen["CMAKE_BUILD_PARALLEL_LEVEL"]) == ("-s -j7", "7")
 
+    def test_compilers_are_called_through_ccache_unless_the_user_chose(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("CXX", "CMAKE_C_COMPILER_LAUNCHER", "CMAKE_CXX_COMPILER_LAUNCHER"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("PATH", "")
+        assert "CMAKE_CXX_COMPILER_LAUNCHER" not in toolchain.variables()
+        ccache = tmp_path / "ccache"
+        ccache.touch(mode=0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert toolchain.variables()["CMAKE_CXX_COMPILER_LAUNCHER"] == str(ccache)
+        monkeypatch.setenv("CXX", "ccache g++")
+        assert "CMAKE_CXX_COMPILER_LAUNCHER" not in toolchain.variables()
+
     def test_jobs_fit_the_machine(self) -> None:
         assert 1 <= toolchain.jobs_that_fit() <= (os.cpu_count() or 1)
 
