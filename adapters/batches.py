@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, SupportsFloat
 
 from .progress import Progress
@@ -68,14 +68,17 @@ class Position:
             self._next = progress.loop
 
     def begin(self, start: Progress | None, epochs: int) -> Progress:
-        """Return where a call of `batches` over `epochs` epochs begins; `begun` confirms it."""
-        if start is None:
-            loop = self._next
-            if loop < self._loaded.loop:
-                start = Progress(epochs, loop=loop)
-            else:
-                start = self._loaded if loop == self._loaded.loop else Progress(loop=loop)
-        return start
+        """Return where a call of `batches` over `epochs` epochs begins; `begun` confirms it.
+
+        A `start` before the position, for example of a second phase, begins a call of its own: what it saves is
+        further. Otherwise it continues the call that it names.
+        """
+        loop = self._next
+        if start is not None:
+            return replace(start, loop=loop) if start < self.progress and start.loop < loop else start
+        if loop < self._loaded.loop:
+            return Progress(epochs, loop=loop)
+        return self._loaded if loop == self._loaded.loop else Progress(loop=loop)
 
     def begun(self, start: Progress) -> None:
         """Note that this call has begun, so that the next call gets the next number."""

@@ -133,7 +133,7 @@ class Training(ABC):
         Args:
             start: the first step. By default the first of all, and after `load` the next one after the checkpoint. A
                 program that makes several calls makes the same ones when it is started again, and completed calls yield
-                nothing.
+                nothing. One that lies before the position, for example of a second phase, counts as further too.
             weight: `weight(micro_batch)` is its weight instead of its samples (for example its tokens).
 
         Returns:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from farandole.adapters import DataError, OptionError, Progress, Strategy, StrategyStateError, Training
+from farandole.adapters import DataError, OptionError, Progress, Strategy, StrategyStateError, Training, latest
 
 pytestmark = pytest.mark.usefixtures("no_launcher", "one_thread")
 
@@ -96,6 +96,37 @@ def test_a_start_of_ones_own_is_taken(strategy: Strategy, tmp_path: Path) -> Non
     training.load(tmp_path / "saved")
     (batch,) = training.batches(DATA, 8, epochs=1, start=Progress(0, 2))
     assert batch.progress == Progress(1, 0)
+
+
+def test_a_call_with_a_start_of_ones_own_is_counted(strategy: Strategy, tmp_path: Path) -> None:
+    def phases(training: Training) -> list[list[Progress]]:
+        calls: list[list[Progress]] = []
+        for seed, start in ((0, None), (1, Progress()), (2, None)):
+            calls.append([])
+            for batch in training.batches(DATA, 20, epochs=2, seed=seed, start=start):
+                training.step(batch)
+                calls[-1].append(batch.progress)
+                training.save(tmp_path / f"{seed}-{batch.progress.epoch}", batch.progress, keep=1)
+        return calls
+
+    assert phases(prepare(strategy)) == [[Progress(1, loop=loop), Progress(2, loop=loop)] for loop in range(3)]
+    assert latest(tmp_path) == str(tmp_path / "2-2")
+
+    again = prepare(strategy)
+    progress = again.load(tmp_path / "2-2")
+    assert progress == Progress(2, loop=2)
+    first, second, third = phases(again)
+    assert (first, third) == ([], []), "calls that were complete train no more"
+    assert second == [Progress(1, loop=1), Progress(2, loop=1)], "a start of one's own is taken"
+
+
+def test_a_start_at_the_position_continues_its_call(strategy: Strategy) -> None:
+    """As in programs with a call for each epoch, which make fewer of them when they are started again."""
+    training = prepare(strategy)
+    for epoch in range(3):
+        for batch in training.batches(DATA, 20, epochs=epoch + 1, start=Progress(epoch)):
+            training.step(batch)
+        assert training.progress == Progress(epoch + 1)
 
 
 def test_another_batch_size_is_refused_at_once(strategy: Strategy, tmp_path: Path) -> None:
