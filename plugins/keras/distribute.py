@@ -123,6 +123,7 @@ def _quiet(stock: Callable[..., Any], strategy: TensorFlowStrategy, distribution
     @functools.wraps(stock)
     def method(*args: Any, **options: Any) -> Any:
         bound = _bind(stock, args, options)
+        distribution.check()
         check_size("x", bound.get("x"), bound.get("steps"), "steps")
         distribution.tunes_datasets = isinstance(bound.get("x"), tf.data.Dataset)
         if not strategy.worker.is_main:

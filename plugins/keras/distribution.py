@@ -164,6 +164,7 @@ class Distribution:
         return {**logs, LOSS: metrics.step_loss()} if self.records.told else logs
 
     def _test(self, step: Callable[[Any], Any], batch: Any, name: str) -> Any:
+        self._check_losses()
         self._agree(batch)
         rows = own_rows(batch, self._strategy.worker)
         metrics = MetricStates(self._model, self._strategy)

@@ -192,6 +192,14 @@ def losses_that_workers_would_divide_apart_are_refused(strategy: Any, folder: Pa
 
     with pytest.raises(OptionError, match="reduction='sum'"):
         fit(made(strategy, summed), y=Y.astype("float32"))
+    with pytest.raises(OptionError, match="reduction='sum'"):
+        made(strategy, summed).evaluate(X, Y.astype("float32"), batch_size=32, verbose=0)
+    again = made(strategy, build())
+    with strategy.scope():
+        again.compile("sgd", "sparse_categorical_crossentropy", jit_compile=True)
+    for method, data in ((again.evaluate, (X, Y)), (again.predict, (X,))):
+        with pytest.raises(OptionError, match="jit_compile=True"):
+            method(*data, batch_size=32, verbose=0)
     with pytest.raises(OptionError, match="mask"):
         made(strategy, masked)
 
