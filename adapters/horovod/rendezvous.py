@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from .. import entry
 from ..errors import LauncherError
-from ..launch.addresses import host_towards
+from ..launch.addresses import own_host
 from ..launch.horovodrun import HorovodrunStore, find_horovodrun_store
 from ..launch.variables import Launch
 from ..worker import Worker
@@ -55,7 +55,7 @@ def described_job(launch: Launch, broadcast: BroadcastAddress, gloo: bool) -> It
     store = find_horovodrun_store() if launch.launcher == "horovodrun" else None
     server = rendezvous_server() if worker.is_main else None
     try:
-        own = f"{_own_address(launch, store)}:{server.start()}" if server is not None else None
+        own = f"{own_host(launch)}:{server.start()}" if server is not None else None
         address = broadcast(own) if store is None else _broadcast_by_horovodrun(store, worker, own)
         host, _, port = address.rpartition(":")
         described |= {"HOROVOD_GLOO_RENDEZVOUS_ADDR": host, "HOROVOD_GLOO_RENDEZVOUS_PORT": port}
@@ -74,14 +74,6 @@ def described_job(launch: Launch, broadcast: BroadcastAddress, gloo: bool) -> It
     finally:
         if server is not None:
             server.stop()
-
-
-def _own_address(launch: Launch, store: HorovodrunStore | None) -> str:
-    if launch.worker.local_world_size == launch.worker.world_size:
-        return "127.0.0.1"
-    if store is not None:
-        return host_towards(store.host, store.port)
-    return "127.0.0.1" if launch.address is None else launch.address[0]
 
 
 def _broadcast_by_horovodrun(store: HorovodrunStore, worker: Worker, address: str | None) -> str:

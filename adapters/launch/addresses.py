@@ -1,4 +1,4 @@
-"""The address at which the other workers of a job reach this machine."""
+"""The address at which the other workers of a job reach this worker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ import ipaddress
 import socket
 
 from ..errors import LauncherError
+from .horovodrun import find_horovodrun_store
+from .variables import Launch
+
+
+def own_host(launch: Launch) -> str:
+    """Return the address at which the other workers of this launch reach this worker.
+
+    That is the loopback address if all workers are on this machine, else this machine's address on the route to where
+    the launcher has them meet. A launcher without such a place (mpirun) leaves only the machine's name.
+
+    Raises:
+        LauncherError: there is no route to that place.
+    """
+    worker = launch.worker
+    # RANK set by hand may come without LOCAL_WORLD_SIZE, which then defaults to the world size.
+    counted = launch.launcher != "environment" or worker.world_size == 1
+    if counted and worker.local_world_size == worker.world_size:
+        return "127.0.0.1"
+    store = find_horovodrun_store() if launch.launcher == "horovodrun" else None
+    if store is not None:
+        return host_towards(store.host, store.port)
+    return socket.gethostname() if launch.address is None else host_towards(*launch.address)
 
 
 def host_towards(host: str, port: int) -> str:

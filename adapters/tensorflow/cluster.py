@@ -16,7 +16,7 @@ import time
 from typing import Protocol
 
 from ..errors import LauncherError
-from ..launch.addresses import host_towards
+from ..launch.addresses import own_host
 from ..launch.horovodrun import find_horovodrun_store
 from ..launch.slurm import slurm_addresses
 from ..launch.tf_config import TF_CONFIG_EXAMPLE, read_tf_config, write_tf_config
@@ -78,7 +78,7 @@ def _meet(launch: Launch, timeout: float) -> tuple[_Store, str]:
                 "HOROVOD_RANK is set, but not HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT, where workers exchange "
                 f"TensorFlow's addresses: start the script with horovodrun, or {_SET_TF_CONFIG}"
             )
-        return store, _own_host(launch, store.host, store.port)
+        return store, own_host(launch)
     if launch.launcher not in _OF_TORCH:
         raise LauncherError(
             f"{launch.launcher} started {worker.world_size} workers, but has no store in which they could exchange "
@@ -98,14 +98,7 @@ def _meet(launch: Launch, timeout: float) -> tuple[_Store, str]:
             f"{launch.launcher} started {worker.world_size} workers but gives them no address to meet at: set "
             f"MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there) for all of them, or {_SET_TF_CONFIG}"
         )
-    return TorchStore(launch, timeout), _own_host(launch, *launch.address)
-
-
-def _own_host(launch: Launch, host: str, port: int) -> str:
-    # RANK set by hand may come without LOCAL_WORLD_SIZE, which then defaults to the world size.
-    if launch.launcher != "environment" and launch.worker.local_world_size == launch.worker.world_size:
-        return "127.0.0.1"
-    return host_towards(host, port)
+    return TorchStore(launch, timeout), own_host(launch)
 
 
 def _exchange(store: _Store, worker: Worker, own: str, timeout: float) -> tuple[tuple[str, int], ...]:

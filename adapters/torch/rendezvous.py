@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -13,7 +12,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from .. import entry
 from ..errors import LauncherError
-from ..launch.addresses import host_towards
+from ..launch.addresses import host_towards, own_host
 from ..launch.horovodrun import find_horovodrun_store
 from ..launch.variables import Launch
 from ..strategy import Strategy
@@ -150,7 +149,7 @@ def open_side_store(strategy: Strategy) -> Store:
     store: Store | None = None
     address: tuple[str, int] | None = None
     if strategy.worker.is_main:
-        host = _own_host(strategy.launch)
+        host = own_host(strategy.launch)
         served = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         store, address = served, (host, served.port)
     address = strategy.broadcast(address)
@@ -166,13 +165,3 @@ def init_companion_group(strategy: Strategy, store: Store) -> None:
     """
     # Gloo for CUDA tensors too: nothing would order NCCL's collectives beside those of the engine's own NCCL.
     init_default_group("gloo", store, strategy.worker)
-
-
-def _own_host(launch: Launch) -> str:
-    """Return the address at which the other workers reach this worker, rank 0."""
-    if launch.worker.local_world_size == launch.worker.world_size:
-        return "127.0.0.1"
-    if launch.address is not None:
-        return launch.address[0]
-    store = find_horovodrun_store()
-    return socket.gethostname() if store is None else host_towards(store.host, store.port)

@@ -10,6 +10,7 @@ from farandole.adapters import EngineUnavailableError, Launch, Worker
 from farandole.adapters.horovod import compat
 from farandole.adapters.horovod.job import HorovodJob
 from farandole.adapters.horovod.rendezvous import described_job
+from farandole.adapters.launch.detect import detect_launch
 
 
 def not_asked(address: str | None) -> str:
@@ -50,6 +51,23 @@ def test_mpirun_needs_a_horovod_that_was_built_with_mpi() -> None:
         pytest.skip("this Horovod was built with MPI")
     with pytest.raises(EngineUnavailableError, match=r"^mpirun started this worker, but .* built without MPI"):
         HorovodJob(hvd, Launch("openmpi", Worker(1, 2))).join(not_asked, lambda: None)
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_rank_0_does_not_take_all_workers_for_neighbours() -> None:
+    """RANK set by hand on several machines may come without LOCAL_WORLD_SIZE, which then defaults to the world size."""
+    pytest.importorskip("horovod.runner", reason="Horovod is not installed")
+    told = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    sent = []
+
+    def broadcast(address: str | None) -> str:
+        sent.append(address)
+        return str(address)
+
+    with described_job(detect_launch(told), broadcast, gloo=True):
+        pass
+    (address,) = sent
+    assert address is not None and address.startswith("localhost:")
 
 
 @pytest.mark.parametrize(

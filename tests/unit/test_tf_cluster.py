@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from farandole.adapters import LauncherError, Worker
-from farandole.adapters.launch.addresses import host_towards
+from farandole.adapters.launch.addresses import host_towards, own_host
 from farandole.adapters.launch.detect import detect_launch
 from farandole.adapters.launch.horovodrun import HorovodrunStore, find_horovodrun_store
 from farandole.adapters.launch.slurm import expand_hosts, slurm_addresses
@@ -199,6 +199,24 @@ class Told:
 def test_who_ends_while_addresses_are_passed_on_is_named(rank: int, ended: int) -> None:
     with pytest.raises(LauncherError, match=f"rank {ended} of 2 ended while"):
         _exchange(Told(), Worker(rank, 2), "c:1", 0.1)
+
+
+ALL_HERE = Worker(1, 2, 1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("launch", "host"),
+    [
+        (Launch("torchrun", ALL_HERE, ("localhost", 1)), "127.0.0.1"),
+        (Launch("torchrun", Worker(1, 2, 0, 1, 1), ("localhost", 1)), "localhost"),
+        # Here LOCAL_WORLD_SIZE may only be unknown: the workers may be on two machines.
+        (Launch("environment", ALL_HERE, ("localhost", 1)), "localhost"),
+        (Launch("environment", Worker()), "127.0.0.1"),
+        (Launch("openmpi", Worker(1, 2, 0, 1, 1)), socket.gethostname()),
+    ],
+)
+def test_a_worker_knows_where_the_others_reach_it(launch: Launch, host: str) -> None:
+    assert own_host(launch) == host
 
 
 def test_own_host_is_the_one_by_which_the_others_come() -> None:
