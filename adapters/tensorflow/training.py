@@ -48,6 +48,7 @@ class TensorFlowTraining(Training):
         self.optimizer = optimizer
         self._specs: list[Spec] = []
         prepare_variables(strategy, model, optimizer)
+        self._frozen = [variable for variable in model.variables if not variable.trainable]
         name = f"training{strategy.next_training()}"
         stamped = self._seam.watches("wait")
         self._compiled = CompiledStep(strategy, model, optimizer, loss_fn, options, name, stamped)
@@ -59,6 +60,12 @@ class TensorFlowTraining(Training):
         accumulate = self._options.accumulate
         if len(batch.micro) != accumulate:
             raise OptionError(f"the batch has {len(batch.micro)} micro-batches, but accumulate={accumulate}")
+        for variable in self._frozen:
+            if variable.trainable:
+                raise OptionError(
+                    f"the variable {variable.path!r} was frozen when the model was prepared, so no step trains it: set "
+                    "trainable=True before prepare()"
+                )
         total = total_of(batch)
         spec = next((spec for spec in self._specs if fits(batch.micro, spec)), None) or spec_of(batch.micro[0])
         fractions = [own / total for own in batch.weights]

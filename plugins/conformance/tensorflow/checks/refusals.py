@@ -68,6 +68,15 @@ def refuses_models_and_optimizers_that_it_cannot_train(strategy: Strategy, folde
     for message, one, other, scheduler in refused:
         with strategy.scope(), pytest.raises(OptionError, match=message):
             strategy.prepare(one, other, _loss, scheduler=scheduler)
+    with strategy.scope():
+        partly = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1), keras.layers.Dense(1)])
+        partly.layers[0].trainable = False
+        training = strategy.prepare(partly, keras.optimizers.SGD(0.1), _loss)
+    first, second = training.batches(np.ones((16, 1), np.float32), 8)
+    training.step(first)
+    partly.layers[0].trainable = True
+    with pytest.raises(OptionError, match=r"kernel' was frozen when the model was prepared"):
+        training.step(second)
 
 
 @TENSORFLOW.add
