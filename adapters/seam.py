@@ -115,22 +115,29 @@ class Seam:
         self._phases, self._in_step = [], False
 
     def end(self, error: BaseException | None) -> None:
-        """Call where the training is left. After a failure, exceptions in callbacks are only logged.
+        """Call where the training is left. Each callback is called, also after another one raised, and gets its error.
 
         Args:
             error: what ended the training; `sys.exit(0)` counts as success.
+
+        Raises:
+            CallbackError: the first error of a callback; later ones, and all after a failure, are only logged.
         """
         if not self._begun:
             return
         self._begun = False
-        if has_succeeded(error):
-            self._call("on_end", None)
-            return
+        failure = None if has_succeeded(error) else error
+        raised: CallbackError | None = None
         for callback in self._callbacks:
             try:
-                self._returns_nothing(callback, "on_end", error)
+                self._returns_nothing(callback, "on_end", failure)
             except CallbackError as another:
-                _log.error("%s", another)
+                if failure is None:
+                    failure = raised = another
+                else:
+                    _log.error("%s", another)
+        if raised is not None:
+            raise raised
 
     def log(self, name: str, value: SupportsFloat) -> None:
         """Keep a number for the next record."""

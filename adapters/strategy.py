@@ -214,7 +214,8 @@ class Strategy(NoticesLostWorkers):
     def reduce(self, value: Any, op: ReduceOp = "mean") -> Any:
         """Combine `value`, a tensor, array, number or nested structure of these, over all workers, leaf by leaf.
 
-        Integers stay exact under sum, max and min; their mean is a float. All workers call it with the same structure.
+        Integers stay exact under sum, max and min: their sum is int64, their mean a float. All workers call it with the
+        same structure.
         """
         self._require_joined("reduce")
         if op not in REDUCE_OPS:

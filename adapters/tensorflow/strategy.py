@@ -169,7 +169,7 @@ class TensorFlowStrategy(Strategy):
             summed = self.sum_eagerly([tf.constant(_wide(leaf)) for leaf in leaves])
             divisor = self.worker.world_size if op == "mean" else None
             reduced = [tensor.numpy() if divisor is None else tensor.numpy() / divisor for tensor in summed]
-        finished = iter(_like(leaf, np.asarray(array)) for leaf, array in zip(leaves, reduced, strict=True))
+        finished = iter(_like(leaf, np.asarray(array), op) for leaf, array in zip(leaves, reduced, strict=True))
         return map_structure(lambda _: next(finished), value)
 
 
@@ -186,17 +186,17 @@ def _wide(leaf: Any) -> np.ndarray[Any, Any]:
     return array.astype(np.float64 if array.dtype == np.float64 else np.float32)
 
 
-def _like(leaf: Any, array: np.ndarray[Any, Any]) -> Any:
-    """Return a reduced array in its leaf's own type; a mean of integers is a float."""
+def _like(leaf: Any, array: np.ndarray[Any, Any], op: ReduceOp) -> Any:
+    """Return a reduced array in its leaf's own type; a mean of integers is a float, and their sum has 64 bits."""
     if isinstance(leaf, (tf.Tensor, tf.Variable)):
-        return tf.constant(array) if _changed_kind(leaf.dtype, array) else tf.cast(array, leaf.dtype)
-    if isinstance(leaf, (np.ndarray, np.generic)) and not _changed_kind(tf.as_dtype(leaf.dtype), array):
+        return tf.cast(array, leaf.dtype) if _keeps_type(leaf.dtype, op) else tf.constant(array)
+    if isinstance(leaf, (np.ndarray, np.generic)) and _keeps_type(tf.as_dtype(leaf.dtype), op):
         array = array.astype(leaf.dtype)
     return array if isinstance(leaf, np.ndarray) else array.item()
 
 
-def _changed_kind(dtype: tf.DType, array: np.ndarray[Any, Any]) -> bool:
-    return not dtype.is_floating and (array.dtype.kind == "f" or dtype.is_bool)
+def _keeps_type(dtype: tf.DType, op: ReduceOp) -> bool:
+    return dtype.is_floating or (op in ("max", "min") and not dtype.is_bool)
 
 
 def _choose_gpu(asked: str | None, gpus: Sequence[Any], worker: Worker) -> Any:

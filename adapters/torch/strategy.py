@@ -173,6 +173,7 @@ class _Leaf:
     def __init__(self, strategy: TorchStrategy, value: Any, op: ReduceOp, name: str) -> None:
         self._value = value
         self._divisor = strategy.worker.world_size if op == "mean" else None
+        self._is_own_value = op in ("max", "min")
         tensor = _as_tensor(value)
         self._dtype = tensor.dtype
         tensor = tensor.detach().to(device=strategy.device, dtype=_wide(tensor.dtype), copy=True)
@@ -183,7 +184,8 @@ class _Leaf:
         tensor = self._finish().reshape(self._shape)
         if self._divisor is not None:
             tensor = (tensor if tensor.is_floating_point() else tensor.double()) / self._divisor
-        if self._dtype.is_floating_point or (self._divisor is None and self._dtype != torch.bool):
+        # A sum of integers may need all 64 bits, as in torch.sum.
+        if self._dtype.is_floating_point or (self._is_own_value and self._dtype != torch.bool):
             tensor = tensor.to(self._dtype)
         if isinstance(self._value, torch.Tensor):
             return tensor.to(self._value.device)

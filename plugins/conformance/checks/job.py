@@ -40,6 +40,9 @@ def collectives_do_what_they_say(strategy: Strategy, folder: Path) -> None:
     assert mean["count"] == pytest.approx(2**40 + sum(ranks) / world_size, rel=1e-15)
     assert strategy.reduce(rank, "max") == world_size - 1 and strategy.reduce(rank, "min") == 0
     assert np.asarray(mine["list"][1]).tolist() == [float(rank)] * 2, "a reduction changed its argument"
+    small = strategy.reduce([np.array([200], np.uint8), tensor([200], "uint8")], "sum")
+    assert [np.asarray(leaf).tolist() for leaf in small] == [[200 * world_size]] * 2
+    assert strategy.reduce(np.array([rank], np.uint8), "max").dtype == np.uint8
     half = tensor(257.0, "bfloat16")
     assert strategy.reduce(half, "sum").dtype == half.dtype
     assert strategy.gather({"rank": rank, "text": "x" * rank}) == [{"rank": r, "text": "x" * r} for r in ranks]
