@@ -125,8 +125,8 @@ class Callback:
     def on_end(self, error: BaseException | None) -> None:
         """Called once after the last step, with the error that ended the training, if any.
 
-        In a loop this is when the strategy is left; with Lightning and Keras, at the end of `fit`. After an error, call
-        no collective: the other workers may be elsewhere.
+        In a loop this is when the strategy is left; with Lightning and Keras, at the end of `fit`. After an error, also
+        of another callback, call no collective: the other workers may be elsewhere.
         """
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .callback import Callback
 from .capabilities import Capabilities
 from .checkpoint import under_way
 from .compat import imports_script_again
-from .errors import CheckpointError, OptionError, StrategyStateError, WorkerLostError
+from .errors import CallbackError, CheckpointError, OptionError, StrategyStateError, WorkerLostError
 from .failure_report import report_failure, withdraw_report
 from .launch.detect import detect_launch
 from .launch.variables import Launch
@@ -97,26 +97,36 @@ class Strategy(NoticesLostWorkers):
         failure = lost or error
         if not has_succeeded(failure):
             assert failure is not None
-            if isinstance(failure, WorkerLostError):
-                shorten_traceback(failure)
-            report_failure(failure, self.worker)
-            self._end_callbacks(failure)
-            self._leave_after_failure()
+            try:
+                if isinstance(failure, WorkerLostError):
+                    shorten_traceback(failure)
+                report_failure(failure, self.worker)
+                self._end_callbacks(failure)
+            finally:  # Ctrl-C may come in between
+                self._leave_after_failure()
             if lost is not None:
                 raise lost from None
             return
         try:
             self._end_callbacks(None)
         except BaseException as raised:
-            report_failure(raised, self.worker)
-            self._leave_after_failure()
+            try:
+                report_failure(raised, self.worker)
+            finally:
+                self._leave_after_failure()
             raise
         self._leave_after_success()
 
     def _end_callbacks(self, error: BaseException | None) -> None:
         seams, self._seams = self._seams, []
+        raised: CallbackError | None = None
         for seam in seams:
-            seam.end(error)
+            try:
+                seam.end(error if raised is None else raised)
+            except CallbackError as another:
+                raised = another
+        if raised is not None:
+            raise raised
 
     def _leave_after_failure(self) -> None:
         try:

@@ -308,6 +308,54 @@ def test_the_programs_own_error_is_the_one_that_is_raised(caplog: pytest.LogCapt
     assert "Wrong.on_end on worker 0 raised ValueError: in the end" in caplog.text
 
 
+class Ends(Callback):
+    """Keeps what `on_end` was given, in the order of the calls, and raises an error."""
+
+    def __init__(self, told: list[BaseException | None], raises: BaseException | None = None) -> None:
+        self._told = told
+        self._raises = raises
+
+    def on_end(self, error: BaseException | None) -> None:
+        self._told.append(error)
+        if self._raises is not None:
+            raise self._raises
+
+
+def test_an_end_that_fails_hides_no_other_end(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[BaseException | None] = []
+
+    def program() -> None:
+        with create_strategy("local") as strategy:
+            for callbacks in ([Ends(told), Ends(told, ValueError("first")), Ends(told)], [Ends(told, OSError("last"))]):
+                training = prepare(strategy, callbacks)
+                for batch in training.batches(DATA, 20):
+                    training.step(batch)
+
+    with pytest.raises(CallbackError, match=r"Ends\.on_end on worker 0 raised ValueError: first") as caught:
+        program()
+    assert told == [None, None, caught.value, caught.value], "after an error they must call no collective"
+    assert "raised OSError: last" in caplog.text
+
+
+@pytest.mark.parametrize("own", [KeyError("own"), None])
+def test_ctrl_c_in_an_end_leaves_the_strategy(own: BaseException | None) -> None:
+    told: list[BaseException | None] = []
+
+    def program() -> None:
+        with create_strategy("local") as strategy:
+            training = prepare(strategy, [Ends(told, KeyboardInterrupt())])
+            for batch in training.batches(DATA, 20):
+                training.step(batch)
+            if own is not None:
+                raise own
+
+    with pytest.raises(KeyboardInterrupt):
+        program()
+    assert told == [own]
+    with create_strategy("local"):
+        pass
+
+
 def test_one_that_raises_is_a_callback_error(strategy: Strategy) -> None:
     class Wrong(Callback):
         def on_step_end(self, step: StepRecord) -> None:
