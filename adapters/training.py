@@ -82,10 +82,14 @@ class Training(ABC):
 
         Only reading the number waits for it, so an unread loss costs no time.
         """
-        if self._seam:
-            self._seam.begin_step(batch.progress, self._run())
-        with self._strategy.noticing_lost_workers():
-            loss = self._step(batch)
+        try:
+            if self._seam:
+                self._seam.begin_step(batch.progress, self._run())
+            with self._strategy.noticing_lost_workers():
+                loss = self._step(batch)
+        except BaseException:
+            self._seam.drop_step()
+            raise
         self._position.progress = batch.progress
         if self._seam:
             self._seam.end_step(batch.progress, loss)

@@ -356,6 +356,26 @@ def test_ctrl_c_in_an_end_leaves_the_strategy(own: BaseException | None) -> None
         pass
 
 
+def test_a_step_that_fails_leaves_no_phases_to_the_next(strategy: Strategy) -> None:
+    watcher, calls = Watcher(), []
+
+    def loss_fn(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        if len(calls) == 2:
+            raise ValueError("in the second micro-batch")
+        return model(x).square().mean()
+
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = strategy.prepare(model, optimizer, loss_fn, accumulate=2, callbacks=[watcher])
+    batches = training.batches(DATA, 10)
+    with pytest.raises(ValueError, match="second micro-batch"):
+        training.step(next(batches))
+    training.step(next(batches))
+    (record,) = [what for _, what in watcher.calls if isinstance(what, StepRecord)]
+    assert [phase.name for phase in record.phases] == ["data", *("forward", "backward") * 2, "update"]
+
+
 def test_one_that_raises_is_a_callback_error(strategy: Strategy) -> None:
     class Wrong(Callback):
         def on_step_end(self, step: StepRecord) -> None:
