@@ -51,15 +51,7 @@ def _slurm_master(environ: Mapping[str, str]) -> tuple[str, int] | None:
     if not nodes:
         return None
     job, step = number(environ, "SLURM_JOB_ID") or 0, number(environ, "SLURM_STEP_ID") or 0
-    return first_slurm_host(nodes), 20000 + (job * 31 + step) % 12000
-
-
-def first_slurm_host(nodes: str) -> str:
-    """Return the first host of a Slurm host list: `gpu[003-007,9],login1` gives `gpu003`."""
-    match = re.match(r"(?:[^,\[\]]|\[\w[^\]]*\])+", nodes)
-    if match is None:
-        raise LauncherError(f"{nodes!r} is not a Slurm host list")
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", match.group())
+    return expand_hosts(nodes)[0], 20000 + (job * 31 + step) % 12000
 
 
 def slurm_tasks_per_node(text: str) -> list[int]:

@@ -138,7 +138,6 @@ class _Pipeline(StepData):
 
     def steps(self, start: Progress, epochs: int) -> Iterator[Batch]:
         iterator: Any = None
-        rows = 0
         for epoch, step in self._order.positions(start, epochs):
             if iterator is None or step == 0:
                 batches = self._batches if step == 0 else self._batches.skip(step)

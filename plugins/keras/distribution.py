@@ -132,12 +132,18 @@ class Distribution:
         (batch,) = args
         self._steps += 1
         name = f"keras{self._steps}"
-        if step == self._model.train_step:
+        model = self._model
+        if step == model.train_step:
             run = self._train
-        elif step == self._model.test_step:
+        elif step == model.test_step:
             run = self._test
-        else:
+        elif step == model.predict_step:
             run = self._predict
+        else:
+            raise OptionError(
+                f"the model {model.name!r} has its own step {step!r}, which cannot be divided among workers: override "
+                "train_step, test_step or predict_step"
+            )
 
         def replica(data: Any) -> Any:
             # Otherwise TensorFlow would decay weights, which needs no batch, in a step that finds no batch.

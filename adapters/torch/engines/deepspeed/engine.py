@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from .use import Comparison, Gate
 from .waiting import Collectives, find_collectives
 
 
-class ZeroEngine(Engine):
+class ZeroEngine(Engine, ABC):
     """Base of the stages. DeepSpeed reduces, clips, calls the optimizer and gathers; see `fragments`.
 
     Stages 2 and 3 reduce gradients while backward runs, in buckets filled as gradients come. Workers that use different
