@@ -114,7 +114,7 @@ class Callback:
         """Change the model in place, before the engine wraps it."""
 
     def on_begin(self, run: Run) -> None:
-        """Called before the first step, and after a checkpoint was loaded."""
+        """Called once, before the first step; a checkpoint loaded by then is restored."""
 
     def on_step_begin(self, progress: Progress) -> None:
         """Called before each step, with the position after it."""

@@ -42,7 +42,7 @@ class GlobalOrder:
 
     Raises:
         DataError: the dataset is empty.
-        OptionError: the global batch size or the seed is not positive.
+        OptionError: the global batch size is not positive, or the seed is not from 0 to 2**63 - 1.
     """
 
     length: int

@@ -138,7 +138,8 @@ class Training(ABC):
             start: the first step. By default the first of all, and after `load` the next one after the checkpoint. A
                 program that makes several calls makes the same ones when it is started again, and completed calls yield
                 nothing. One that lies before the position, for example of a second phase, counts as further too.
-            weight: `weight(micro_batch)` is its weight instead of its samples (for example its tokens).
+            weight: `weight(micro_batch)` returns a micro-batch's weight in the mean, for example its number of tokens;
+                by default its number of samples.
 
         Returns:
             An iterator whose `len` is the number of batches that remain.

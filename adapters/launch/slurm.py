@@ -130,7 +130,10 @@ def _is_spread(environ: Mapping[str, str], per_node: list[int]) -> bool:
 
 
 def _first_port(environ: Mapping[str, str], tasks: int) -> int:
-    """Give each step as many ports as its tasks need on one machine; consecutive jobs and steps never overlap."""
+    """Give each step as many ports as its tasks need on one machine.
+
+    The first 31 steps of a job share no port with each other, nor with those of the next job, unless numbers wrap.
+    """
     numbers = []
     for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"):
         text = environ.get(name, "0").strip()

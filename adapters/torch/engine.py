@@ -135,7 +135,7 @@ class Engine:
 
     def measure_grad_norm(self) -> None:
         """Find the joint L2 norm of the reduced gradients, over all workers, without changing them."""
-        # From the parameters' own gradients, because norms of DTensors are joint norms already.
+        # Not `self.gradients()`: get_total_norm reduces DTensors itself.
         self._grad_norm = torch.nn.utils.get_total_norm(Engine.gradients(self))
 
     def grad_norm(self) -> torch.Tensor:

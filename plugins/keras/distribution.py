@@ -146,7 +146,7 @@ class Distribution:
             )
 
         def replica(data: Any) -> Any:
-            # Otherwise TensorFlow would decay weights, which needs no batch, in a step that finds no batch.
+            # Keras's weight decay must wait for the batch: otherwise it runs even when the dataset has ended.
             with tf.control_dependencies(_tensors(data)):
                 return run(step, data, name)
 

@@ -51,19 +51,17 @@ class HorovodStrategy(TorchStrategy):
 
     def __init__(
         self,
-        compression: Literal["none", "fp16", "bf16"] = "none",
+        compression: Literal["none", "fp16"] = "none",
         op: Literal["average", "adasum"] = "average",
         num_groups: int = 0,
         device: str | None = None,
     ) -> None:
         super().__init__(device)
-        if compression == "bf16":
-            raise OptionError(
-                "compression='bf16': Horovod's last release cannot all-reduce bfloat16; use compression='fp16', or "
-                "strategy 'ddp' with comm_hook='bf16'"
-            )
         if compression not in _COMPRESSIONS:
-            raise OptionError(f"compression={compression!r} must be one of {', '.join(_COMPRESSIONS)}")
+            raise OptionError(
+                f"compression={compression!r} must be one of {', '.join(_COMPRESSIONS)}: Horovod's last release cannot "
+                "all-reduce bfloat16, but strategy 'ddp' with comm_hook='bf16' can"
+            )
         if op not in _OPS:
             raise OptionError(f"op={op!r} must be one of {', '.join(_OPS)}")
         if op == "adasum" and not hvd.mpi_built():

@@ -21,10 +21,10 @@ _Noted = tuple[torch.Tensor, int] | None
 
 
 class UnusedParameters:
-    """Gives zeros to the parameters that a backward pass left unused, in a second one that ends DDP's reduction.
+    """A second backward gives zeros to unused parameters, so that DDP's reduction ends.
 
-    In it each worker also says which parameters it used. That is the gradient of one more parameter, which DDP reduces
-    with the others. So a worker knows which gradients no worker has, and drops them: they are no zeros to decay by.
+    It also reduces one flag per parameter (1: this worker used it), as the gradient of an extra parameter in DDP's
+    bucket. Where all flags are 0, the gradient is dropped: zeros would still decay the parameter.
 
     parameters: those that DDP reduces.
     """
@@ -40,7 +40,7 @@ class UnusedParameters:
 
     @contextlib.contextmanager
     def added_to(self, module: torch.nn.Module) -> Iterator[None]:
-        """Add that parameter to the module, while DDP is created and looks for parameters."""
+        """Add the extra parameter to the module, while DDP is created and looks for parameters."""
         module.register_parameter(_NAME, self._used)
         try:
             yield
@@ -53,36 +53,37 @@ class UnusedParameters:
 
     def finish_backward(self, loss: torch.Tensor) -> None:
         """End DDP's reduction after the backward pass of a loss; gradients that no worker has are `None`."""
-        without, same = [], []
+        without_gradient, untouched = [], []
         for number, (parameter, noted) in enumerate(zip(self.parameters, self._before, strict=True)):
             if parameter.grad is None:
-                without.append(number)
+                without_gradient.append(number)
             if _is_same(parameter.grad, noted):
-                same.append(parameter)
+                untouched.append(parameter)
         self._before.clear()
         used = self._all_used
-        if without:
+        if without_gradient:
             used = used.clone()
-            used[without] = 0
-        if same:
+            used[without_gradient] = 0
+        if untouched:
             # A function of the graph may have no gradient for a parameter: DDP has counted that one already.
             counted = leaves_of(loss)
-            same = [parameter for parameter in same if parameter not in counted]
+            untouched = [parameter for parameter in untouched if parameter not in counted]
         self._used.grad = None
-        frozen = [parameter for parameter in same if not parameter.requires_grad]
-        zeros = [self._zeros(parameter) for parameter in same]
+        frozen = [parameter for parameter in untouched if not parameter.requires_grad]
+        zeros = [self._zeros(parameter) for parameter in untouched]
         for parameter in frozen:
             parameter.requires_grad_(True)
         try:
-            torch.autograd.backward([self._used, *same], [used, *zeros])
+            torch.autograd.backward([self._used, *untouched], [used, *zeros])
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-        if without:
-            anywhere = self._used.grad
-            assert anywhere is not None
-            for number, of_workers in zip(without, anywhere[without].tolist(), strict=True):
-                if of_workers == 0:
+        if without_gradient:
+            workers_with_gradient = self._used.grad
+            assert workers_with_gradient is not None
+            counts = workers_with_gradient[without_gradient].tolist()
+            for number, count in zip(without_gradient, counts, strict=True):
+                if count == 0:
                     self.parameters[number].grad = None
 
     def _zeros(self, parameter: torch.nn.Parameter) -> torch.Tensor:
