@@ -36,6 +36,21 @@ class MicroBatch:
     weight: int
 
 
+def check_batch_size(argument: str, size: int, world_size: int) -> None:
+    """Check the size of a global batch, given as the argument of this name.
+
+    Raises:
+        OptionError: it is not positive, or smaller than the number of workers.
+    """
+    if size < 1:
+        raise OptionError(f"{argument}={size} must be at least 1")
+    if size < world_size:
+        raise OptionError(
+            f"{argument}={size} is smaller than the {world_size} workers: some would never get a sample. Raise it, or "
+            "start fewer workers."
+        )
+
+
 @dataclass(frozen=True)
 class GlobalOrder:
     """The order of a dataset of `length` samples in global batches, the same for every world size.
@@ -53,8 +68,7 @@ class GlobalOrder:
     def __post_init__(self) -> None:
         if self.length < 1:
             raise DataError("the dataset has length 0: there is nothing to train on")
-        if self.global_batch_size < 1:
-            raise OptionError(f"global_batch_size={self.global_batch_size} must be at least 1")
+        check_batch_size("global_batch_size", self.global_batch_size, 1)
         if not 0 <= self.seed < 2**63:
             raise OptionError(f"seed={self.seed} must be from 0 to 2**63 - 1")
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..batches import Batch
-from ..errors import DataError, OptionError, did_you_mean
+from ..errors import DataError, OptionError
 from ..order import GlobalOrder, slice_of
 from ..progress import Progress
 from ..random_seed import mix
@@ -70,7 +70,7 @@ def step_data(
         OptionError: an unknown option, or a dataset batched by another number than `global_batch_size`.
     """
     for option in options:
-        raise OptionError(f"batches() of a TensorFlow strategy has no option {option!r}.{did_you_mean(option, [])}")
+        raise OptionError(f"a TensorFlow strategy has no option {option!r} for loading data")
     if isinstance(dataset, tf.data.Dataset):
         return _Pipeline(dataset, global_batch_size, seed, worker, accumulate)
     columns = _columns(dataset)
@@ -123,8 +123,8 @@ class _Pipeline(StepData):
         found = batch_size_of(dataset)
         if found not in (None, global_batch_size):
             raise OptionError(
-                f"the tf.data.Dataset is batched by {found}, but global_batch_size={global_batch_size}: batch it by "
-                "the global batch of all workers, or leave it unbatched"
+                f"the tf.data.Dataset is batched by {found}, but a global batch has {global_batch_size} samples: batch "
+                "it by the global batch of all workers, or leave it unbatched"
             )
         # A batched dataset does not say how many samples it has; only its number of steps matters.
         length = cardinality if found is None else cardinality * global_batch_size

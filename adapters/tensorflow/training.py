@@ -14,6 +14,7 @@ from ..batches import Batch, Batches
 from ..checkpoint.save import Saver
 from ..errors import DataError, OptionError
 from ..evaluation import SampleMean
+from ..order import check_batch_size
 from ..pending import Pending
 from ..progress import Progress
 from ..shares import total_of, weight_of
@@ -97,6 +98,7 @@ class TensorFlowTraining(Training):
         weight: Callable[[Any], SupportsFloat] | None = None,
         **loader_options: Any,
     ) -> Batches:
+        check_batch_size("global_batch_size", global_batch_size, self._strategy.worker.world_size)
         data = self._data(dataset, global_batch_size, seed, shuffle, self._options.accumulate, loader_options)
         if data.spec not in self._specs:
             self._specs.append(data.spec)
@@ -106,6 +108,7 @@ class TensorFlowTraining(Training):
         return Batches(self._batches(data.steps(begin, epochs), weight), remaining, self._seam)
 
     def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:
+        check_batch_size("batch_size", batch_size, self._strategy.worker.world_size)
         data = self._data(dataset, batch_size, 0, False, 1, loader_options)
         evaluate = compiled_evaluation(self._strategy, self.model, fn, data.spec)
         mean = SampleMean()
@@ -124,11 +127,6 @@ class TensorFlowTraining(Training):
         options: Mapping[str, Any],
     ) -> StepData:
         worker = self._strategy.worker
-        if 0 < global_batch_size < worker.world_size:
-            raise OptionError(
-                f"global_batch_size={global_batch_size} is smaller than the {worker.world_size} workers: "
-                "some would never get a sample. Raise it, or start fewer workers."
-            )
         data = step_data(dataset, global_batch_size, seed, shuffle, worker, accumulate, options)
         everyone = self._strategy.gather(str(data))
         for rank, other in enumerate(everyone):

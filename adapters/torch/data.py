@@ -19,7 +19,7 @@ from .loader_processes import data_is_sent, spawn_where_it_would_fork
 
 _OURS = {
     "batch_size": "global_batch_size",
-    "batch_sampler": "global_batch_size",
+    "batch_sampler": "the size of a global batch",
     "sampler": "seed and shuffle",
     "drop_last": "nothing, a short last batch is weighted exactly",
     "generator": "seed",
@@ -29,30 +29,22 @@ _OURS = {
 Key = tuple[int, tuple[int, ...]]
 
 
-def order_of(dataset: Any, global_batch_size: int, seed: int, shuffle: bool, worker: Worker) -> GlobalOrder:
+def order_of(dataset: Any, global_batch_size: int, seed: int, shuffle: bool) -> GlobalOrder:
     """Return the order of `dataset` in global batches.
 
     Raises:
         DataError: it has no length, or length 0.
-        OptionError: the global batch is smaller than the number of workers.
     """
     if isinstance(dataset, (DataLoader, Sampler)):
         kind, instead = type(dataset).__name__, "the dataset itself"
         if isinstance(dataset, DataLoader):
             instead = "loader.dataset, and num_workers, collate_fn and the like as keywords"
-        raise DataError(
-            f"batches() splits the dataset into batches and shares itself, but was given a {kind}: pass {instead}"
-        )
+        raise DataError(f"the dataset is split into batches and shares here, so it cannot be a {kind}: pass {instead}")
     if _columns(dataset) is None and not (hasattr(dataset, "__len__") and _has_samples(dataset)):
         lacks = "access by index" if hasattr(dataset, "__len__") else "length"
         raise DataError(
             f"{type(dataset).__name__} has no {lacks}, so its samples have no reproducible order: "
             "pass a dataset with __len__ and __getitem__ (list(it) has both), tensors, or arrays"
-        )
-    if 0 < global_batch_size < worker.world_size:
-        raise OptionError(
-            f"global_batch_size={global_batch_size} is smaller than the {worker.world_size} workers: "
-            "some would never get a sample. Raise it, or start fewer workers."
         )
     return GlobalOrder(_length(dataset), global_batch_size, seed, shuffle)
 
@@ -80,7 +72,7 @@ class StepLoader:
     ) -> None:
         for name in options:
             if name in _OURS:
-                raise OptionError(f"batches() sets {name!r} itself, the same on all workers: use {_OURS[name]}")
+                raise OptionError(f"{name!r} is set here, the same on all workers: use {_OURS[name]}")
         self._keys = _Keys(order, worker, accumulate, start, epochs)
         columns = _columns(dataset)
         fetch: Dataset[Any]

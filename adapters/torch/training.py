@@ -13,7 +13,7 @@ from ..batches import Batch, Batches
 from ..checkpoint.save import Saver
 from ..errors import OptionError
 from ..evaluation import SampleMean
-from ..order import GlobalOrder
+from ..order import GlobalOrder, check_batch_size
 from ..pending import Pending
 from ..progress import Progress
 from ..random_seed import mix
@@ -140,8 +140,9 @@ class TorchTraining(Training):
         **loader_options: Any,
     ) -> Batches:
         worker = self._strategy.worker
+        check_batch_size("global_batch_size", global_batch_size, worker.world_size)
         self._strategy.check_batch(global_batch_size, self._options.accumulate)
-        order = order_of(dataset, global_batch_size, seed, shuffle, worker)
+        order = order_of(dataset, global_batch_size, seed, shuffle)
         may_fork = not self._strategy.capabilities.threads
         begin = self._position.begin(start, epochs)
         remaining = order.remaining(begin, epochs)
@@ -172,7 +173,8 @@ class TorchTraining(Training):
 
     def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:
         strategy = self._strategy
-        order = order_of(dataset, batch_size, 0, False, strategy.worker)
+        check_batch_size("batch_size", batch_size, strategy.worker.world_size)
+        order = order_of(dataset, batch_size, 0, False)
         may_fork = not strategy.capabilities.threads
         loader = StepLoader(dataset, order, strategy.worker, 1, Progress(), 1, loader_options, may_fork)
         mean = SampleMean()

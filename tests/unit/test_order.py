@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farandole.adapters import DataError, OptionError, Progress, Worker
-from farandole.adapters.order import GlobalOrder, MicroBatch
+from farandole.adapters.order import GlobalOrder, MicroBatch, check_batch_size
 
 PROPERTY = settings(deadline=None, database=None, max_examples=150)
 
@@ -197,6 +197,12 @@ def test_the_order_cannot_be_spoilt_by_who_reads_it() -> None:
 def test_what_has_no_order_is_refused(arguments: dict[str, int], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         GlobalOrder(**arguments)
+
+
+def test_a_global_batch_smaller_than_the_workers_is_refused() -> None:
+    check_batch_size("batch_size", 4, 4)
+    with pytest.raises(OptionError, match=r"^batch_size=3 is smaller than the 4 workers.* Raise it, or start fewer"):
+        check_batch_size("batch_size", 3, 4)
 
 
 def test_a_start_beyond_the_epoch_names_what_it_may_come_from() -> None:

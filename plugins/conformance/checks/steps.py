@@ -67,6 +67,8 @@ def evaluation_is_the_mean_over_samples(strategy: Strategy, folder: Path) -> Non
     assert curves.Curve(reference.losses[:2], {}).loss_diff(curve) <= LOSS_BOUND["float32"]
     assert curves.Curve(reference.losses[2:4], {}).loss_diff(more) <= LOSS_BOUND["float32"]
 
+    with pytest.raises(OptionError, match=r"^batch_size=\d (is smaller than|must be at least 1)"):
+        training.evaluate(data, program.mean_loss, strategy.worker.world_size - 1)
     with pytest.raises(DataError, match="length 0"):
         training.evaluate(tuple(column[:0] for column in data), program.mean_loss, 4)
     with pytest.raises(OptionError, match="means over the samples"):
