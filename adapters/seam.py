@@ -47,7 +47,7 @@ class Seam:
     def __bool__(self) -> bool:
         return bool(self._callbacks)
 
-    def refuse_others(self, strategy: Strategy) -> None:
+    def refuse_differences(self, strategy: Strategy) -> None:
         """Compare the callbacks of all workers, which all call this: a collective in a missing one would hang.
 
         Raises:

@@ -175,7 +175,7 @@ class Strategy(NoticesLostWorkers):
         if seam:
             self._seams.append(seam)
 
-    def stand_by(self) -> None:
+    def adopt_running_job(self) -> None:
         """Make the collectives work in a job that a frontend itself joins and leaves."""
         self._state = "joined"
 

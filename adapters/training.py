@@ -51,7 +51,7 @@ class Training(ABC):
         self._strategy = strategy
         self._options = options
         self._seam = Seam(options.callbacks, strategy.worker)
-        self._seam.refuse_others(strategy)
+        self._seam.refuse_differences(strategy)
         strategy.end_callbacks_with(self._seam)
         self._position = Position()
         self._grad_norm: SupportsFloat | None = None

@@ -17,8 +17,8 @@ from ..evaluation import SampleMean
 from ..order import check_batch_size
 from ..pending import Pending
 from ..progress import Progress
-from ..shares import total_of, weight_of
 from ..training import StepOptions, Training
+from ..weighting import total_of, weight_of
 from .checkpoint import TensorFlowSave, load, named_weights
 from .compat import OptimizerView
 from .data import StepData, step_data

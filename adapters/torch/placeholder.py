@@ -30,7 +30,7 @@ def without_side_effects(model: torch.nn.Module) -> Iterator[None]:
         setattr(module, name, buffer)
 
 
-def refuse_gradients_of_nothing(engine: Engine) -> None:
+def check_placeholder_gradients(engine: Engine) -> None:
     """Check gradients after a placeholder's loss was not finite.
 
     A mean over nothing is NaN; its gradient may be 0 (cross_entropy) or NaN, and 0 times NaN is NaN.

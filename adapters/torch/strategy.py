@@ -21,11 +21,11 @@ from ..seam import Seam
 from ..strategy import ReduceOp, Strategy
 from ..structure import map_structure
 from ..training import StepOptions, Training
-from .by_hand import OwnSteps
 from .compat import check
 from .device import choose_device
 from .engine import Engine, model_of
 from .meta import allocate
+from .optimizer_guard import OwnSteps
 from .parameter_types import refuse_complex
 from .side_models import SideModels
 

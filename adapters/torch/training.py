@@ -17,18 +17,18 @@ from ..order import GlobalOrder, check_batch_size
 from ..pending import Pending
 from ..progress import Progress
 from ..random_seed import mix
-from ..shares import total_of, weight_of
 from ..training import StepOptions, Training
+from ..weighting import total_of, weight_of
 from . import checkpoint
 from .batch_norm import warn_of_batch_norm
 from .data import StepLoader, order_of, to_device
-from .earlier import EarlierReduction
 from .engine import LossModule
 from .evaluation import evaluation_mode
 from .ignored_labels import IgnoredLabels
-from .placeholder import refuse_gradients_of_nothing, without_side_effects
+from .pending_reductions import EarlierReduction
+from .placeholder import check_placeholder_gradients, without_side_effects
 from .strategy import TorchStrategy
-from .weighing import is_nothing, weigh
+from .weighing import is_placeholder_not_finite, weigh
 
 
 class TorchTraining(Training):
@@ -90,7 +90,7 @@ class TorchTraining(Training):
         engine = self.engine
         engine.zero_grad()
         last = len(batch.micro) - 1
-        nothing_counted = False
+        placeholder_not_finite = False
         total: torch.Tensor | None = None
         for number, (micro_batch, weight) in enumerate(zip(batch.micro, batch.weights, strict=True)):
             with contextlib.ExitStack() as stack:
@@ -102,7 +102,7 @@ class TorchTraining(Training):
                     loss = engine.forward(micro_batch)
                 _check_loss(loss)
                 weight_of_all = total_of(batch)
-                nothing_counted |= is_nothing(loss, weight)
+                placeholder_not_finite |= is_placeholder_not_finite(loss, weight)
                 if weight > 0:
                     weighted = loss.detach().to(torch.float64) * (weight / weight_of_all)
                     total = weighted if total is None else total + weighted
@@ -114,8 +114,8 @@ class TorchTraining(Training):
         with self._seam.phase("update"):
             with engine.waiting():
                 engine.reduce_gradients()
-            if nothing_counted:
-                refuse_gradients_of_nothing(engine)
+            if placeholder_not_finite:
+                check_placeholder_gradients(engine)
             if clip_norm is not None:
                 engine.clip_grad_norm(clip_norm)
             elif self._options.grad_norm:

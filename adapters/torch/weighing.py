@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..shares import mean_factor
+from ..weighting import mean_factor
 
 
 def weigh(loss: torch.Tensor, weight: float, total: float, world_size: int) -> torch.Tensor:
@@ -13,6 +13,6 @@ def weigh(loss: torch.Tensor, weight: float, total: float, world_size: int) -> t
     return loss if factor == 1 else loss * factor
 
 
-def is_nothing(loss: torch.Tensor, weight: float) -> bool:
-    """Whether a placeholder's loss is not finite; `refuse_gradients_of_nothing` then checks its gradient."""
+def is_placeholder_not_finite(loss: torch.Tensor, weight: float) -> bool:
+    """Whether a placeholder's loss is not finite; `check_placeholder_gradients` then checks its gradient."""
     return weight == 0 and not bool(torch.isfinite(loss).all())

@@ -63,7 +63,7 @@ def distribute(model: M, strategy: Strategy, callbacks: Sequence[Callback] = ())
     if not getattr(model, "compiled", False):
         raise OptionError(f"the model {model.name!r} is not compiled: compile it inside strategy.scope() first")
     lasting = Seam(callbacks, strategy.worker)
-    lasting.refuse_others(strategy)
+    lasting.refuse_differences(strategy)
     with strategy.scope():
         lasting.prepare(model, Run(strategy, "keras", Progress()))
     distribution = Distribution(model, strategy)
@@ -99,7 +99,7 @@ def _fit(
         own, plugged = parted(bound.get("callbacks"))
         refuse_changing(plugged)
         seam = Seam([*lasting, *plugged], strategy.worker)
-        seam.refuse_others(strategy)
+        seam.refuse_differences(strategy)
         hooks = [StepHooks(distribution.records)] if seam else []
         bound["callbacks"] = [*hooks, *callbacks_of(own, strategy), Agreement(strategy, distribution.prepare)]
         if not strategy.worker.is_main:

@@ -8,7 +8,7 @@ import torch
 
 from ...adapters.pending import Pending
 from ...adapters.seam import Seam
-from ...adapters.torch.earlier import EarlierReduction
+from ...adapters.torch.pending_reductions import EarlierReduction
 from ...adapters.torch.strategy import TorchStrategy
 
 

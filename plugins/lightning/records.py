@@ -166,5 +166,5 @@ def _borrowed(trainer: Any) -> TorchStrategy:
         root = trainer.strategy.root_device
         strategy = kind(device=str(root) if root.type == "cuda" else "cpu")
     strategy.name = type(trainer.strategy).__name__
-    strategy.stand_by()
+    strategy.adopt_running_job()
     return strategy

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ...adapters.torch.engine import Engine
-from ...adapters.torch.placeholder import refuse_gradients_of_nothing
-from ...adapters.torch.weighing import is_nothing, weigh
+from ...adapters.torch.placeholder import check_placeholder_gradients
+from ...adapters.torch.weighing import is_placeholder_not_finite, weigh
 
 
 class Reducing:
@@ -21,7 +21,7 @@ class Reducing:
     def _reduce_nothing_yet(self) -> None:
         self._of_optimizer: dict[int, Engine] = {}
         self._reduced: set[Engine] = set()
-        self._counts_nothing = False
+        self._placeholder_not_finite = False
 
     @abstractmethod
     def engine_of(self, optimizer: Any) -> Engine | None:
@@ -29,7 +29,7 @@ class Reducing:
 
     def weigh(self, loss: torch.Tensor, weight: int, total: int) -> torch.Tensor:
         """Scale the loss of `weight` of `total` samples so that the mean over workers is the mean over samples."""
-        self._counts_nothing |= is_nothing(loss, weight)
+        self._placeholder_not_finite |= is_placeholder_not_finite(loss, weight)
         return weigh(loss, weight, total, self.world_size)
 
     def reduce_gradients(self, optimizer: Any) -> None:
@@ -39,9 +39,9 @@ class Reducing:
             with engine.waiting():
                 engine.reduce_gradients()
             self._reduced.add(engine)
-            if self._counts_nothing:
-                self._counts_nothing = False
-                refuse_gradients_of_nothing(engine)
+            if self._placeholder_not_finite:
+                self._placeholder_not_finite = False
+                check_placeholder_gradients(engine)
 
     def reducing(self, optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return an optimizer's closure that also reduces the gradients."""

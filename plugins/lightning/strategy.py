@@ -102,7 +102,7 @@ class AdapterStrategy(Recording, Reducing, Sharing):
         self.accelerator.setup(trainer)
         fitting = trainer.state.fn == _TrainerFn.FITTING
         if fitting:
-            self.seam.refuse_others(self.adapter)
+            self.seam.refuse_differences(self.adapter)
         if fitting and layer_sync(self) is not None:
             self._synchronize_batch_norm()
         self._begin_sharing(trainer)

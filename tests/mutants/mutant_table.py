@@ -67,7 +67,7 @@ MUTANTS = (
     # The step.
     Mutant(
         "uneven_shares_count_alike",
-        "adapters/shares.py",
+        "adapters/weighting.py",
         "return weight * world_size / total",
         "return 1.0 if weight else 0.0",
         _conformance("TestDDP", "test_curve"),
@@ -106,8 +106,8 @@ MUTANTS = (
         """\
             with engine.waiting():
                 engine.reduce_gradients()
-            if nothing_counted:
-                refuse_gradients_of_nothing(engine)
+            if placeholder_not_finite:
+                check_placeholder_gradients(engine)
             if clip_norm is not None:
                 engine.clip_grad_norm(clip_norm)
             elif self._options.grad_norm:
@@ -120,8 +120,8 @@ MUTANTS = (
                 engine.measure_grad_norm()
             with engine.waiting():
                 engine.reduce_gradients()
-            if nothing_counted:
-                refuse_gradients_of_nothing(engine)
+            if placeholder_not_finite:
+                check_placeholder_gradients(engine)
 """,
         _conformance("TestHorovod", "clip or tokens"),
     ),
@@ -262,14 +262,14 @@ MUTANTS = (
     ),
     Mutant(
         "ddp_decays_what_nobody_used",
-        "adapters/torch/engines/unused.py",
+        "adapters/torch/engines/unused_parameters.py",
         "                    self.parameters[number].grad = None\n",
         "                    pass\n",
         _conformance("used_by_some", "TestDDP"),
     ),
     Mutant(
         "ddp_counts_gradients_of_earlier_micro_batches",
-        "adapters/torch/engines/unused.py",
+        "adapters/torch/engines/unused_parameters.py",
         " and count_changes(gradient) == noted[1]",
         " and False",
         ("tests/conformance/test_ddp.py",),

@@ -16,7 +16,7 @@ from ...errors import OptionError
 from ..engine import Engine
 from ..process_group import ProcessGroupStrategy, share_from_rank_0
 from ..waiting import Note
-from .unused import UnusedParameters
+from .unused_parameters import UnusedParameters
 
 # Buffers are broadcast once, not at each forward, as with Horovod and the sharding engines. torch 2.13 renamed the
 # argument and warns about the old name.

@@ -21,9 +21,9 @@ from ...horovod.rendezvous import MEETING
 from ...lost_worker import horovod_lost_a_peer
 from ...strategy import ReduceOp
 from ..device import gpu_identity, refuse_nccl_beside, refuse_shared_gpus
-from ..earlier import GradientCounts
 from ..engine import Engine
 from ..objects import pack, unpack
+from ..pending_reductions import GradientCounts
 from ..rendezvous import open_store
 from ..strategy import Finish, TorchStrategy
 

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from ....checkpoint.manifest import LossScale
 from ....errors import DataError, OptionError
 from ....structure import map_structure
-from ...earlier import GradientCounts
 from ...engine import Engine, Shard, Slots
 from ...forward_passes import ForwardPasses
 from ...graph import leaves_of
 from ...parameter_types import stop_looking
+from ...pending_reductions import GradientCounts
 from ...waiting import Note
 from .compat import EngineView, ZeroView, dynamic_loss_scaler
 from .fragments import DelegatingOptimizer, Fragment

@@ -14,10 +14,10 @@ from .... import entry
 from ....capabilities import Capabilities, Shard
 from ....errors import OptionError
 from ....training import StepOptions, Training
-from ...earlier import GradientCounts
 from ...elementwise import refuse_unless_elementwise
 from ...engine import Engine, model_of
 from ...parameter_types import refuse_empty, refuse_scalars, refuse_sparse_gradients
+from ...pending_reductions import GradientCounts
 from ...process_group import ProcessGroupStrategy
 from .compat import check, whole_numel
 from .config import Precision, check_batch, check_prepared, full_config, read_config

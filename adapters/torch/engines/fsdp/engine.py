@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 
 from ....checkpoint.manifest import LossScale
 from ....structure import map_structure
-from ...earlier import GradientCounts
 from ...engine import Engine, Shard, Slots
 from ...graph import leaves_below, leaves_of
 from ...parameter_types import refuse_sparse_gradients, stop_looking
+from ...pending_reductions import GradientCounts
 from ...waiting import Note
 from .older_torch import Resetting, Zeros
 from .state import first_row, flat_slots, local_of, sharded_like
