@@ -154,33 +154,43 @@ def weigh(value: Any, fraction: tf.Tensor) -> Any:
     return value * tf.cast(fraction, value.dtype)
 
 
-def agree(strategy: TensorFlowStrategy, look: str, kinds: Sequence[int]) -> list[int]:
+_SAME_DATA = "batch dimension aside, data must look alike on all workers"
+
+
+def agree(strategy: TensorFlowStrategy, signature: str, kinds: Sequence[int] = (), rule: str = _SAME_DATA) -> list[int]:
     """Return the kind of each gradient over all workers: 0 if no worker has it, `DENSE` if the kinds differ.
 
     This runs once, when a step is compiled.
 
+    Args:
+        signature: what must be the same on all workers.
+        rule: what the error says of it.
+
     Raises:
-        DataError: a worker's data has another structure or type.
+        DataError: the signatures differ.
     """
     with tf.init_scope():
-        everyone = strategy.gather((look, list(kinds)))
+        everyone = strategy.gather((signature, list(kinds)))
+    first, _ = everyone[0]
     for rank, (other, _) in enumerate(everyone):
-        if other != everyone[0][0]:
-            raise DataError(
-                f"worker {rank} trains on {other}, worker 0 on {everyone[0][0]}: batch dimension aside, data must look "
-                "alike on all workers"
-            )
+        if other != first:
+            raise DataError(f"worker {rank} has {other}, worker 0 has {first}: {rule}")
     return [own[0] if len(set(own)) == 1 else DENSE for own in zip(*(own for _, own in everyone), strict=True)]
 
 
 def agreed_gradients(
-    strategy: TensorFlowStrategy, look: str, variables: Sequence[Any], gradients: Sequence[Any], dense: bool
+    strategy: TensorFlowStrategy,
+    signature: str,
+    variables: Sequence[Any],
+    gradients: Sequence[Any],
+    dense: bool,
+    rule: str = _SAME_DATA,
 ) -> tuple[list[Any], list[Any]]:
     """Return the gradients that any worker has, as kinds that all can add up, and their variables; see `agree`.
 
     `dense` makes sparse ones dense: if sparse rows repeat an index, their norm is not that of their sum.
     """
-    kinds = agree(strategy, look, [_kind(gradient) for gradient in gradients])
+    kinds = agree(strategy, signature, [_kind(gradient) for gradient in gradients], rule)
     used: list[Any] = []
     kept: list[Any] = []
     for variable, gradient, kind in zip(variables, gradients, kinds, strict=True):
@@ -221,7 +231,7 @@ def fits(micro: Sequence[Any], spec: Spec) -> bool:
     for micro_batch in micro:
         try:
             pairs = zip(tf.nest.flatten(micro_batch), tf.nest.flatten(spec), strict=True)
-            if not all(look.is_compatible_with(leaf) for leaf, look in pairs):
+            if not all(expected.is_compatible_with(leaf) for leaf, expected in pairs):
                 return False
             tf.nest.assert_same_structure(micro_batch, spec)
         except (TypeError, ValueError):

@@ -106,14 +106,14 @@ class Distribution:
 
         Keras itself would read a batch, so that a dataset that reshuffles would begin with its second order.
         """
-        look = data_batch
+        specs = data_batch
         if iterator is not None:
             batches = EpochIterator(iterator)
-            look = keras.tree.map_structure(_spec_or_none, batches.dataset.element_spec)
+            specs = keras.tree.map_structure(_spec_or_none, batches.dataset.element_spec)
             # Compare now: later a worker with other samples would fail alone, and one with more steps would hang.
-            agree(self._strategy, f"{batches.num_batches} batches of {_look_of(look)}", [])
+            agree(self._strategy, f"{batches.num_batches} batches of {_signature_of(specs)}")
         with self.scope():
-            FitModel(self._model).build(data_batch=look)
+            FitModel(self._model).build(data_batch=specs)
 
     def experimental_distribute_dataset(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return the dataset as it is: every worker reads the global batches."""
@@ -190,7 +190,7 @@ class Distribution:
 
     def _agree(self, batch: Any) -> None:
         """Compare the structure of all workers' batches; this runs once, when a step is compiled."""
-        agree(self._strategy, _look_of(batch), [])
+        agree(self._strategy, _signature_of(batch))
 
     def _check_losses(self) -> None:
         compiled = FitModel(self._model).compiled_loss
@@ -213,9 +213,9 @@ def _spec_or_none(spec: Any) -> Any:
     return spec if hasattr(spec, "dtype") else None
 
 
-def _look_of(batch: Any) -> str:
-    return str(keras.tree.map_structure(_look, batch))
+def _signature_of(batch: Any) -> str:
+    return str(keras.tree.map_structure(_signature, batch))
 
 
-def _look(leaf: Any) -> str:
+def _signature(leaf: Any) -> str:
     return "None" if leaf is None else f"{leaf.dtype.name}{[None, *leaf.shape[1:]]}"

@@ -14,6 +14,8 @@ from ...adapters.tensorflow.stamps import stamp_after
 from ...adapters.tensorflow.step import agreed_gradients, weigh
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
+_SAME_VARIABLES = "each optimizer must be applied to the same variables on all workers"
+
 
 @contextlib.contextmanager
 def reduce_before_applying(
@@ -55,7 +57,8 @@ def _reducing(
         gradients = list(gradients)
         variables = list(OptimizerView(optimizer).trainable_variables if variables is None else variables)
         clips = bool(optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue)
-        own, used = agreed_gradients(strategy, f"{name}: {len(gradients)} gradients", variables, gradients, dense=clips)
+        signature = f"{len(gradients)} gradients of the optimizer {optimizer.name!r}"
+        own, used = agreed_gradients(strategy, signature, variables, gradients, clips, _SAME_VARIABLES)
         if not scaled:  # the user's own train_step may not call scale_loss
             own = [weigh(gradient, fraction) for gradient in own]
         begin = None if waits is None else stamp_after(own)

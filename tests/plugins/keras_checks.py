@@ -227,8 +227,26 @@ def data_that_workers_do_not_share_are_refused(strategy: Any, folder: Path) -> N
     wide = X if rank == 0 else np.concatenate([X, X], 1)
     with pytest.raises(DataError, match="must look alike"):
         fit(other, wide)
-    with pytest.raises(DataError, match=r"worker 1 trains on 2 batches of .* worker 0 on 1 batches of"):
+    with pytest.raises(DataError, match=r"worker 1 has 2 batches of .* worker 0 has 1 batches of"):
         fit(model, X[: 32 * (rank + 1)], Y[: 32 * (rank + 1)])
+
+    class Fewer(keras.Sequential):  # type: ignore[misc]
+        def train_step(self, data: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(self(data[0]))
+            variables = self.trainable_variables[rank:]
+            self.optimizer.apply(tape.gradient(loss, variables), variables)
+            return {"loss": loss}
+
+    def fewer() -> Any:
+        net = Fewer([keras.Input((12,)), keras.layers.Dense(4)])
+        compile_model(net)
+        return net
+
+    with pytest.raises(
+        DataError, match=r"worker 1 has 1 gradients of the optimizer 'adamw', worker 0 has 2 .*variables"
+    ):
+        fit(made(strategy, fewer))
 
 
 @check
