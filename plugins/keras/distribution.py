@@ -137,13 +137,8 @@ class Distribution:
             run = self._train
         elif step == model.test_step:
             run = self._test
-        elif step == model.predict_step:
+        else:  # Keras wraps predict_step in a function of its own
             run = self._predict
-        else:
-            raise OptionError(
-                f"the model {model.name!r} has its own step {step!r}, which cannot be divided among workers: override "
-                "train_step, test_step or predict_step"
-            )
 
         def replica(data: Any) -> Any:
             # Keras's weight decay must wait for the batch: otherwise it runs even when the dataset has ended.
