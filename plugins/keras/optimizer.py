@@ -57,7 +57,7 @@ def _reducing(
         gradients = list(gradients)
         variables = list(OptimizerView(optimizer).trainable_variables if variables is None else variables)
         clips = bool(optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue)
-        signature = f"{len(gradients)} gradients of the optimizer {optimizer.name!r}"
+        signature = f"{len(gradients)} gradients of {type(optimizer).__name__}"
         own, used = agreed_gradients(strategy, signature, variables, gradients, clips, _SAME_VARIABLES)
         if not scaled:  # the user's own train_step may not call scale_loss
             own = [weigh(gradient, fraction) for gradient in own]

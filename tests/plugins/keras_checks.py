@@ -243,9 +243,7 @@ def data_that_workers_do_not_share_are_refused(strategy: Any, folder: Path) -> N
         compile_model(net)
         return net
 
-    with pytest.raises(
-        DataError, match=r"worker 1 has 1 gradients of the optimizer 'adamw', worker 0 has 2 .*variables"
-    ):
+    with pytest.raises(DataError, match=r"worker 1 has 1 gradients of AdamW, worker 0 has 2 .*the same variables"):
         fit(made(strategy, fewer))
 
 
