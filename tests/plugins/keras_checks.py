@@ -41,7 +41,6 @@ from farandole.plugins.keras import (
     WorkerMetrics,
     distribute,
 )
-from farandole.plugins.keras.compat import FitModel
 
 Check = Callable[[Any, Path], None]
 CHECKS: dict[str, Check] = {}
@@ -130,8 +129,6 @@ def what_cannot_work_is_refused(strategy: Any, folder: Path) -> None:
         fit(made(strategy, build()), callbacks=[Watcher()] if strategy.worker.is_main else [])
     with pytest.raises(OptionError, match="Watcher sees training only"):
         made(strategy, build()).evaluate(X, Y, callbacks=[Watcher()])
-    with pytest.raises(OptionError, match=r"own step .* override train_step, test_step or predict_step"):
-        FitModel(made(strategy, build())).distribution.run(lambda batch: batch, (X,))
     with pytest.raises(AttributeError, match=r"farandole\.plugins\.keras\.distribute\(model, strategy\)"):
         outside.fit(X, Y, verbose=0, callbacks=[Watcher()])
     if strategy.steps_in_control_flow:
