@@ -36,7 +36,8 @@ class GradientCheckpointing(Callback):
             what they take without checkpointing. The layers that fit with the least recomputation are chosen, the same
             on all workers, and chosen again for larger batches. `None` checkpoints all of `layers`.
         operators: keep what some operators return, and recompute the rest: `True` keeps matrix products, convolutions
-            and attention; a list names PyTorch's operators. PyTorch only.
+            and attention; a list names PyTorch's operators. With a budget each layer is kept, recomputed so, or
+            recomputed whole, whatever fits with the least recomputation. PyTorch only.
         offload: keep inputs in host memory. On CUDA only.
 
     Raises:

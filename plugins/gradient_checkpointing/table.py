@@ -23,17 +23,20 @@ def size(count: int) -> str:
 
 def describe(plan: Plan) -> str:
     """Return a table of the layers, and a line with the sums; layers alike that follow each other share a row."""
-    checkpointed = set(plan.layers)
+    checkpointed, operators = set(plan.layers), set(plan.operators)
 
-    def alike(cost: LayerCost) -> tuple[int, int, bool]:
-        return cost.activation_bytes, cost.input_bytes, cost.name in checkpointed
+    def alike(cost: LayerCost) -> tuple[int, int, str]:
+        how = "recomputed" if cost.name in checkpointed else ""
+        if cost.operators is not None and cost.name in operators:
+            how += f", but for {size(cost.operators.kept_bytes - cost.input_bytes)} of operators' results"
+        return cost.activation_bytes, cost.input_bytes, how
 
     rows = [_HEADINGS]
-    for (activations, inputs, again), group in groupby(plan.costs, alike):
+    for (activations, inputs, how), group in groupby(plan.costs, alike):
         costs = list(group)
         milliseconds = 1000 * sum(cost.seconds for cost in costs) / len(costs)
         name = costs[0].name if len(costs) == 1 else f"{costs[0].name} ... {costs[-1].name} ({len(costs)})"
-        row = (name, size(activations), size(inputs), f"{milliseconds:.2f} ms", "recomputed" if again else "")
+        row = (name, size(activations), size(inputs), f"{milliseconds:.2f} ms", how)
         rows.append(row)
     rows.append(("others", size(plan.other_bytes), "", "", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -204,15 +204,29 @@ def test_kept_operators_are_not_computed_again(local: Strategy, operators: Any, 
     assert counter.count == 2 + computed * 2 * BLOCKS
 
 
-@pytest.mark.parametrize("share", [0.7, 0.85])
-def test_a_budget_counts_kept_operators(local: Strategy, share: float) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.85])
+@pytest.mark.parametrize("block", [Block, Rectified])
+def test_a_budget_counts_kept_operators(local: Strategy, block: Callable[[], nn.Module], share: float) -> None:
+    """Where their results do not fit, layers are computed again whole."""
     callback = GradientCheckpointing(budget=share, operators=True)
-    training = prepared(local, Block, [callback])
-    losses_and_weights(training)
+    training = prepared(local, block, [callback])
+    found = losses_and_weights(training)
     chosen, counted = callback.plan, living(training)
     assert chosen is not None and chosen.budget is not None and chosen.layers
     assert counted <= chosen.budget + SCALARS
     assert counted == pytest.approx(chosen.predicted_bytes, rel=0.05, abs=BATCH)
+    assert same(found, losses_and_weights(prepared(local, block, [])))
+
+
+def test_kept_operators_are_predicted_without_a_budget() -> None:
+    """The first step, which measures, keeps none of them."""
+    model = Chain()
+    found = plan(model, data(ROWS, 1), loss_of, operators=True)
+    assert found.operators == found.layers == tuple(f"blocks.{number}" for number in range(BLOCKS))
+    for cost in found.costs:
+        assert cost.operators is not None and 0 < cost.operators.seconds < cost.seconds
+        # Beside the input: what both linear layers return, of which the second is four times smaller.
+        assert cost.operators.kept_bytes == cost.input_bytes + ROWS * 5 * WIDTH * 4
 
 
 def test_what_is_no_operator_is_refused(local: Strategy) -> None:

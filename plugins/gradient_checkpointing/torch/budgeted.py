@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class BudgetedCheckpointing(TorchCheckpointing):
     """Checkpoints the layers that a budget asks for.
 
-    In the first step all candidates are checkpointed, and measured while they are recomputed. After it all workers
+    In the first step all candidates are checkpointed, and measured while they are recomputed: also what the operators
+    take whose results may be kept, in memory and time. After it all workers
     choose from the same numbers: for each layer the most that any of them measured.
 
     The first candidate's inputs tell the size of a micro-batch. A larger one than measured is checkpointed whole and
@@ -78,9 +79,9 @@ class BudgetedCheckpointing(TorchCheckpointing):
         self.end_profile()
         model = self._model()
         assert model is not None
-        self._profile = Profile(model, self._options.offload)
+        self._profile = Profile(model, self._options.offload, bool(self._options.operators))
         for layer in self.layers:
-            layer.profile, layer.on = self._profile, True
+            layer.profile, layer.on, layer.whole = self._profile, True, True
         if whole_step:
             self._profile.open()
 
@@ -100,7 +101,7 @@ class BudgetedCheckpointing(TorchCheckpointing):
         self._measured = measured
         self.plan = choose(measured.costs, measured.other_bytes, self._options.budget, measured.tail_bytes)
         for layer in self.layers:
-            layer.on = layer.name in self.plan.layers
+            layer.on, layer.whole = layer.name in self.plan.layers, layer.name not in self.plan.operators
             layer.watch = self._look if layer.name == measured.costs[0].name else None
 
     def _look(self, layer: CheckpointedForward, arguments: Any) -> None:

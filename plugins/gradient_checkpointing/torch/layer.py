@@ -33,6 +33,7 @@ class CheckpointedForward:
     too.
 
     on: whether to checkpoint, for passes that record gradients.
+    whole: whether to compute again what `keep` would keep.
     profile: measures the passes from now on.
     watch: called with this and the arguments before each pass that records gradients.
 
@@ -54,6 +55,7 @@ class CheckpointedForward:
         self.layer = layer
         self.name = name
         self.on = True
+        self.whole = keep is None
         self.profile: Profile | None = None
         self.watch: Callable[[CheckpointedForward, Any], None] | None = None
         self.buffers = Buffers(layer)
@@ -105,7 +107,7 @@ class CheckpointedForward:
         return self._run(args, kwargs)
 
     def _compiled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if self._keep is None:
+        if self._keep is None or self.whole:
             return checkpoint.checkpoint(self.compute, *args, use_reentrant=False, **kwargs)
         contexts = partial(checkpoint.create_selective_checkpoint_contexts, self._keep.policy)
         return checkpoint.checkpoint(self.compute, *args, use_reentrant=False, context_fn=contexts, **kwargs)
@@ -122,8 +124,12 @@ class CheckpointedForward:
         record = self.profile.begin(self.name, self.layer, tensors) if self.profile else None
 
         def contexts() -> tuple[Any, Any]:
-            modes = (_NOTHING, _NOTHING) if self._keep is None else self._keep.contexts(record.keep if record else None)
-            return modes[0], _Reusable(lambda: this_pass.recomputing(modes[1]))
+            first, again = _NOTHING, _NOTHING
+            if self._keep is not None and record:
+                again = self._keep.watching(record.operator)
+            elif self._keep is not None and not self.whole:
+                first, again = self._keep.contexts()
+            return first, _Reusable(lambda: this_pass.recomputing(again))
 
         with contextlib.ExitStack() as stack:
             if this_pass.check or record:  # the recomputation then goes on to the end
@@ -180,11 +186,12 @@ class Pass:
         """The context of the recomputation; `mode` must see only the layer's own operators."""
         record = self.record
         with self._before.restored(), seeing_saved(record.see if record else None):
-            began = record.begin() if record else 0.0
+            if record:
+                record.begin()
             with mode:
                 yield
             if record:
-                record.end(began, self._again)
+                record.end(self._again)
         if self.check:
             self._compare()
         self._again, self.record = [], None

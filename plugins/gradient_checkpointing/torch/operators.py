@@ -9,6 +9,7 @@ import torch
 from torch.utils import checkpoint
 
 from ....adapters.errors import OptionError
+from .arguments import take_tensors
 
 _EXPENSIVE = frozenset(
     {
@@ -44,19 +45,20 @@ class Keep:
         else:
             self._names = frozenset(_name_of(operator) for operator in operators or ())
 
-    def contexts(self, see: Callable[[torch.Tensor], None] | None = None) -> Any:
-        """Return the contexts of a forward pass and its recomputation, and tell `see` what is kept."""
+    def contexts(self) -> Any:
+        """Return the contexts of a forward pass and its recomputation."""
+        return checkpoint.create_selective_checkpoint_contexts(self.policy)  # type: ignore[no-untyped-call]
+
+    def watching(self, see: Callable[[list[torch.Tensor]], None]) -> Any:
+        """Return a context that keeps nothing, and calls `see` after each operator with what would be kept of it."""
 
         def policy(ctx: Any, op: Any, *_: Any, **__: Any) -> checkpoint.CheckpointPolicy:
-            decision = self.policy(ctx, op)
-            if see is not None and decision is checkpoint.CheckpointPolicy.MUST_SAVE:
-                output = ctx.op_output
-                for tensor in output if isinstance(output, (tuple, list)) else (output,):
-                    if isinstance(tensor, torch.Tensor):
-                        see(tensor)
-            return decision
+            kept = self.policy(ctx, op) is checkpoint.CheckpointPolicy.MUST_SAVE
+            see(take_tensors(ctx.op_output)[0] if kept else [])
+            return checkpoint.CheckpointPolicy.PREFER_RECOMPUTE
 
-        return checkpoint.create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
+        watched, _ = checkpoint.create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
+        return watched
 
     def policy(self, ctx: Any, op: Any, *_: Any, **__: Any) -> checkpoint.CheckpointPolicy:
         """Return what to do with an operator's result, for `torch.utils.checkpoint`."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..choice import LayerCost
+from ..choice import LayerCost, Recomputed
 from .saved import Storages, activations, storages
 
 
@@ -41,10 +41,11 @@ class LayerRecord:
     inputs, outputs: the memory of its arguments and results, without parameters.
     others: what was saved outside of candidates before.
     held: the results, until they are recomputed, so that no other memory gets their addresses.
-    kept: of results of operators that are kept.
     saved: what it saves for its backward pass.
-    saved_outputs: the outputs among those, by their addresses in the forward pass.
+    kept: the results of operators that may be kept.
+    outputs_again: the outputs' addresses in the recomputation, by those in the forward pass.
     seconds: the recomputation.
+    operator_seconds: of these, the operators whose results may be kept.
     """
 
     def __init__(
@@ -57,35 +58,42 @@ class LayerRecord:
         self.outputs: list[Storages] = []
         self.others: Storages = {}
         self.held: list[torch.Tensor] = []
-        self.kept: Storages = {}
         self.saved: Storages = {}
-        self.saved_outputs: Storages = {}
+        self.kept: Storages = {}
+        self.outputs_again: dict[int, int] = {}
         self.seconds = 0.0
+        self.operator_seconds = 0.0
         self._looking = 0.0  # seconds spent in here
-
-    def keep(self, tensor: torch.Tensor) -> None:
-        """Note the result of an operator that is kept."""
-        self.kept |= storages([tensor])
+        self._since = 0.0  # when the operator that runs began
 
     def see(self, tensor: torch.Tensor) -> None:
         """Note a tensor that the recomputation saves."""
         began = time.perf_counter()
         self.saved |= activations([tensor], self._layer)
-        self._looking += time.perf_counter() - began
+        self._since = time.perf_counter()
+        self._looking += self._since - began
 
-    def begin(self) -> float:
-        """Begin to recompute; return the time."""
+    def operator(self, kept: list[torch.Tensor]) -> None:
+        """Note that an operator was computed, and those of its results that may be kept."""
+        ended = _now()
+        if kept:
+            self.operator_seconds += ended - self._since
+            self.kept |= storages(kept)
+            self.held += kept
+        self._since = time.perf_counter()
+        self._looking += self._since - ended
+
+    def begin(self) -> None:
+        """Begin to recompute."""
         self._began()
-        return _now()
+        self._start = self._since = _now()
 
-    def end(self, began: float, outputs: Iterable[torch.Tensor]) -> None:
+    def end(self, outputs: Iterable[torch.Tensor]) -> None:
         """End the recomputation."""
-        self.seconds = _now() - began - self._looking
+        self.seconds = _now() - self._start - self._looking
         self.held = []
         for first, again in zip(self.outputs, outputs, strict=False):
-            for (address, size), other in zip(first.items(), storages([again]), strict=False):
-                if other in self.saved:
-                    self.saved_outputs[address] = size
+            self.outputs_again.update(zip(first, storages([again]), strict=False))
 
 
 @dataclass
@@ -100,7 +108,7 @@ class _MicroBatch:
     def begin_backward(self) -> None:
         self.in_backward = True
 
-    def measured(self, offload: bool) -> Measured:
+    def measured(self, offload: bool, operators: bool) -> Measured:
         """Attribute each memory block to one layer, or to the others."""
         counted: Storages = {}
         kept_by_layers = {address for record in self.records for address in record.inputs if address in record.saved}
@@ -109,19 +117,25 @@ class _MicroBatch:
             alive = counted | record.others  # while it is recomputed; other addresses may be in use again by then
             inputs = _without(record.inputs, alive)
             saved = _without(record.saved, alive)
-            elsewhere = [
-                size
-                for address, size in record.saved_outputs.items()
-                if address in self.others or (address in kept_by_layers and address not in record.inputs)
-            ]
             kept = _without(record.kept, alive | inputs)
+            elsewhere = {
+                again
+                for address, again in record.outputs_again.items()
+                if address in self.others or (address in kept_by_layers and address not in record.inputs)
+            }
+            input_bytes = 0 if offload else sum(inputs.values())
             cost = LayerCost(
                 record.name,
-                activation_bytes=sum(saved.values()) - sum(elsewhere),
-                input_bytes=sum(kept.values()) + (0 if offload else sum(inputs.values())),
+                activation_bytes=sum(_without(saved, elsewhere).values()),
+                input_bytes=input_bytes,
                 seconds=record.seconds,
-                recomputed_bytes=sum((saved | inputs | kept).values()),
+                recomputed_bytes=sum((saved | inputs).values()),
             )
+            if operators:
+                left = record.seconds - record.operator_seconds
+                kept_bytes = input_bytes + sum(_without(kept, elsewhere).values())
+                way = Recomputed(kept_bytes, left, sum((saved | inputs | kept).values()))
+                cost = replace(cost, operators=way)
             costs[record.name] = _sum(costs[record.name], cost) if record.name in costs else cost
             counted |= {address: size for address, size in inputs.items() if address in saved}
         saves = tuple(cost if cost.activation_bytes else _nothing(cost) for cost in costs.values())
@@ -130,11 +144,17 @@ class _MicroBatch:
 
 
 class Profile:
-    """One step, micro-batch by micro-batch; what it measured is the largest of them."""
+    """One step, micro-batch by micro-batch; what it measured is the largest of them.
 
-    def __init__(self, model: torch.nn.Module, offload: bool) -> None:
+    Args:
+        offload: whether inputs are kept in host memory.
+        operators: whether layers may keep the results of operators.
+    """
+
+    def __init__(self, model: torch.nn.Module, offload: bool, operators: bool) -> None:
         self._model = model
         self._offload = offload
+        self._operators = operators
         self._current = _MicroBatch()
         self._largest: Measured | None = None
         self._inside = False
@@ -184,7 +204,7 @@ class Profile:
 
     def _finish(self) -> None:
         if self._current.records:
-            measured = self._current.measured(self._offload)
+            measured = self._current.measured(self._offload, self._operators)
             if self._largest is None or measured.without_bytes > self._largest.without_bytes:
                 self._largest = measured
         self._current = _MicroBatch()
@@ -211,10 +231,12 @@ def largest_of(all_measured: Iterable[Measured]) -> Measured:
 
 
 def _larger(one: LayerCost, other: LayerCost) -> LayerCost:
-    return LayerCost(
-        one.name,
-        max(one.activation_bytes, other.activation_bytes),
-        max(one.input_bytes, other.input_bytes),
+    return _both(one, other, max, _larger_way)
+
+
+def _larger_way(one: Recomputed, other: Recomputed) -> Recomputed:
+    return Recomputed(
+        max(one.kept_bytes, other.kept_bytes),
         max(one.seconds, other.seconds),
         max(one.backward_bytes, other.backward_bytes),
     )
@@ -222,13 +244,29 @@ def _larger(one: LayerCost, other: LayerCost) -> LayerCost:
 
 def _sum(one: LayerCost, other: LayerCost) -> LayerCost:
     """Add two passes of a layer; each is recomputed for itself."""
-    return LayerCost(
-        one.name,
-        one.activation_bytes + other.activation_bytes,
-        one.input_bytes + other.input_bytes,
+    return _both(one, other, int.__add__, _sum_of_ways)
+
+
+def _sum_of_ways(one: Recomputed, other: Recomputed) -> Recomputed:
+    return Recomputed(
+        one.kept_bytes + other.kept_bytes,
         one.seconds + other.seconds,
-        one.input_bytes + other.backward_bytes,
+        one.kept_bytes + other.backward_bytes,
     )
+
+
+def _both(
+    one: LayerCost,
+    other: LayerCost,
+    activations: Callable[[int, int], int],
+    way: Callable[[Recomputed, Recomputed], Recomputed],
+) -> LayerCost:
+    """Return the cost of two passes of a layer, of which the two functions add up each."""
+    whole, operators = way(one.whole, other.whole), one.operators or other.operators
+    if one.operators is not None and other.operators is not None:
+        operators = way(one.operators, other.operators)
+    total = activations(one.activation_bytes, other.activation_bytes)
+    return LayerCost(one.name, total, whole.kept_bytes, whole.seconds, whole.backward_bytes, operators)
 
 
 def _nothing(cost: LayerCost) -> LayerCost:
