@@ -251,8 +251,9 @@ def test_a_forward_pass_of_the_users_own_is_kept() -> None:
     assert model.blocks[0].forward is patched
 
 
-def test_a_backward_pass_may_come_twice() -> None:
-    model = Chain(Normalized)
+@pytest.mark.parametrize("block", [Block, Normalized])
+def test_a_backward_pass_may_come_twice(block: Callable[[], nn.Module]) -> None:
+    model = Chain(block)
     pass_through(model)
     model.zero_grad()
     loss = model(torch.linspace(-1, 1, 4 * WIDTH).reshape(4, WIDTH)).square().mean()

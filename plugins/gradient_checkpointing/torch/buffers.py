@@ -31,14 +31,12 @@ class Snapshot:
     def restored(self) -> Iterator[None]:
         """Put the layer back to this moment, with copies in the place of buffers, and to the present at the end."""
         buffers = [(module, name, getattr(module, name)) for module, name, _ in self.values]
-        modes = modes_of(self.modules)
         for module, name, value in self.values:
             setattr(module, name, value.clone())
-        _set_modes(self.modules, modes, self.modes)
         try:
-            yield
+            with in_modes(self.modules, self.modes):
+                yield
         finally:
-            _set_modes(self.modules, self.modes, modes)
             for module, name, buffer in buffers:
                 setattr(module, name, buffer)
 
@@ -50,23 +48,27 @@ class Buffers:
     from before its forward pass, while the model keeps the present ones.
 
     The first forward pass copies all buffers, and learns which ones are written. Later ones copy those, and small ones.
+
+    modules: the layer, and those inside.
+    any: whether they have buffers.
     """
 
     def __init__(self, layer: torch.nn.Module) -> None:
-        self._modules = list(layer.modules())
+        self.modules = list(layer.modules())
+        self.any = next(layer.buffers(), None) is not None
         self._written: dict[Modes, set[tuple[torch.nn.Module, str]]] = {}
 
     def take(self) -> Snapshot:
         """Return the state before a forward pass, which begins now."""
-        modes = modes_of(self._modules)
+        modes = modes_of(self.modules)
         written = self._written.get(modes)
         values = [
             (module, name, buffer.detach().clone())
-            for module in self._modules
+            for module in self.modules
             for name, buffer in module.named_buffers(recurse=False)
             if written is None or buffer.numel() <= _SMALL or (module, name) in written
         ]
-        return Snapshot(self._modules, modes, values)
+        return Snapshot(self.modules, modes, values)
 
     def writes(self) -> bool:
         """Whether any forward pass has written a buffer, as far as was learnt."""
@@ -83,10 +85,23 @@ def modes_of(modules: list[torch.nn.Module]) -> Modes:
     return tuple(module.training for module in modules)
 
 
-def _set_modes(modules: list[torch.nn.Module], present: Modes, wanted: Modes) -> None:
-    if present != wanted:
-        for module, mode in zip(modules, wanted, strict=True):
-            module.training = mode
+@contextlib.contextmanager
+def in_modes(modules: list[torch.nn.Module], modes: Modes) -> Iterator[None]:
+    """Put modules into these modes, and back at the end."""
+    present = modes_of(modules)
+    if present == modes:
+        yield
+        return
+    _set_modes(modules, modes)
+    try:
+        yield
+    finally:
+        _set_modes(modules, present)
+
+
+def _set_modes(modules: list[torch.nn.Module], modes: Modes) -> None:
+    for module, mode in zip(modules, modes, strict=True):
+        module.training = mode
 
 
 def _same(one: torch.Tensor | None, other: torch.Tensor) -> bool:

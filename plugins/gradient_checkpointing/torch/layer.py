@@ -12,7 +12,7 @@ from torch.utils import checkpoint
 
 from ....adapters.errors import OptionError
 from .arguments import put_tensors, take_tensors
-from .buffers import Buffers, Modes
+from .buffers import Buffers, Modes, in_modes, modes_of
 from .compat import version_of
 from .frozen import FrozenDetached
 from .saved import seeing_saved
@@ -119,6 +119,10 @@ class CheckpointedForward:
                     f"layer {self.name!r} adds to a cache ({name}), and would add to it again when it is recomputed: "
                     "set use_cache=False in the model's config"
                 )
+        if self.profile is None and self._is_plain(args, kwargs):
+            modes = modes_of(self.buffers.modules)
+            if modes in self.checked:
+                return checkpoint.checkpoint(partial(self._in_modes, modes), *args, use_reentrant=False)
         tensors, places = take_tensors((args, dict(kwargs)))
         this_pass = Pass(self, (args, kwargs), places)
         record = self.profile.begin(self.name, self.layer, tensors) if self.profile else None
@@ -143,6 +147,20 @@ class CheckpointedForward:
             self.profile.end(record, take_tensors(output)[0])
             this_pass.record = record
         return output
+
+    def _is_plain(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether PyTorch's `checkpoint` alone does all that is needed, but for the layer's modes."""
+        return (
+            self.whole
+            and not self._offload
+            and not kwargs
+            and not self.buffers.any
+            and all(isinstance(value, torch.Tensor) for value in args)
+        )
+
+    def _in_modes(self, modes: Modes, *args: torch.Tensor) -> Any:
+        with in_modes(self.buffers.modules, modes):
+            return self.compute(*args)
 
     def _frozen(self) -> contextlib.AbstractContextManager[Any]:
         if self._detach_frozen and not all(parameter.requires_grad for parameter in self.layer.parameters()):
