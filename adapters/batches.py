@@ -20,6 +20,7 @@ class Batch:
     progress: the position after this step.
     random_seed: seed of the framework's random streams in this step, so that a resumed run draws the same numbers;
         different on every worker. `None` leaves the streams alone.
+    largest: the samples in the largest micro-batch of any worker; `None` where that is not known.
     """
 
     micro: tuple[Any, ...]
@@ -27,6 +28,7 @@ class Batch:
     global_weight: SupportsFloat
     progress: Progress
     random_seed: int | None = None
+    largest: int | None = None
 
 
 class Batches(Iterator[Batch]):

@@ -46,11 +46,17 @@ class StepData(ABC):
         """Return the number of steps that `steps` yields; see `GlobalOrder.remaining`."""
         return self._order.remaining(start, epochs)
 
-    def _batch(self, at: tuple[int, int, int], micro: Any, weights: Any, global_weight: float) -> Batch:
+    def _batch(self, at: tuple[int, int, int], micro: Any, weights: Any, rows: int) -> Batch:
         epoch, step, loop = at
         seed = mix(self._order.seed, epoch, step, self._worker.rank)
+        share = -(-rows // self._worker.world_size)  # of the first workers
         return Batch(
-            tuple(micro), tuple(map(float, weights)), global_weight, self._order.after(epoch, step, loop), seed
+            tuple(micro),
+            tuple(map(float, weights)),
+            float(rows),
+            self._order.after(epoch, step, loop),
+            seed,
+            largest=-(-share // self._accumulate),
         )
 
 
@@ -99,7 +105,7 @@ class _Arrays(StepData):
             plan = self._order.micro_batches(epoch, step, self._worker, self._accumulate)
             micro = (self._take(np.array(micro_batch.indices)) for micro_batch in plan)
             weights = (micro_batch.weight for micro_batch in plan)
-            yield self._batch((epoch, step, start.loop), micro, weights, float(self._order.size(step)))
+            yield self._batch((epoch, step, start.loop), micro, weights, self._order.size(step))
 
     def _take(self, indices: np.ndarray[Any, Any]) -> Any:
         return map_structure(lambda column: tf.convert_to_tensor(column[indices]), self._columns)
@@ -148,7 +154,7 @@ class _Pipeline(StepData):
             slices = [slice_of(own.stop - own.start, number, self._accumulate) for number in range(self._accumulate)]
             bounds = [(own.start + micro.start, own.start + micro.stop) for micro in slices]
             micro = [tf.nest.map_structure(lambda leaf, s=s, e=e: _rows(leaf, s, e), batch) for s, e in bounds]
-            yield self._batch((epoch, step, start.loop), micro, (end - begin for begin, end in bounds), float(rows))
+            yield self._batch((epoch, step, start.loop), micro, (end - begin for begin, end in bounds), rows)
 
 
 class _Iterations:

@@ -20,11 +20,10 @@ class Planner(ABC):
 
     @abstractmethod
     def before_step(self, batch: Any, loss_fn: Loss) -> None:
-        """Called before each step with this worker's largest micro-batch: tensors, or their specs without `None`.
-
-        All workers call it for their first step together; later ones may differ in size by a sample.
+        """Called before each step, on all workers alike, with the largest micro-batch of any worker.
 
         Args:
+            batch: its structure, of `tf.TensorSpec`; in Keras with `None` for an optional input.
             loss_fn: the mean loss of such a micro-batch, as in `Strategy.prepare`.
         """
 

@@ -53,7 +53,12 @@ class CompiledStep:
         self._functions: dict[Any, Any] = {}
 
     def __call__(
-        self, micro: tuple[Any, ...], spec: Spec, fractions: Sequence[float], random_seed: int | None
+        self,
+        micro: tuple[Any, ...],
+        spec: Spec,
+        fractions: Sequence[float],
+        random_seed: int | None,
+        largest: int | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Return the mean loss of the global batch, and the norm of its gradient if it is measured: (1,) or (2,).
 
@@ -64,11 +69,12 @@ class CompiledStep:
             spec: their structure and types, the same on every worker.
             fractions: each micro-batch's weight over that of the global batch; 0 for a placeholder of an empty share.
             random_seed: seed of Keras's random layers in this step; `None` leaves them alone.
+            largest: the samples in the largest micro-batch of any worker; `None` if that is not known.
         """
         seeded = random_seed is not None and bool(self._generators)
         planner = planner_of(self._model)
         if planner is not None:
-            planner.before_step(micro[0], self._loss_fn)
+            planner.before_step(self._largest(micro[0], largest), self._loss_fn)
         key = (str(tf.nest.map_structure(str, spec)), len(micro), seeded, planner and planner.generation)
         if key not in self._functions:
             self._functions[key] = self._compile(spec, len(micro), seeded)
@@ -76,6 +82,13 @@ class CompiledStep:
         weights = tf.constant(fractions, tf.float64)
         found: tuple[tf.Tensor, tf.Tensor | None] = self._functions[key](micro, weights, seed)
         return found
+
+    def _largest(self, micro_batch: Any, samples: int | None) -> Any:
+        """Return the specs of the largest micro-batch of any worker, the same on all of them."""
+        if samples is None:  # of a batch that the user made
+            leaves = [leaf for leaf in tf.nest.flatten(micro_batch) if leaf.shape.rank]
+            samples = int(self._strategy.reduce(int(leaves[0].shape[0]) if leaves else 0, "max"))
+        return tf.nest.map_structure(lambda leaf: with_samples(_spec(leaf), samples), micro_batch)
 
     def _compile(self, spec: Spec, count: int, seeded: bool) -> Any:
         def step(micro: tuple[Any, ...], fractions: tf.Tensor, seed: tf.Tensor) -> Any:
@@ -224,6 +237,13 @@ def keep_when_placeholder(model: Any, counts: tf.Tensor) -> Iterator[None]:
 def spec_of(micro_batch: Any) -> Spec:
     """Return a micro-batch's spec, for any number of samples."""
     return tf.nest.map_structure(_spec, micro_batch)
+
+
+def with_samples(spec: Any, samples: int | None) -> Any:
+    """Return a tensor's spec with a number of samples; other specs as they are."""
+    if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
+        return tf.TensorSpec([samples, *spec.shape[1:]], spec.dtype)
+    return spec
 
 
 def fits(micro: Sequence[Any], spec: Spec) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any, SupportsFloat
 
@@ -72,7 +73,7 @@ class TensorFlowTraining(Training):
         fractions = [own / total for own in batch.weights]
         with self._seam.phase("update"):
             clock = Clock()
-            found, stamps = self._compiled(batch.micro, spec, fractions, batch.random_seed)
+            found, stamps = self._compiled(batch.micro, spec, fractions, batch.random_seed, batch.largest)
             for span in clock.spans(stamps) if stamps is not None else ():
                 self._seam.note("wait", *span)
         if self._options.grad_norm:
@@ -146,7 +147,7 @@ class TensorFlowTraining(Training):
                 for micro_batch, count in zip(batch.micro, batch.weights, strict=True)
             )
             total = self._strategy.reduce(float(sum(weights)), "sum")
-            yield Batch(batch.micro, weights, total, batch.progress, batch.random_seed)
+            yield replace(batch, weights=weights, global_weight=total)
 
     def weights(self) -> Iterator[tuple[str, tf.Tensor]]:
         for name, variable in named_weights(self.model).items():

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ...adapters.errors import DataError
 from ...adapters.tensorflow.pipeline import batch_size_of
+from ...adapters.tensorflow.step import with_samples
 from ...adapters.worker import Worker
 
 OTHER_ORDER = (
@@ -86,9 +87,7 @@ def specs_of_share(specs: Any, rows: int | None, worker: Worker) -> Any:
     share = None if rows is None else -(-rows // worker.world_size)
 
     def of(spec: Any) -> Any:
-        if isinstance(spec, tf.TensorSpec):
-            return tf.TensorSpec([share, *spec.shape[1:]], spec.dtype)
-        return spec if hasattr(spec, "dtype") else None  # an optional input
+        return with_samples(spec, share) if hasattr(spec, "dtype") else None  # an optional input
 
     return keras.tree.map_structure(of, specs)
 

@@ -77,18 +77,13 @@ class KerasApplied(Applied, Planner):
         self._strategy = None
 
     def before_step(self, batch: Any, loss_fn: Loss) -> None:
-        """Plan for the first batch, by rank 0 for all, and for larger ones, each worker for its own."""
+        """Plan for the first batch, and for larger ones; rank 0 does so for all."""
         size = sum(_size_of(leaf) for leaf in tf.nest.flatten(batch) if leaf is not None)
         if size <= self._planned:
             return
-        if self.plan is None:
-            assert self._strategy is not None, "before_step comes after begin"
-            self.plan, self._planned = self._plan_for_all(self._strategy, batch, loss_fn, size)
-        else:
-            times = {cost.name: cost.seconds * size / self._planned for cost in self.plan.costs}
-            found = measure(self._model, self._layers, batch, loss_fn, timed=False)
-            costs = [dataclasses.replace(cost, seconds=times.get(cost.name, 0.0)) for cost in found.costs]
-            self.plan, self._planned = _choice(dataclasses.replace(found, costs=costs), self._options), size
+        assert self._strategy is not None, "before_step comes after begin"
+        self.plan = self._plan_for_all(self._strategy, batch, loss_fn, size)
+        self._planned = size
         chosen = set(self.plan.layers)
         for layer in self._layers:
             layer.active = layer.name in chosen
@@ -106,21 +101,29 @@ class KerasApplied(Applied, Planner):
         if self._options.budget is not None:
             plan_with(self._model, self)
 
-    def _plan_for_all(self, strategy: Strategy, batch: Any, loss_fn: Loss, size: int) -> tuple[Plan, int]:
+    def _plan_for_all(self, strategy: Strategy, batch: Any, loss_fn: Loss, size: int) -> Plan:
         names = [layer.name for layer in self._layers]
-        found: tuple[Plan | OptionError, int, list[str]] | None = None
+        found: tuple[Plan | OptionError, list[str]] | None = None
         if strategy.worker.is_main:
             try:
-                measured = measure(self._model, self._layers, batch, loss_fn, timed=True)
-                found = _choice(measured, self._options), size, names
+                found = _choice(self._measured(batch, loss_fn, size), self._options), names
             except OptionError as error:
-                found = error, size, names
-        chosen, planned, names = strategy.broadcast(found)
+                found = error, names
+        chosen, names = strategy.broadcast(found)
         if isinstance(chosen, OptionError):
             raise chosen
         for layer, name in zip(self._layers, names, strict=True):
             layer.name = name  # Keras numbers layers in each process
-        return chosen, planned
+        return chosen
+
+    def _measured(self, batch: Any, loss_fn: Loss, size: int) -> Measured:
+        """Measure; layers' times only at first, as they grow with the batch."""
+        found = measure(self._model, self._layers, batch, loss_fn, timed=self.plan is None)
+        if self.plan is None:
+            return found
+        times = {cost.name: cost.seconds * size / self._planned for cost in self.plan.costs}
+        costs = [dataclasses.replace(cost, seconds=times.get(cost.name, 0.0)) for cost in found.costs]
+        return dataclasses.replace(found, costs=costs)
 
 
 def _size_of(leaf: Any) -> int:

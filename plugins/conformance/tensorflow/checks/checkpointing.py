@@ -68,6 +68,41 @@ def checkpointed_layers_train_as_without(strategy: Strategy, folder: Path) -> No
     assert same_everywhere(strategy, trained)
 
 
+@TENSORFLOW.add
+def budgets_hold_for_larger_batches_with_one_plan(strategy: Strategy, folder: Path) -> None:
+    """The last batches are larger on some workers only."""
+    losses, _ = _stepped(strategy, [])
+    checkpointing = GradientCheckpointing(budget=0.7)
+    again, plans = _stepped(strategy, [checkpointing])
+    assert np.max(np.abs(np.subtract(again, losses))) <= BOUND, (again, losses)
+    first, last = plans[0], plans[-1]
+    assert last.without_bytes > first.without_bytes, "larger batches were not planned for"
+    assert first.layers and last.layers
+    for plan in plans:
+        assert plan.predicted_bytes <= plan.budget
+        assert strategy.gather(plan) == [plan] * strategy.worker.world_size
+
+
+def _stepped(strategy: Strategy, checkpointing: Sequence[GradientCheckpointing]) -> tuple[list[float], list[Any]]:
+    """Return the losses of two epochs of larger batches each, and the plans after them."""
+    with strategy.scope(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about BatchNormalization, which has its own check
+        model = Net()
+        model.build((None, 8))
+        training = strategy.prepare(
+            model,
+            keras.optimizers.SGD(0.01),
+            lambda m, x: tf.reduce_mean(tf.square(m(x, training=True) - 1)),
+            callbacks=checkpointing,
+        )
+    data = np.random.RandomState(4).randn(13, 8).astype(np.float32)
+    losses, plans = [], []
+    for size in (12, 13):
+        losses += [float(training.step(batch)) for batch in training.batches(data[:size], size)]
+        plans += [callback.plan for callback in checkpointing]
+    return losses, plans
+
+
 def _trained(
     strategy: Strategy, callbacks: Sequence[Callback], traces: int
 ) -> tuple[list[float], dict[str, np.ndarray[Any, Any]]]:
