@@ -18,6 +18,7 @@ from farandole.adapters.checkpoint.manifest import LossScale
 from farandole.adapters.torch.engines.deepspeed import compat
 from farandole.adapters.torch.engines.deepspeed.loss_scale import read_loss_scale, set_loss_scale
 from farandole.adapters.undocumented import Name
+from farandole.plugins.gradient_checkpointing import GradientCheckpointing
 
 DynamicLossScaler: Any = pytest.importorskip(
     "deepspeed.runtime.fp16.loss_scaler", reason="DeepSpeed is not installed"
@@ -279,6 +280,40 @@ def test_copies_of_modules_are_refused_inside_the_scope_and_right_outside() -> N
         model = encoder()
         training = prepare(strategy, lambda: model)
         assert float(training.step(next(training.batches(torch.ones(4, 3, 4), 4)))) > 0
+
+
+class Frozen(nn.Module):
+    """With frozen layers, whose weights autograd keeps as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained = nn.Linear(8, 8)
+        self.norm, self.convolution = nn.LayerNorm(8), nn.Conv1d(4, 4, 3, padding=1)
+        self.norm.requires_grad_(False)
+        self.convolution.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return x + self.convolution(self.norm(self.trained(x)))
+
+
+def test_frozen_layers_are_checkpointed_while_parameters_are_gathered() -> None:
+    """By default DeepSpeed leaves small parameters whole; large ones are empty again after a forward pass."""
+
+    def losses(callbacks: list[GradientCheckpointing]) -> list[float]:
+        def build() -> nn.Module:
+            torch.manual_seed(0)
+            return nn.Sequential(Frozen(), Frozen())
+
+        def sgd(model: nn.Module) -> torch.optim.Optimizer:
+            return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+        training = prepare(strategy, build, sgd, callbacks=callbacks)
+        data = torch.linspace(-1, 1, 8 * 32).sin().reshape(8, 4, 8)
+        return [float(training.step(batch)) for batch in training.batches(data, 4, epochs=2)]
+
+    config = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    with create_strategy("deepspeed_zero_3", device="cpu", config=config) as strategy:
+        assert losses([GradientCheckpointing()]) == losses([])
 
 
 def test_the_scope_leaves_torch_alone_after_prepare() -> None:
