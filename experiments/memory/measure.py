@@ -94,7 +94,7 @@ def _peak(device: Any, framework: str, act: Callable[[], object]) -> int:
 def _activations(framework: str, model: Any, training: Training, batch: Batch) -> int | None:
     if framework == "tensorflow":  # a compiled step has them inside
         return None
-    from .living import living_bytes
+    from ...plugins.conformance.torch.living import living_bytes
 
     return living_bytes(model, lambda: float(training.step(batch)))
 

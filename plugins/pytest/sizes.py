@@ -33,6 +33,7 @@ _WHERE_NOTHING_DIVIDES = frozenset(
 
 OF_THE_STEP = frozenset(
     {
+        "a_budget_is_kept_with_one_plan",
         "a_reentrant_checkpoint_trains",
         "accumulation_reduces_once_a_step",
         "gradient_checkpointing_changes_nothing",

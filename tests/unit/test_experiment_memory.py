@@ -15,10 +15,10 @@ from farandole.adapters import OptionError
 from farandole.experiments.experiment import Finished, Job, Row
 from farandole.experiments.memory import shapes
 from farandole.experiments.memory.experiment import Memory
-from farandole.experiments.memory.living import living_bytes
 from farandole.experiments.memory.measure import measure
 from farandole.experiments.memory.settings import setting, settings_of
 from farandole.experiments.peak import FREE_AT_ONCE
+from farandole.plugins.conformance.torch.living import living_bytes
 
 MB = 1_000_000
 RESULT: dict[str, Any] = {

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from farandole.adapters import CallbackError, OptionError, Strategy, Training, create_strategy
-from farandole.experiments.memory.living import living_bytes
+from farandole.plugins.conformance.torch.living import living_bytes
 from farandole.plugins.gradient_checkpointing import GradientCheckpointing, plan
 
 pytestmark = pytest.mark.usefixtures("no_launcher", "one_thread")

@@ -12,9 +12,11 @@ from torch import nn
 from .....adapters import Callback, Strategy
 from ....gradient_checkpointing import GradientCheckpointing
 from ...checks.common import weights_of
+from ..living import living_bytes
 from .table import TORCH
 
 _WIDTH = 8
+_SLACK = 4096  # bytes that live beside what is saved for backward: losses, and what an engine makes of parameters
 _DATA = torch.linspace(-1, 1, 13 * 4 * _WIDTH).sin().reshape(13, 4, _WIDTH)  # the last batch has one sample
 
 
@@ -84,3 +86,44 @@ def gradient_checkpointing_changes_nothing(strategy: Strategy, folder: Path) -> 
     else:  # Horovod adds three workers' gradients in any order
         assert np.allclose(again, losses, rtol=1e-6)
         assert all(np.allclose(checkpointed[name], weight, rtol=1e-6, atol=1e-6) for name, weight in weights.items())
+
+
+class _Deep(nn.Module):
+    """Blocks with activations that are many times their parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(_WIDTH, 16), nn.GELU(), nn.Linear(16, _WIDTH), nn.Dropout(0.1)) for _ in range(4)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def _train_deep(strategy: Strategy, callbacks: list[Callback]) -> tuple[list[float], Any, list[Any]]:
+    """Return the losses, the training, and the batches."""
+    with strategy.scope():
+        torch.manual_seed(3)
+        model = _Deep()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        training = strategy.prepare(model, optimizer, _loss, callbacks=callbacks)
+    data = torch.linspace(-1, 1, 24 * 64 * _WIDTH).sin().reshape(24, 64, _WIDTH)
+    batches = [*training.batches(data, 6, epochs=1), *training.batches(data, 24, epochs=1)]  # the last one is larger
+    return [float(training.step(batch)) for batch in batches], training, batches
+
+
+@TORCH.add
+def a_budget_is_kept_with_one_plan(strategy: Strategy, folder: Path) -> None:
+    losses, _, _ = _train_deep(strategy, [])
+    checkpointing = GradientCheckpointing(budget=0.6)
+    again, training, batches = _train_deep(strategy, [checkpointing])
+    assert np.allclose(again, losses, rtol=0 if strategy.worker.world_size < 3 else 1e-6, atol=0)
+    plan = checkpointing.plan
+    assert plan is not None and plan.budget is not None
+    assert 0 < len(plan.layers) < 4, str(plan)
+    assert strategy.gather(plan) == [plan] * strategy.worker.world_size
+    counted = living_bytes(training.model, lambda: float(training.step(batches[-1])))
+    assert 0.5 * plan.predicted_bytes < counted <= plan.budget + _SLACK, f"{counted} bytes were counted\n{plan}"
