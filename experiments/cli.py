@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ..adapters.errors import OptionError
 from .experiment import Experiment
+from .options import file_option
 from .table import EXPERIMENTS, Entry, experiment_entry
 
 
@@ -54,12 +54,6 @@ def _numbers(_ctx: click.Context, _parameter: click.Parameter, text: str) -> lis
     return numbers
 
 
-def _writable(_ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
-    if path is not None and not path.absolute().parent.is_dir():
-        raise OptionError(f"--json {path}: there is no folder {path.absolute().parent}; create it first")
-    return path
-
-
 def _common_options(study: Experiment) -> list[click.Parameter]:
     return [
         click.Option(
@@ -76,12 +70,7 @@ def _common_options(study: Experiment) -> list[click.Parameter]:
             callback=_numbers,
             help="Number of workers; each of several numbers makes a row. Strategies of one process use 1.",
         ),
-        click.Option(
-            ["--json", "json_path"],
-            type=click.Path(dir_okay=False, writable=True, path_type=Path),
-            callback=_writable,
-            help="Write rows, verdict and environment here.",
-        ),
+        file_option(["--json", "json_path"], "Write rows, verdict and environment here."),
     ]
 
 
@@ -114,6 +103,8 @@ def _run(ctx: click.Context, name: str, options: dict[str, Any]) -> None:
         strategies = asked_strategies(name, study, asked)
     finished, failures = run_jobs(name, study.jobs(strategies, workers, options), display)
     rows = study.rows(finished)
+    for path, text in study.files(rows, options).items():
+        path.write_text(text)
     report = Report(name, study.columns, rows, [*failures, *study.judge(rows)])
     if json_path is not None:
         report.write(json_path)

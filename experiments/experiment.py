@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import click
@@ -89,6 +90,10 @@ class Experiment(ABC):
     def judge(self, rows: Sequence[Row]) -> list[str]:
         """Return a line for each bound that a row fails; none if the experiment passed."""
 
+    def files(self, rows: Sequence[Row], options: Mapping[str, Any]) -> Mapping[Path, str]:
+        """Return what the options ask for beside the report: texts, by the files to write."""
+        return {}
+
 
 def placements(strategies: Iterable[str], workers: Iterable[int]) -> Iterator[tuple[str, int]]:
     """Yield each strategy with each number of workers; strategies of one process once, with 1."""
@@ -112,10 +117,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == value
 
 
-def _failure(row: Row, column: str, bound: str) -> str:
+def failure(row: Row, text: str) -> str:
+    """Return a line on what is wrong with a row."""
     labels = ", ".join(
         f"{name}={value}" for name, value in row.items() if isinstance(value, str) or name.endswith("workers")
     )
+    return f"{labels}: {text}"
+
+
+def _failure(row: Row, column: str, bound: str) -> str:
     value = row[column]
     found = "is missing" if value is None else f"is {value:.4g}"
-    return f"{labels}: {column} {found}, must be {bound}"
+    return failure(row, f"{column} {found}, must be {bound}")

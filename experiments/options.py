@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -30,6 +31,20 @@ def some_of(kind: str, known: Sequence[str]) -> _Callback:
         return names
 
     return chosen
+
+
+def file_option(names: Sequence[str], help: str) -> click.Option:
+    """Return an option that takes a file to write, of which the folder is there."""
+
+    def writable(_ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise OptionError(
+                f"{parameter.opts[0]} {path}: there is no folder {path.absolute().parent}; create it first"
+            )
+        return path
+
+    kind = click.Path(dir_okay=False, writable=True, path_type=Path)
+    return click.Option([*names], type=kind, callback=writable, help=help)
 
 
 def frontends_option(known: Sequence[str], help: str) -> click.Option:

@@ -16,7 +16,7 @@ from ...adapters.registry import strategy_row
 from ...plugins.gradient_checkpointing import GradientCheckpointing
 from ..peak import peak_growth
 from ..progress import tell
-from .settings import PLAIN, Setting, setting
+from .settings import BLOCKS, PLAIN, TORCH, Setting, setting
 from .shapes import SHAPES
 
 _COMPARED = 3  # steps: in the first one engines and budgets do their set-up, in the last one the peak is measured
@@ -29,14 +29,17 @@ def measure(strategy_name: str, model_name: str, setting_name: str, steps: int, 
 
     "peak": growth of memory in bytes. "seconds": the median step. "losses": of the compared steps. "grad_diff": the
     largest distance by norm of a tensor of the state from that without checkpointing, relative to its change; `None`
-    without a run to compare with. "activations": living bytes, `None` in TensorFlow. "predicted_bytes", "budget": of
-    the plan, in bytes, or `None`. "device". Only "refused", with the reason, if the budget does not fit.
+    without a run to compare with. "activations": living bytes, `None` in TensorFlow and compiled models.
+    "predicted_bytes", "budget": of the plan, in bytes, or `None`. "device". "native_ratio": of all blocks, see
+    `_beside_native`. Only "refused", with the reason, if the budget does not fit.
     """
     framework, how, shape = strategy_row(strategy_name).framework, setting(setting_name), SHAPES[model_name]
     program = _program(framework)
     with create_strategy(strategy_name, **_ENGINE_OPTIONS.get(strategy_name, {})) as strategy, strategy.scope():
         workers = strategy.worker.world_size
         model = program.build_model(shape, how.native)
+        if how.kind == TORCH:
+            program.compile_within(model, how.share)
         checkpointing = None if how.options is None else GradientCheckpointing(**how.options)
         callbacks: list[Callback] = [] if checkpointing is None else [checkpointing]
         data = program.build_data(shape, shape.batch * workers * (_COMPARED + steps + 1))
@@ -49,7 +52,7 @@ def measure(strategy_name: str, model_name: str, setting_name: str, steps: int, 
             losses = [float(training.step(next(batches))) for _ in range(_COMPARED - 1)]
         except (CallbackError, OptionError) as error:
             reason = error.__cause__ if isinstance(error, CallbackError) else error
-            if how.share is None or not isinstance(reason, OptionError):
+            if how.share is None or not how.ours or not isinstance(reason, OptionError):
                 raise
             return {"refused": str(reason)}
         reference = folder / f"{strategy_name}-{workers}-{model_name}.npz"
@@ -64,7 +67,13 @@ def measure(strategy_name: str, model_name: str, setting_name: str, steps: int, 
         }
         plan = None if checkpointing is None else checkpointing.plan
         found |= {name: None if plan is None else getattr(plan, name) for name in ("predicted_bytes", "budget")}
-        found["activations"] = _activations(framework, model, training, next(batches))
+        batch = next(batches)
+        found["activations"] = None if how.kind == TORCH else _activations(framework, model, training, batch)
+        if how.name == BLOCKS:
+            native = program.build_model(shape, native=True)
+            beside = strategy.prepare(native, program.build_optimizer(native), program.build_loss(model_name))
+            data = program.build_data(shape, shape.batch * workers)
+            found["native_ratio"] = _beside_native(training, batch, beside, data, shape.batch * workers, steps)
         return found
 
 
@@ -104,6 +113,25 @@ def _seconds(training: Training, batch: Batch, number: int, steps: int) -> float
     started = time.perf_counter()
     float(training.step(batch))
     return time.perf_counter() - started
+
+
+def _beside_native(
+    training: Training, batch: Batch, native: Training, data: Any, global_batch_size: int, steps: int
+) -> float:
+    """Return the median, over pairs of steps in this process, of our seconds by the native switch's.
+
+    The difference is smaller than that between two processes.
+    """
+    (native_batch,) = native.batches(data, global_batch_size)
+    sides = [(training, batch), (native, native_batch)]
+    for _ in range(2):
+        float(native.step(native_batch))
+    ratios = []
+    for number in range(2 * steps):
+        order = sides if number % 2 else sides[::-1]
+        seconds = {id(side): _seconds(side, one, number, 2 * steps) for side, one in order}
+        ratios.append(seconds[id(training)] / seconds[id(native)])
+    return median(ratios)
 
 
 def _state(training: Training) -> dict[str, Any]:

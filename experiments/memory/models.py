@@ -89,6 +89,18 @@ def build_model(shape: Shape, native: bool) -> nn.Module:
     return _Repeated(_TokenStem(shape), blocks, last, native)
 
 
+def compile_within(model: nn.Module, share: float, backend: str = "inductor") -> None:
+    """Compile a model, with PyTorch's own budget for what it saves: from 0, as little as it can, to 1."""
+    forward = model.forward
+
+    def within(inputs: Tensor) -> Any:
+        with torch.autograd.graph.region_activation_memory_budget(share):
+            return forward(inputs)
+
+    model.forward = within  # type: ignore[method-assign]
+    model.compile(backend=backend)
+
+
 def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """Return plain SGD, so that weights show gradients."""
     return torch.optim.SGD(model.parameters(), lr=0.1)
