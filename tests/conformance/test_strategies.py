@@ -38,6 +38,9 @@ class TestFSDPBlocks(Conformance):
     workers = (2,)
     dtypes = ("float64",)
     faults = ()
+    excluded = {
+        "a_budget_is_kept_with_one_plan": "layers inside of a block are wrapped: one block more was counted",
+    }
 
 
 class TestDDPStaticGraph(Conformance):

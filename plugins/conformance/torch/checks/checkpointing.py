@@ -94,12 +94,12 @@ class _Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(_WIDTH, 16), nn.GELU(), nn.Linear(16, _WIDTH), nn.Dropout(0.1)) for _ in range(4)
+            nn.Sequential(nn.Linear(_WIDTH, 16), nn.GELU(), nn.Linear(16, _WIDTH), nn.GELU()) for _ in range(4)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
-            x = x + block(x)
+            x = block(x)
         return x
 
 
