@@ -97,7 +97,7 @@ def compile_within(model: nn.Module, share: float, backend: str = "inductor") ->
         with torch.autograd.graph.region_activation_memory_budget(share):
             return forward(inputs)
 
-    model.forward = within  # type: ignore[method-assign]
+    model.forward = within
     model.compile(backend=backend)
 
 

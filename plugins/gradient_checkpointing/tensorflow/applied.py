@@ -109,7 +109,8 @@ class KerasApplied(Applied, Planner):
                 found = _choice(self._measured(batch, loss_fn, size), self._options), names
             except OptionError as error:
                 found = error, names
-        chosen, names = strategy.broadcast(found)
+        sent: tuple[Plan | OptionError, list[str]] = strategy.broadcast(found)
+        chosen, names = sent
         if isinstance(chosen, OptionError):
             raise chosen
         for layer, name in zip(self._layers, names, strict=True):

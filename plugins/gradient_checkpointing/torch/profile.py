@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -274,7 +274,7 @@ def _nothing(cost: LayerCost) -> LayerCost:
     return LayerCost(cost.name, 0, 0, cost.seconds, 0)
 
 
-def _without(found: Storages, others: Storages) -> Storages:
+def _without(found: Storages, others: Container[int]) -> Storages:
     return {address: size for address, size in found.items() if address not in others}
 
 
