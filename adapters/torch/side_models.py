@@ -18,7 +18,6 @@ class SideModels:
 
     def __init__(self) -> None:
         self._models: list[weakref.ref[torch.nn.Module]] = []
-        self._beside: dict[int, list[torch.nn.Parameter]] = {}  # the others' parameters, by the model's id
 
     def add(self, model: torch.nn.Module) -> None:
         """Note that a model is trained."""
@@ -27,9 +26,8 @@ class SideModels:
             self._models.append(weakref.ref(model, self._forget))
 
     def _forget(self, _freed: object = None) -> None:
-        """Search for parameters anew, after a model came or was freed."""
+        """Forget models that were freed."""
         self._models = [known for known in self._models if known() is not None]
-        self._beside.clear()
 
     @contextlib.contextmanager
     def frozen_beside(self, model: torch.nn.Module) -> Iterator[None]:
@@ -37,9 +35,8 @@ class SideModels:
         if len(self._models) == 1:
             yield
             return
-        if id(model) not in self._beside:
-            self._beside[id(model)] = self._others(model)
-        frozen = [parameter for parameter in self._beside[id(model)] if parameter.requires_grad]
+        # Searched in each step, because models may change.
+        frozen = [parameter for parameter in self._others(model) if parameter.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
