@@ -275,6 +275,13 @@ MUTANTS = (
         ("tests/conformance/test_ddp.py",),
     ),
     Mutant(
+        "horovod_takes_zeros_for_gradients",
+        "adapters/torch/engines/horovod.py",
+        "parameter.grad is not None and parameter not in zeros",
+        "parameter.grad is not None",
+        _conformance("different_parameters", "TestHorovod"),
+    ),
+    Mutant(
         "tf_waits_unseen",
         "adapters/tensorflow/step.py",
         "stamp_after(reduced)",

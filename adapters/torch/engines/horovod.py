@@ -22,6 +22,7 @@ from ...lost_worker import horovod_lost_a_peer
 from ...strategy import ReduceOp
 from ..device import gpu_identity, refuse_nccl_beside, refuse_shared_gpus
 from ..engine import Engine
+from ..no_gradient import NoGradient, Sparse
 from ..objects import pack, unpack
 from ..pending_reductions import GradientCounts
 from ..rendezvous import open_store
@@ -191,6 +192,8 @@ class _HorovodEngine(Engine):
         self._trained = [parameter for _, parameter in trained]
         named = [(f"{self._names}.{name}", parameter) for name, parameter in trained]
         inner = self.optimizer if self._adasum else torch.optim.SGD(self._trained, lr=0.0)
+        self._sparse = Sparse(self.module)
+        self._no_gradient = NoGradient(self._trained, self._sparse)
         self._distributed = hvd.DistributedOptimizer(inner, named_parameters=named, **self._options)
         if self._adasum:
             self.optimizer = self._distributed
@@ -207,13 +210,22 @@ class _HorovodEngine(Engine):
         self._distribute()
 
     def reduce_gradients(self) -> None:
-        if self._adasum or hvd.size() == 1:
+        if self._adasum:
+            return
+        zeros = self._no_gradient.zeros
+        if hvd.size() == 1:
+            for parameter in zeros:
+                parameter.grad = None
             return
         # Horovod reduces zeros for a parameter without a gradient, and the optimizer would decay it.
-        present = [parameter.grad is not None for parameter in self._trained]
+        present = [parameter.grad is not None and parameter not in zeros for parameter in self._trained]
         self._counts.start(present)
         if self._grouped:
             self._refuse_partial_groups(self._counts.read())
+        lacking = [] if all(present) else [p for p in self._trained if p.grad is None and p in self._sparse]
+        for parameter in lacking:
+            # Horovod would reduce dense zeros, and wait for the workers that gather sparse gradients.
+            parameter.grad = Sparse.zeros(parameter)
         self._distributed.synchronize()
         if not all(present):
             for parameter, count in zip(self._trained, self._counts.read(), strict=True):
@@ -235,6 +247,7 @@ class _HorovodEngine(Engine):
     def zero_grad(self) -> None:
         for parameter in self._trained:  # Horovod's optimizer for Adasum cannot set them to None
             parameter.grad = None
+        self._no_gradient.zeros.clear()
 
     def update(self) -> None:
         if self._adasum:
@@ -244,6 +257,7 @@ class _HorovodEngine(Engine):
 
     def release(self) -> None:
         # Horovod keeps no handles of its hooks, but a hook that never reaches its last backward pass reduces nothing.
+        self._no_gradient.release()
         DistributedOptimizerView(self._distributed).set_passes_per_step(sys.maxsize)
 
     def _require_gradients(self, asked: str) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from ..compat import count_changes
 from ..graph import leaves_of
+from ..no_gradient import Sparse
 
 _NAME = "farandole_used"
 
@@ -34,8 +35,7 @@ class UnusedParameters:
         first = parameters[0]  # of its type, so that they share a bucket
         self._used = torch.nn.Parameter(torch.zeros(len(parameters), dtype=first.dtype, device=first.device))
         self._all_used = torch.ones_like(self._used, requires_grad=False)
-        embeddings = [m for m in module.modules() if isinstance(m, (torch.nn.Embedding, torch.nn.EmbeddingBag))]
-        self._sparse = {id(embedding.weight) for embedding in embeddings if embedding.sparse}
+        self._sparse = Sparse(module)
         self._before: list[_Noted] = []
 
     @contextlib.contextmanager
@@ -87,10 +87,7 @@ class UnusedParameters:
                     self.parameters[number].grad = None
 
     def _zeros(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        if id(parameter) not in self._sparse:
-            return parameter.new_zeros(()).expand(parameter.shape)
-        nowhere = torch.empty((1, 0), dtype=torch.long, device=parameter.device)
-        return torch.sparse_coo_tensor(nowhere, parameter.new_empty((0, *parameter.shape[1:])), parameter.shape)
+        return Sparse.zeros(parameter) if parameter in self._sparse else parameter.new_zeros(()).expand(parameter.shape)
 
 
 def _noted(parameter: torch.nn.Parameter) -> _Noted:

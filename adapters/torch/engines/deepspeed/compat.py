@@ -9,6 +9,8 @@ import traceback
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from ....undocumented import Library, Method, Name, View
 
 DEEPSPEED = Library("DeepSpeed", "deepspeed", ("0.19.8",), "pip install deepspeed==0.19.8")
@@ -45,6 +47,8 @@ class Zero12View(ZeroView):
 
     groups = Name("bit16_groups")
     partitions = Name("single_partition_of_fp32_groups")
+    offloads = Name("cpu_offload")
+    number_of = Method("get_param_id")
     collect_gradient = Method("process_gradients")
     update_parameters = Method("update_lp_params")
 
@@ -169,6 +173,12 @@ def dynamic_loss_scaler(zero: ZeroView) -> DynamicScalerView | None:
     """Return what changes the loss scale; `None` if the scale is constant."""
     scaler = zero.loss_scaler
     return DynamicScalerView(scaler) if ScalerView(scaler).is_dynamic else None
+
+
+def offloaded_gradients(zero: Zero12View) -> dict[int, torch.Tensor]:
+    """Return the sums over a step's micro-batches that are kept on the CPU, by the parameter's number."""
+    found: dict[int, torch.Tensor] = DEEPSPEED.get(zero.real, "accumulated_grads_in_cpu") if zero.offloads else {}
+    return found
 
 
 def collectives_of(backend: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ....structure import map_structure
 from ...engine import Engine, Shard, Slots
 from ...forward_passes import ForwardPasses
 from ...graph import leaves_of
+from ...no_gradient import NoGradient
 from ...parameter_types import stop_looking
 from ...pending_reductions import GradientCounts
 from ...waiting import Note
@@ -30,7 +31,8 @@ class ZeroEngine(Engine, ABC):
 
     Stages 2 and 3 reduce gradients while backward runs, in buckets filled as gradients come. Workers that use different
     parameters would sum the gradients of different parameters, so they compare what they use. If it differs, they keep
-    this micro-batch's gradients whole, and reduce them afterwards in one order.
+    this micro-batch's gradients whole, and reduce them afterwards in one order. A parameter that is used may still have
+    no gradient; so workers count those that have one before the update.
 
     Args:
         deepspeed_engine: what `deepspeed.initialize` returned.
@@ -63,18 +65,17 @@ class ZeroEngine(Engine, ABC):
         self._trained = [parameter for parameter in self.parameters if parameter.requires_grad]
         self._partitioned = set(self._trained)
         self._dtype = self._trained[0].dtype
-        self._used: set[torch.Tensor] = set()
+        self._no_gradient = NoGradient(self._trained)
+        self._used = self._no_gradient.given  # by this worker; by any, once gradients are reduced
         self._first_micro_batch = True
-        self._unused: list[bool] | None = None  # which trained parameters the last output does not depend on
         self._comparison: Comparison | None = None
         numels: dict[torch.Tensor, int] = {parameter: self.shape(parameter).numel() for parameter in self._trained}
         self._gate = Gate(self._engine_view, self._zero, numels, self._pass_on, self.waiting)
         self._fragments: dict[torch.nn.Parameter, Fragment] = {}
         self._hooks: list[Any] = []
+        self._destroyed = False
         self._collectives: Collectives | None = None
         for parameter in self._trained:
-            hook = parameter.register_post_accumulate_grad_hook(self._used.add)  # type: ignore[no-untyped-call]
-            self._hooks.append(hook)
             if self._counts is not None:  # after DeepSpeed's own hook
                 hook = parameter.register_post_accumulate_grad_hook(self._gate.hold)  # type: ignore[no-untyped-call]
                 self._hooks.append(hook)
@@ -103,11 +104,13 @@ class ZeroEngine(Engine, ABC):
             output = self._engine(*inputs)
         # Now, so that it starts before other reductions of this step.
         self.settle()
-        self._unused = self._look_at_use(output) if torch.is_grad_enabled() else None
+        if torch.is_grad_enabled():
+            self._compare_use(output)
         return output
 
     def backward(self, loss: torch.Tensor) -> None:
-        unused, self._unused = self._unused or self._look_at_use(loss), None
+        if self._comparison is None:  # the loss was computed outside of forward
+            self._compare_use(loss)
         comparison, self._comparison = self._comparison, None
         with self.passes:
             if comparison is None:
@@ -115,10 +118,21 @@ class ZeroEngine(Engine, ABC):
             elif not self._gate.backward(loss, comparison):
                 self._reduce_whole()
         if self._first_micro_batch:
-            for parameter in self._trained if unused is not None and any(unused) else ():
-                if parameter not in self._used:
+            reduced = self._used | self._no_gradient.zeros
+            for parameter in self._trained if len(reduced) < len(self._trained) else ():
+                if parameter not in reduced:
                     self._forget_gradient(parameter)
         self._first_micro_batch = False
+
+    def reduce_gradients(self) -> None:
+        if self._counts is None:
+            return
+        present = [parameter in self._used for parameter in self._trained]
+        self._counts.start(present)
+        if not all(present):
+            for parameter, count in zip(self._trained, self._counts.read(), strict=True):
+                if count > 0:
+                    self._used.add(parameter)
 
     def gradients(self) -> Iterator[torch.Tensor]:
         for gradients in self._zero.averaged_gradients.values():
@@ -155,41 +169,44 @@ class ZeroEngine(Engine, ABC):
         for parameter in self._all:
             parameter.grad = None
         self._used.clear()
+        self._no_gradient.zeros.clear()
         self._first_micro_batch = True
 
     def release(self) -> None:
         self.passes.release()
         stop_looking(self.looking)
-        if self._hooks:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks.clear()
+        self._no_gradient.release()
+        while self._hooks:
+            self._hooks.pop().remove()
+        if not self._destroyed:
+            self._destroyed = True
             self._engine_view.destroy()
 
     def _cast(self, value: Any) -> Any:
         return value.to(self._dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
-    def _look_at_use(self, output: Any) -> list[bool] | None:
-        """Find the parameters on which `output` does not depend, and start to compare; `None` if it depends on none."""
-        if not isinstance(output, torch.Tensor) or not output.requires_grad:
-            return None
-        leaves = leaves_of(output)
-        unused = [parameter not in leaves for parameter in self._trained]
-        if self._counts is not None:
+    def _compare_use(self, output: Any) -> None:
+        """Start to compare the parameters on which `output` depends, if it depends on any."""
+        if self._counts is not None and isinstance(output, torch.Tensor) and output.requires_grad:
+            leaves = leaves_of(output)
+            unused = [parameter not in leaves for parameter in self._trained]
             self._comparison = Comparison(unused, self._engine.device)
-        return unused
 
     def _reduce_whole(self) -> None:
         """Reduce the gradients that were kept whole, in one order."""
         assert self._counts is not None
-        self._counts.start([parameter.grad is not None for parameter in self._trained])
+        zeros = self._no_gradient.zeros
+        self._counts.start([parameter.grad is not None and parameter not in zeros for parameter in self._trained])
         with self.waiting():
             counts = self._counts.read()
         for parameter, count in zip(self._trained, counts, strict=True):
-            if count > 0:
-                self._used.add(parameter)
-                if count < dist.get_world_size():
-                    self._fill_gradient(parameter)
+            if count == 0:
+                parameter.grad = None
+                zeros.discard(parameter)
+                continue
+            self._used.add(parameter)
+            if count < dist.get_world_size():
+                self._fill_gradient(parameter)
         self._flush()
 
     # State.

@@ -8,7 +8,14 @@ import torch
 import torch.distributed as dist
 
 from ...engine import Shard
-from .compat import FragmentView, LinkedParameter, PartitionedParameter, Zero3View, Zero12View
+from .compat import (
+    FragmentView,
+    LinkedParameter,
+    PartitionedParameter,
+    Zero3View,
+    Zero12View,
+    offloaded_gradients,
+)
 from .engine import ZeroEngine
 from .fragments import Fragment
 from .library import forget_module
@@ -50,23 +57,23 @@ class Stage12Engine(ZeroEngine):
     def _pass_on(self, parameter: torch.Tensor) -> None:
         self._zero.collect_gradient(parameter, self._group_of[parameter])
 
+    def _forget_gradient(self, parameter: torch.nn.Parameter) -> None:
+        # With offload, DeepSpeed adds later micro-batches to it, even if it is the last step's.
+        kept = offloaded_gradients(self._zero).get(self._zero.number_of(parameter))
+        if kept is not None:
+            kept.zero_()
+
 
 class Stage1Engine(Stage12Engine):
     """Gradients stay whole and local until the update, so workers need not compare what they use beforehand."""
 
-    def _look_at_use(self, output: Any) -> list[bool] | None:
-        return None
+    def _compare_use(self, output: Any) -> None:
+        pass
 
     def reduce_gradients(self) -> None:
-        if self._counts is None:
-            return
-        present = [parameter in self._used for parameter in self._trained]
-        self._counts.start(present)
-        if not all(present):
-            for parameter, count in zip(self._trained, self._counts.read(), strict=True):
-                self._fill_gradient(parameter)
-                if count > 0:
-                    self._used.add(parameter)
+        for parameter in self._trained if self._counts is not None else ():
+            self._fill_gradient(parameter)
+        super().reduce_gradients()
 
 
 class Stage3Engine(ZeroEngine):

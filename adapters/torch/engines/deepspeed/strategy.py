@@ -53,7 +53,7 @@ class DeepSpeedStrategy(ProcessGroupStrategy):
             point inputs are cast.
         config: DeepSpeed's own settings, a dict or the path of a JSON file; they override ours.
         find_unused_parameters: let workers use different parameters in a step; it costs a small all-reduce for each
-            micro-batch at stages 2 and 3. Without it they must use the same ones.
+            step, and for each micro-batch at stages 2 and 3. Without it they must use the same ones.
     """
 
     def __init__(
