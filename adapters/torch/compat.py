@@ -6,6 +6,8 @@ PyTorch 2.13, below `torch/`.
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from ..undocumented import Library
 TORCH = Library("PyTorch", "torch", ("2.13.0", "2.14.1"), "pip install torch==2.14.1")
 
 _CHANGES = "_version"
+_HOOKS = "_post_accumulate_grad_hooks"
+_KEPT = "farandole_hooks"
 
 
 def check() -> None:
@@ -26,6 +30,7 @@ def check() -> None:
     batch_norm()
     storage_loader()
     TORCH.get(torch.Tensor, _CHANGES)
+    TORCH.get(torch.Tensor, _HOOKS)
     if torch.distributed.is_available():
         _store_getter()
 
@@ -64,3 +69,24 @@ def default_store() -> Any:
 
 def _store_getter() -> Any:
     return TORCH.load("torch.distributed.distributed_c10d", "_get_default_store")
+
+
+def show_hooks(parameter: torch.Tensor) -> None:
+    """Let Python's garbage collector see a parameter's post-accumulate hooks.
+
+    PyTorch holds them where it does not look: what a hook refers to would never be freed if it refers to the parameter.
+    """
+    hooks = TORCH.get(parameter, _HOOKS) or {}
+    parameter.__dict__[_KEPT] = kept = list(hooks.values())
+    hooks.update({number: partial(_call_if_alive, weakref.ref(hook)) for number, hook in zip(hooks, kept, strict=True)})
+
+
+def forget_hooks(parameter: torch.Tensor) -> None:
+    """Forget what `show_hooks` kept, after the hooks were removed."""
+    parameter.__dict__.pop(_KEPT, None)
+
+
+def _call_if_alive(hook: weakref.ref[Any], parameter: torch.Tensor) -> None:
+    found = hook()
+    if found is not None:
+        found(parameter)

@@ -100,6 +100,7 @@ class FragmentView(View):
 
     library = DEEPSPEED
     group = Name("param_group_index")
+    of_parameter = Name("lp_fragment")
     in_parameter = Name("lp_fragment_address")
     in_partition = Name("hp_fragment_address")
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from ....checkpoint.manifest import LossScale
 from ....errors import DataError, OptionError
 from ....structure import map_structure
+from ...compat import forget_hooks, show_hooks
 from ...engine import Engine, Shard, Slots
 from ...forward_passes import ForwardPasses
 from ...graph import leaves_of
@@ -82,6 +83,7 @@ class ZeroEngine(Engine, ABC):
             fragment = self._find_fragment(parameter)
             if fragment is not None:
                 self._fragments[parameter] = fragment
+            show_hooks(parameter)
         delegating.serve(self._fragments, self.groups, self._used.__contains__)
 
     @property
@@ -178,6 +180,8 @@ class ZeroEngine(Engine, ABC):
         self._no_gradient.release()
         while self._hooks:
             self._hooks.pop().remove()
+        for parameter in self._trained:
+            forget_hooks(parameter)
         if not self._destroyed:
             self._destroyed = True
             self._engine_view.destroy()

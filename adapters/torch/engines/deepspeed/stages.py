@@ -40,6 +40,8 @@ class Stage12Engine(ZeroEngine):
         if fragment is None:
             return None
         found = FragmentView(fragment)
+        # As a view it would own its base, the parameter, which owns it: Python cannot see that cycle, nor free it.
+        found.of_parameter = found.of_parameter.data
         address = found.in_partition
         partition = self._zero.partitions[found.group]
         return Fragment.within(found.in_parameter.start, partition, address.start, address.numel)
