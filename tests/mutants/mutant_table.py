@@ -198,7 +198,7 @@ MUTANTS = (
     ),
     Mutant(
         "zero_1_uses_all",
-        "adapters/torch/engines/deepspeed/stages.py",
+        "adapters/torch/engines/deepspeed/engine.py",
         "                if count > 0:\n                    self._used.add(parameter)",
         "                self._used.add(parameter)",
         _conformance("TestDeepSpeedZero1", "parameter"),

@@ -38,6 +38,7 @@ class ZeroView(View):
     coalesces_reduction = Name("_coalesce_grad_reduction")
     loss_scaler = Name("loss_scaler")
     overflow = Name("overflow")
+    number_of = Method("get_param_id")
     reduce_bucket_size = Name("reduce_bucket_size")
     leaf_parameters: Any = MappingProxyType({})  # none at stages 1 and 2
 
@@ -48,7 +49,6 @@ class Zero12View(ZeroView):
     groups = Name("bit16_groups")
     partitions = Name("single_partition_of_fp32_groups")
     offloads = Name("cpu_offload")
-    number_of = Method("get_param_id")
     collect_gradient = Method("process_gradients")
     update_parameters = Method("update_lp_params")
 
@@ -62,7 +62,6 @@ class Zero3View(ZeroView):
     persistent_parameters = Name("persistent_parameters")
     gradient_positions = Name("grad_position")
     gradient_partitions = Name("_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition")
-    number_of = Method("get_param_id")
     collect_gradient = Method("reduce_ready_partitions_and_remove_grads")
     partition_parameters = Method("_partition_all_parameters")
     update_parameters = Method("_reassign_or_swap_out_partitioned_parameters")
