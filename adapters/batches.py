@@ -16,6 +16,7 @@ class Batch:
 
     micro: this worker's micro-batches, each collated by itself.
     weights: the weight of each micro-batch (by default its samples); 0 for a placeholder of an empty share.
+    samples: this worker's, if the weights count something else.
     global_weight: the sum of the weights over all micro-batches of all workers; reading it may wait for a reduction.
     progress: the position after this step.
     random_seed: seed of the framework's random streams in this step, so that a resumed run draws the same numbers;
@@ -29,6 +30,7 @@ class Batch:
     progress: Progress
     random_seed: int | None = None
     largest: int | None = None
+    samples: int | None = None
 
 
 class Batches(Iterator[Batch]):

@@ -67,12 +67,18 @@ class StepRecord:
     loss: its mean over the global batch; reading it waits for it.
     phases: those that a callback watches, in order.
     logged: the numbers given to `Training.log` since the step before.
+    samples: how many this worker trained on; `None` if the frontend does not know.
+    tokens: what `batches(weight=...)` counted of them; `None` without it.
+    grad_norm: as `Training.grad_norm`; `None` where it is not measured.
     """
 
     progress: Progress
     loss: SupportsFloat
     phases: tuple[Phase, ...] = ()
     logged: Mapping[str, SupportsFloat] = field(default_factory=dict)
+    samples: int | None = None
+    tokens: float | None = None
+    grad_norm: SupportsFloat | None = None
 
     def seconds(self, name: str) -> float:
         """Return the total time of a phase."""

@@ -201,5 +201,5 @@ def create_strategy(name: str | None = None, **options: Any) -> Strategy:
             listed = f"Its options: {', '.join(known)}" if known else "It has none."
             raise OptionError(f"strategy {name!r} has no option {option!r}.{did_you_mean(option, known)} {listed}")
     strategy = strategy_class(**row.options, **options)
-    strategy.name = name
+    strategy.name, strategy.options = name, {**row.options, **options}
     return strategy

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 from .callback import PHASES, Callback, Phase, Run, StepRecord
-from .errors import CallbackError, OptionError, did_you_mean
+from .errors import CallbackError, OptionError, WorkerLostError, did_you_mean
 from .leaving import has_succeeded
 from .progress import Progress
 from .worker import Worker
@@ -82,14 +82,14 @@ class Seam:
                     return
             yield item
 
-    def note(self, name: str, start: float, end: float) -> None:
+    def note(self, name: str, start: float, end: float, micro: int | None = None) -> None:
         """Add a phase of a step that was timed elsewhere, if a callback watches it; an enclosing phase excludes it.
 
         Between two steps, for example in an evaluation, it is ignored.
         """
         if name in self._watched and self._in_step:
             self._close_span(start, end)
-            self._phases.append(Phase(name, None, start, end))
+            self._phases.append(Phase(name, micro, start, end))
 
     def prepare(self, model: Any, run: Run) -> None:
         """Let callbacks change the model."""
@@ -103,9 +103,16 @@ class Seam:
         self._call("on_step_begin", progress)
         self._in_step = True
 
-    def end_step(self, progress: Progress, loss: SupportsFloat) -> None:
-        """Call after a step."""
-        record = StepRecord(progress, loss, tuple(self._phases), self._logged)
+    def end_step(
+        self,
+        progress: Progress,
+        loss: SupportsFloat,
+        samples: int | None = None,
+        tokens: float | None = None,
+        grad_norm: SupportsFloat | None = None,
+    ) -> None:
+        """Call after a step, with what `StepRecord` has of it."""
+        record = StepRecord(progress, loss, tuple(self._phases), self._logged, samples, tokens, grad_norm)
         self.drop_step()
         self._logged = {}
         self._call("on_step_end", record)
@@ -207,6 +214,8 @@ class Seam:
     def _guarded(self, callback: Callback, method: str, *arguments: Any) -> Any:
         try:
             return getattr(callback, method)(*arguments)
+        except WorkerLostError:  # in one of the strategy's collectives: not the callback's fault
+            raise
         except Exception as error:
             raise self._error(callback, method, f"raised {type(error).__name__}: {error}") from error
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 from . import entry
@@ -37,9 +37,12 @@ class Strategy(NoticesLostWorkers):
     """One engine under the launcher that started this process. It is used once, as a context manager.
 
     One strategy is open at a time in a process; another may follow it.
+
+    name, options: as `create_strategy` was given them, with the options that the name stands for.
     """
 
     name: str = ""
+    options: Mapping[str, Any] = MappingProxyType({})
     capabilities: Capabilities
 
     def __init__(self) -> None:

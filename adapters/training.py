@@ -92,7 +92,9 @@ class Training(ABC):
             raise
         self._position.progress = batch.progress
         if self._seam:
-            self._seam.end_step(batch.progress, loss)
+            weight = sum(batch.weights)
+            samples, tokens = (int(weight), None) if batch.samples is None else (batch.samples, weight)
+            self._seam.end_step(batch.progress, loss, samples, tokens, self._grad_norm)
         return loss
 
     def log(self, name: str, value: SupportsFloat) -> None:

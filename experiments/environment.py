@@ -5,23 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 
-_DISTRIBUTIONS = (
-    "farandole",
-    "torch",
-    "horovod",
-    "deepspeed",
-    "tensorflow",
-    "tensorflow-cpu",
-    "keras",
-    "lightning",
-    "numpy",
-    "scikit-learn",
-)
+from ..plugins.launch.installed import versions
 
 
 def describe_environment() -> dict[str, Any]:
@@ -32,12 +20,5 @@ def describe_environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "memory_mb": psutil.virtual_memory().total // 1_000_000,
         "python": platform.python_version(),
-        **{name: found for name in _DISTRIBUTIONS if (found := _version(name)) is not None},
+        **versions(),
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

@@ -147,7 +147,7 @@ class TensorFlowTraining(Training):
                 for micro_batch, count in zip(batch.micro, batch.weights, strict=True)
             )
             total = self._strategy.reduce(float(sum(weights)), "sum")
-            yield replace(batch, weights=weights, global_weight=total)
+            yield replace(batch, weights=weights, global_weight=total, samples=int(sum(batch.weights)))
 
     def weights(self) -> Iterator[tuple[str, tf.Tensor]]:
         for name, variable in named_weights(self.model).items():

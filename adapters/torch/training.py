@@ -157,6 +157,7 @@ class TorchTraining(Training):
         for epoch, step, counts, data in loader:
             micro = tuple(to_device(micro_batch, self._strategy.device) for micro_batch in data)
             weights = tuple(float(count) for count in counts)
+            samples = None if weight is None else sum(counts)
             global_weight: SupportsFloat = float(order.size(step))
             if weight is None and worker.is_main and max(self._options.accumulate, worker.world_size) > 1:
                 self._ignored.look_at(micro, stacklevel=3)
@@ -169,7 +170,7 @@ class TorchTraining(Training):
                 own = torch.tensor(sum(weights), dtype=torch.float64)
                 global_weight = self._start_sum(own, "weight", self._earlier_weight)
             seed = mix(order.seed, epoch, step, worker.rank)
-            yield Batch(micro, weights, global_weight, order.after(epoch, step, loop), seed)
+            yield Batch(micro, weights, global_weight, order.after(epoch, step, loop), seed, samples)
 
     def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:
         strategy = self._strategy

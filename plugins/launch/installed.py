@@ -1,14 +1,28 @@
-"""Check a strategy's requirements in files: importing an engine takes seconds."""
+"""Find what is installed in files: importing an engine takes seconds."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ...adapters.errors import EngineUnavailableError
 from ...adapters.registry import Requirement, StrategyRow
+
+_DISTRIBUTIONS = (
+    "farandole",
+    "torch",
+    "horovod",
+    "deepspeed",
+    "tensorflow",
+    "tensorflow-cpu",
+    "keras",
+    "lightning",
+    "numpy",
+    "scikit-learn",
+)
 
 # Horovod's build writes its frameworks into horovod/metadata.json.
 HOROVOD_FRAMEWORKS = {"horovod.torch": "pytorch", "horovod.tensorflow": "tensorflow"}
@@ -51,3 +65,14 @@ def horovod_frameworks(spec: ModuleSpec) -> dict[str, str] | None:
     except (OSError, ValueError):
         return None
     return {name: version for name, version in found.items() if name != "dummy"}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the installed distributions that a report of a run names."""
+    found = {}
+    for distribution in _DISTRIBUTIONS:
+        try:
+            found[distribution] = version(distribution)
+        except PackageNotFoundError:
+            continue
+    return found

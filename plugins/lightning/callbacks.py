@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
 from ...adapters.callback import Callback
@@ -128,16 +130,21 @@ _KINDS: dict[type, type[LightningCallback]] = {}
 
 
 class WorkerMetrics(LightningCallback):
-    """Measures each worker's steps, as `farandole.plugins.metrics.WorkerMetrics` does, for a Trainer."""
+    """Measures each worker's steps, as `farandole.plugins.metrics.WorkerMetrics` does, for a Trainer.
 
-    def __init__(self) -> None:
-        super().__init__(metrics.WorkerMetrics())
+    It has the same arguments. On Lightning's own strategies, waiting and data are not measured.
+    """
+
+    def __init__(
+        self, folder: str | PathLike[str] | None = None, *, every: int = 10, sinks: Sequence[metrics.Sink | str] = ()
+    ) -> None:
+        super().__init__(metrics.WorkerMetrics(folder, every=every, sinks=sinks))
 
     @property
-    def epochs(self) -> list[list[dict[str, float]]]:
-        """The measures of each epoch, by worker, as in `metrics.WorkerMetrics`."""
+    def folder(self) -> Path | None:
+        """The run's folder, as in `metrics.WorkerMetrics`."""
         assert isinstance(self.callback, metrics.WorkerMetrics)
-        return self.callback.epochs
+        return self.callback.folder
 
 
 class GradientCheckpointing(LightningCallback):

@@ -90,7 +90,12 @@ class Window(_Record):
 
     samples, tokens: its own, in all of these steps; `None` if they are unknown. Tokens are what `batches(weight=...)`
         counts.
-    values: by name, with the unit at its end: "step_ms", "memory_mb". What the engine cannot tell is missing.
+    values: by name, with the unit at its end; what the engine cannot tell is missing. "step_ms" is the sum of
+        "data_ms", "forward_ms", "backward_ms", "update_ms", "communication_ms" (the collectives' own time: what the
+        worker that waits least spends in them), "wait_ms" (the rest of the time in collectives: waiting for other
+        workers), "save_ms" and "other_ms". "gc_ms" (garbage collection) is inside of these. Then there are
+        "samples_per_s", "tokens_per_s", "loss", "grad_norm", "memory_mb" (a million bytes), "cpu_percent" (of one
+        processor), "gpu_percent", "gpu_memory_mb" and "gpu_watts".
     """
 
     kind = "window"

@@ -1,81 +1,102 @@
-"""Measure each worker's steps, to find a straggler."""
+"""Measure each worker's steps, find the worker that the others wait for, and keep the numbers."""
 
 from __future__ import annotations
 
-import time
-from statistics import median
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 from ...adapters.callback import Callback, Run, StepRecord
+from ...adapters.errors import OptionError
 from ...adapters.progress import Progress
+from .attempt import Attempt
+from .opening import Wanted, open_attempt
+from .sinks import Sink, resolve
+from .window import PHASES
 
 
 class WorkerMetrics(Callback):
-    """Measures each worker's steps, to find a straggler.
+    """Measures where each worker's time goes, and writes it to the run's folder, and to other sinks.
 
-    Workers wait for each other inside a step, so it takes the same time on all of them. Between steps (data, callbacks)
-    each worker has its own time.
+    Each `every` steps, and at least half a second, make a window. All workers close it together, with one small
+    gather, and rank 0 compares them: a worker that the others wait for is named, with the phase in which it loses its
+    time. `training.log` adds your own numbers. `records` says what is written.
 
-    epochs: for each epoch a list in rank order of `{"step_ms", "step_ms_max", "between_ms", "between_ms_max"}`, medians
-        and maxima in milliseconds, the same on every worker. "data_ms" and "wait_ms" follow if the frontend measures
-        waiting for data, and the engine waiting for other workers. Data is a part of "between", waiting for others a
-        part of "step". The smallest median wait of all workers is the time of the collectives themselves, and is
-        subtracted. An epoch that ends early is left out.
+    After a restart the run goes on in its folder, which travels in checkpoints, or is given again.
+
+    Args:
+        folder: the run's folder; by default the next free `runs/N` in the working directory. If it holds another run
+            than the checkpoint's, or another job writes it, the numbers go to a new folder beside it.
+        every: steps of a window.
+        sinks: where records go as well: `Sink`s, or names of the entry-point group `farandole.sinks`.
+
+    Raises:
+        OptionError: `every` is not positive, or a sink is not one.
+
+    folder: the run's folder; `None` before training has begun.
     """
 
-    watches = frozenset({"data", "wait"})
+    watches = frozenset(PHASES)
 
-    def __init__(self) -> None:
-        self.epochs: list[list[dict[str, float]]] = []
+    def __init__(
+        self, folder: str | PathLike[str] | None = None, *, every: int = 10, sinks: Sequence[Sink | str] = ()
+    ) -> None:
+        if every < 1:
+            raise OptionError(f"every={every} must be at least 1 step")
+        self.folder: Path | None = None
+        self._given = None if folder is None else Path(folder)
+        self._every = every
+        self._sinks = resolve(sinks)
+        self._state: dict[str, Any] = {}  # {"folder": ..., "run": id, "step": updates}
         self._run: Run | None = None
-        self._seconds: dict[str, list[float]] = {}
-        self._begun = self._ended = 0.0
+        self._attempt: Attempt | None = None
 
     def on_begin(self, run: Run) -> None:
         self._run = run
-        self._begin_epoch()
+        self._open()
 
     def on_step_begin(self, progress: Progress) -> None:
-        self._begun = time.perf_counter()
+        if self._attempt is None:  # a checkpoint was loaded in the meantime
+            self._open()
+        assert self._attempt is not None
+        self._attempt.begin_step()
 
     def on_step_end(self, step: StepRecord) -> None:
-        now = time.perf_counter()
-        # A compiled step fetches its data itself.
-        fetches = [phase for phase in step.phases if phase.name == "data" and phase.start > self._begun]
-        inside = sum(phase.end - phase.start for phase in fetches)
-        self._note("step", now - self._begun - inside)
-        if self._ended:
-            self._note("between", self._begun - self._ended + inside)
-        for name in self.watches:
-            if any(phase.name == name for phase in step.phases):
-                self._note(name, step.seconds(name))
-        self._ended = now
-        if step.progress.step == 0:
-            self._report(step.progress.epoch - 1)
+        assert self._attempt is not None
+        self._attempt.end_step(step)
 
     def on_end(self, error: BaseException | None) -> None:
-        self._run = None  # so that this can be copied
+        self._close(error)
+        self._run = None
 
-    def on_record(self, epoch: int, workers: list[dict[str, float]]) -> None:
-        """Called on every worker with an epoch's measures; override it to log them."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the run is: its folder, its id, and its updates."""
+        if self._attempt is not None:
+            self._state["step"] = self._attempt.step
+        return self._state
 
-    def _begin_epoch(self) -> None:
-        self._seconds = {"step": [], "between": []}
-        self._ended = 0.0  # other work comes between epochs, for example validation
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the run of a checkpoint, in its next attempt."""
+        self._close(None)
+        self._state = dict(state)
 
-    def _note(self, name: str, seconds: float) -> None:
-        self._seconds.setdefault(name, []).append(seconds)
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the running attempt: a copy begins its own."""
+        return {**self.__dict__, "_attempt": None, "_run": None, "_state": dict(self.state_dict())}
 
-    def _report(self, epoch: int) -> None:
-        own: dict[str, float] = {}
-        for name, seconds in self._seconds.items():
-            own[f"{name}_ms"] = 1000 * median(seconds) if seconds else 0.0
-            own[f"{name}_ms_max"] = 1000 * max(seconds, default=0.0)
+    def _open(self) -> None:
         assert self._run is not None
-        workers = self._run.strategy.gather(own)
-        if all("wait_ms" in worker for worker in workers):
-            least = min(worker["wait_ms"] for worker in workers)
-            for worker in workers:
-                worker["wait_ms"] -= least
-        self.epochs.append(workers)
-        self._begin_epoch()
-        self.on_record(epoch, self.epochs[-1])
+        known = self._state.get("folder")
+        folder = self._given or (None if known is None else Path(known))
+        wanted = Wanted(folder, self._given is not None, self._state.get("run"), self._state.get("step"))
+        self._attempt = open_attempt(self._run, wanted, self._every, self._sinks)
+        info = self._attempt.info
+        self.folder = info.folder
+        self._state = {"folder": str(info.folder.absolute()), "run": info.run, "step": info.step}
+
+    def _close(self, error: BaseException | None) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            self._state["step"] = attempt.step
+            attempt.end(error)

@@ -238,14 +238,16 @@ def test_bad_tf_config(tmp_path: Path, config: Any, said: str) -> None:
 # The example for `fit`: in one process, and as its head says to start it, which the README's shorter one is by default.
 
 
-def test_fit_in_one_process() -> None:
+def test_fit_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # metrics go there
     job = run_marked([sys.executable, str(FIT), "--strategy", "tf_local", "--epochs", "5"], timeout=120)
     assert job.returncode == 0, job.describe()
     assert len(re.findall(r"tf_local: (9[5-9]|100)\.\d% of 297", job.output)) == 1, job.describe()
 
 
 @exhaustive
-def test_fit_under_farandole_run() -> None:
+def test_fit_under_farandole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # metrics go there
     argv = [sys.executable, "-m", "farandole.cli.main", "run", "--strategy", "tf_multiworker", "-n", "2"]
     job = run_marked([*argv, str(FIT), "--epochs", "5"], timeout=120)
     assert job.returncode == 0, job.describe()
@@ -254,7 +256,8 @@ def test_fit_under_farandole_run() -> None:
 
 
 @exhaustive
-def test_fit_under_horovodrun() -> None:
+def test_fit_under_horovodrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # metrics go there
     path = find_launcher("horovodrun")
     assert path is not None
     argv = [path, "-np", "2", "--gloo", sys.executable, str(FIT), "--strategy", "tf_horovod", "--epochs", "5"]
@@ -264,7 +267,8 @@ def test_fit_under_horovodrun() -> None:
 
 
 @exhaustive
-def test_fit_under_tf_config(tmp_path: Path) -> None:
+def test_fit_under_tf_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # metrics go there
     with workers(tmp_path, configs(2), str(FIT), "--strategy", "tf_multiworker", "--epochs", "5") as started:
         assert [worker.ends_within(120) for worker in started] == [0, 0], started[0].output
         assert re.search(r"tf_multiworker: (9[5-9]|100)\.\d% of 297", started[0].output)

@@ -297,8 +297,8 @@ def test_tasks_of_srun_that_lightning_refuses_before_it_looks_at_a_name(
         make(strategy="deepspeed_zero_2_offload", accelerator="cpu")
 
 
-def test_callbacks_of_farandoles_on_lightnings_own_ddp() -> None:
-    job = run_marked([sys.executable, str(OWN), "ddp"], timeout=100)
+def test_callbacks_of_farandoles_on_lightnings_own_ddp(tmp_path: Path) -> None:
+    job = run_marked([sys.executable, str(OWN), "ddp", str(tmp_path / "run")], timeout=100)
     assert job.returncode == 0, job.describe()
     assert set(re.findall(r"worker \d is done", job.output)) == {"worker 0 is done", "worker 1 is done"}, job.describe()
 

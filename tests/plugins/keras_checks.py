@@ -41,6 +41,7 @@ from farandole.plugins.keras import (
     WorkerMetrics,
     distribute,
 )
+from farandole.plugins.metrics import Reader, Window
 
 Check = Callable[[Any, Path], None]
 CHECKS: dict[str, Check] = {}
@@ -385,7 +386,7 @@ def callbacks_that_horovods_users_know(strategy: Any, folder: Path) -> None:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             logs["rank"] = float(worker.rank)
 
-    metrics = WorkerMetrics()
+    metrics = WorkerMetrics(folder / "run", every=2)
     warmup = LearningRateWarmup(strategy, 0.01, warmup_epochs=2, policy="linear")
     model = made(strategy, build())
     history = fit(model, x=X[:96], y=Y[:96], epochs=3, callbacks=[warmup, Note(), MetricAverage(strategy), metrics])
@@ -393,11 +394,13 @@ def callbacks_that_horovods_users_know(strategy: Any, folder: Path) -> None:
     expected = [start + (target - start) * step / 6 for step in range(6)] + [target] * 3
     assert rates == pytest.approx(expected, rel=1e-6)
     assert history.history["rank"] == pytest.approx([(worker.world_size - 1) / 2] * 3)
-    assert len(metrics.epochs) == 3 and all(len(epoch) == worker.world_size for epoch in metrics.epochs)
-    assert strategy.gather(metrics.epochs) == [metrics.epochs] * worker.world_size
-    for own in metrics.epochs[-1]:
-        assert 0 < own["step_ms"] <= own["step_ms_max"] and 0 < own["data_ms"] <= own["between_ms"]
-    assert min(own["wait_ms"] for own in metrics.epochs[-1]) == 0
+    strategy.barrier()
+    windows = [record for record in Reader(folder / "run").poll() if isinstance(record, Window)]
+    assert metrics.folder == folder / "run"
+    for rank in range(worker.world_size):
+        assert sum(window.steps for window in windows if window.rank == rank) == 9
+    for window in windows:
+        assert {"step_ms", "data_ms", "update_ms", "wait_ms", "communication_ms"} <= window.values.keys()
     last = worker.world_size - 1
     for variable in model.trainable_variables:
         variable.assign(tf.ones_like(variable) * (worker.rank + 2.0))

@@ -15,17 +15,16 @@ from farandole.adapters import (
     Callback,
     CallbackError,
     OptionError,
-    Phase,
     Progress,
     Run,
     StepRecord,
     Strategy,
     Training,
     Worker,
+    WorkerLostError,
     create_strategy,
 )
 from farandole.adapters.seam import Seam
-from farandole.plugins.metrics import WorkerMetrics
 
 pytestmark = pytest.mark.usefixtures("no_launcher", "one_thread")
 
@@ -147,43 +146,6 @@ def test_times_of_phases_inside_of_others_are_exclusive(strategy: Strategy) -> N
     first, again, *_ = record.phases
     assert first.end - first.start >= 0.01
     assert again.start - first.end >= 0.02
-
-
-def test_worker_metrics_in_a_loop(strategy: Strategy) -> None:
-    seen = []
-
-    class Metrics(WorkerMetrics):
-        def on_record(self, epoch: int, workers: list[dict[str, float]]) -> None:
-            seen.append((epoch, workers))
-
-    metrics = Metrics()
-    training = prepare(strategy, [metrics], accumulate=2)
-    for batch in training.batches(DATA, 8, epochs=2):
-        training.step(batch)
-        time.sleep(0.01)
-    assert seen == list(enumerate(metrics.epochs)) and len(seen) == 2
-    for (own,) in metrics.epochs:
-        names = {"step_ms", "between_ms", "data_ms"}
-        assert own.keys() == names | {f"{name}_max" for name in names}
-        assert own["between_ms"] >= 10 + own["data_ms"] > 10
-        assert 0 < own["step_ms"] <= own["step_ms_max"]
-
-
-@pytest.mark.parametrize(("inside", "between"), [(False, 0.0), (True, 1000.0)])
-def test_worker_metrics_take_a_fetch_inside_of_a_step_for_time_between(
-    strategy: Strategy, inside: bool, between: float
-) -> None:
-    metrics = WorkerMetrics()
-    metrics.on_begin(Run(strategy, "keras", Progress()))
-    for progress in (Progress(0, 1), Progress(1)):
-        before = time.perf_counter() - 2
-        metrics.on_step_begin(progress)
-        start = time.perf_counter() if inside else before
-        metrics.on_step_end(StepRecord(progress, 0.0, (Phase("data", None, start, start + 1),)))
-    ((own,),) = metrics.epochs
-    assert own["data_ms"] == pytest.approx(1000)
-    assert own["between_ms"] == pytest.approx(between, abs=500)
-    assert own["step_ms"] == pytest.approx(-between, abs=500)
 
 
 def test_a_property_that_fails_says_why() -> None:
@@ -386,6 +348,35 @@ def test_one_that_raises_is_a_callback_error(strategy: Strategy) -> None:
     with pytest.raises(CallbackError) as caught:
         training.step(batch)
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_lost_worker_is_not_the_callbacks_fault(strategy: Strategy) -> None:
+    class Gathers(Callback):
+        def on_step_end(self, step: StepRecord) -> None:
+            raise WorkerLostError("worker 0 of 2 lost another worker of the job")
+
+    training = prepare(strategy, [Gathers()])
+    (batch,) = training.batches(DATA, 20)
+    with pytest.raises(WorkerLostError, match="lost another worker"):
+        training.step(batch)
+
+
+def test_a_record_has_the_workers_samples_and_tokens(strategy: Strategy) -> None:
+    watcher = Watcher()
+    training = prepare(strategy, [watcher], accumulate=2, clip_norm=1.0)
+    for weight in (None, lambda x: 10.0 * len(x)):
+        for batch in training.batches(DATA, 8, weight=weight):
+            training.step(batch)
+    records = [what for kind, what in watcher.calls if kind == "step end"]
+    assert [record.samples for record in records] == [8, 8, 4] * 2
+    assert [record.tokens for record in records] == [None, None, None, 80.0, 80.0, 40.0]
+    assert all(float(record.grad_norm) > 0 for record in records)
+    plain = Watcher()
+    training = prepare(strategy, [plain])
+    (batch,) = training.batches(DATA, 20)
+    training.step(batch)
+    (record,) = [what for kind, what in plain.calls if kind == "step end"]
+    assert record.grad_norm is None
 
 
 @pytest.mark.parametrize("given", [Callback, print, None])

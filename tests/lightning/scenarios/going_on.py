@@ -47,7 +47,7 @@ def copied(setting: Setting) -> Numbers:
     """Trainers that are copies: of one that has not trained, and of one that has. Another is taken in between."""
     from farandole.plugins.lightning import WorkerMetrics
 
-    trainer = setting.trainer(max_epochs=1, callbacks=[_Keeper(), WorkerMetrics()])
+    trainer = setting.trainer(max_epochs=1, callbacks=[_Keeper(), WorkerMetrics(setting.folder / "run")])
     trainer = pickle.loads(pickle.dumps(trainer))
     trainer.fit(Net(), setting.loader(data()))
     found = weights(trainer)
