@@ -31,8 +31,8 @@ data: waiting for the next batch. forward, backward: of each micro-batch. wait: 
 collectives. It includes the time of the collectives themselves, so the workers' minimum is not waiting. It is not
 measured on CUDA, where the stream waits and not the host. update: remaining reductions, clipping, the optimizer and the
 scheduler. save, load: of a checkpoint, reported with the next step. Phases do not overlap: backward excludes waiting if
-waiting is watched. TensorFlow compiles forward, backward and update into one function: there they are one phase,
-"update".
+waiting is watched. TensorFlow compiles forward, backward and update into one function: there "update" includes what is
+not watched of the others.
 """
 
 

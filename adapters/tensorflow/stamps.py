@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -21,12 +21,12 @@ class Clock:
     def __init__(self) -> None:
         self._wall, self.start = time.time(), time.perf_counter()
 
-    def spans(self, stamps: tf.Tensor) -> list[tuple[float, float]]:
-        """Return spans from (n, 2) stamps, clamped to the time since the start; this waits for the step."""
-        read = stamps.numpy()
-        now = time.perf_counter()
-        found = []
-        for span in read:
-            begin, end = (min(max(float(at) - self._wall + self.start, self.start), now) for at in span)
-            found.append((begin, end))
-        return found
+    def read(self, *stamps: float, since: float | None = None) -> Iterator[float]:
+        """Yield stamps in their order, clamped to the time between the last one (first: `since`, or the start) and now.
+
+        Reading the numbers from the graph waits for the step.
+        """
+        latest, now = self.start if since is None else since, time.perf_counter()
+        for stamp in stamps:
+            latest = min(max(float(stamp) - self._wall + self.start, latest), now)
+            yield latest

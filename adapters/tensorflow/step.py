@@ -62,7 +62,8 @@ class CompiledStep:
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Return the mean loss of the global batch, and the norm of its gradient if it is measured: (1,) or (2,).
 
-        If the step is stamped, also return when this worker had its gradients, and when their sum was ready: (1, 2).
+        If the step is stamped, also return when each micro-batch had its loss and its gradients, when their sum was
+        ready to be reduced, and when it was reduced: (2 * micro-batches + 2,).
 
         Args:
             micro: this worker's micro-batches.
@@ -111,8 +112,9 @@ class CompiledStep:
     def _train(self, micro: tuple[Any, ...], fractions: tf.Tensor, spec: str) -> tuple[tf.Tensor, tf.Tensor | None]:
         total = tf.zeros((), tf.float64)
         gradients: list[Any] = [None] * len(self._variables)
+        stamps: list[tf.Tensor] = []
         for number, micro_batch in enumerate(micro):
-            loss, own = self._backward(micro_batch, fractions[number])
+            loss, own = self._backward(micro_batch, fractions[number], stamps)
             total += loss
             gradients = [_plus(before, more) for before, more in zip(gradients, own, strict=True)]
         used, variables = agreed_gradients(
@@ -123,9 +125,9 @@ class CompiledStep:
         # In the gradients' type: another type would cost the loss a reduction of its own.
         wide = (gradient.dtype for gradient in used if gradient.dtype in (tf.float32, tf.float64))
         total = tf.cast(total, next(wide, tf.float64))
-        begin = stamp_after(used) if self._stamped else None
+        self._stamp(stamps, used)
         *reduced, total = self._strategy.sum_in_graph([*used, total], self._name)
-        stamps = tf.stack([[begin, stamp_after(reduced)]]) if self._stamped else None
+        self._stamp(stamps, reduced)
         found = [total]
         if self._options.grad_norm:
             scale = self._optimizer.scale_loss(tf.ones((), reduced[0].dtype))
@@ -134,20 +136,26 @@ class CompiledStep:
             if self._options.clip_norm is not None:
                 reduced, _ = tf.clip_by_global_norm(reduced, self._options.clip_norm * scale, use_norm=norm)
         self._optimizer.apply(reduced, variables)
-        return tf.stack(found), stamps
+        return tf.stack(found), tf.stack(stamps) if stamps else None
 
-    def _backward(self, micro_batch: Any, fraction: tf.Tensor) -> tuple[tf.Tensor, list[Any]]:
+    def _stamp(self, stamps: list[tf.Tensor], values: Sequence[Any]) -> None:
+        if self._stamped:
+            stamps.append(stamp_after(values))
+
+    def _backward(self, micro_batch: Any, fraction: tf.Tensor, stamps: list[tf.Tensor]) -> tuple[tf.Tensor, list[Any]]:
         counts = fraction > 0
         with keep_when_placeholder(self._model, counts), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in self._variables])
             loss = self._loss_fn(self._model, micro_batch)
             _check_loss(loss)
+            self._stamp(stamps, [loss])
             scaled = self._optimizer.scale_loss(weigh(loss, fraction))
         gradients = tape.gradient(scaled, [variable.value for variable in self._variables])
         # A placeholder must not count, and 0 times its loss may be NaN: zero its gradients.
         there = [gradient for gradient in gradients if gradient is not None]
         if there:
             there = tf.cond(counts, lambda: there, lambda: [_zeros(gradient) for gradient in there])
+        self._stamp(stamps, there)
         counted = iter(there)
         gradients = [None if gradient is None else next(counted) for gradient in gradients]
         return tf.where(counts, tf.cast(loss, tf.float64) * fraction, 0.0), gradients

@@ -52,7 +52,7 @@ class TensorFlowTraining(Training):
         prepare_variables(strategy, model, optimizer)
         self._frozen = [variable for variable in model.variables if not variable.trainable]
         name = f"training{strategy.next_training()}"
-        stamped = self._seam.watches("wait")
+        stamped = any(self._seam.watches(phase) for phase in ("forward", "backward", "wait"))
         self._compiled = CompiledStep(strategy, model, optimizer, loss_fn, options, name, stamped)
         self._saver = Saver(strategy, lambda storage, keep: TensorFlowSave(storage, self, strategy, keep))
         if strategy.worker.world_size > 1:
@@ -74,11 +74,20 @@ class TensorFlowTraining(Training):
         with self._seam.phase("update"):
             clock = Clock()
             found, stamps = self._compiled(batch.micro, spec, fractions, batch.random_seed, batch.largest)
-            for span in clock.spans(stamps) if stamps is not None else ():
-                self._seam.note("wait", *span)
+            if stamps is not None:
+                self._note(clock.start, *clock.read(*stamps.numpy()))
         if self._options.grad_norm:
             self._grad_norm = self._pending(found, 1)
         return self._pending(found, 0)
+
+    def _note(self, *times: float) -> None:
+        """Report when the step began, when each micro-batch had its loss and its gradients, and when it waited."""
+        *micro, begin, reduced = times
+        for number in range(len(micro) // 2):
+            started, forward, backward = micro[2 * number : 2 * number + 3]
+            self._seam.note("forward", started, forward, number)
+            self._seam.note("backward", forward, backward, number)
+        self._seam.note("wait", begin, reduced)
 
     def _pending(self, found: tf.Tensor, number: int) -> Pending:
         def read() -> float:
@@ -146,7 +155,8 @@ class TensorFlowTraining(Training):
                 weight_of(micro_batch, weight) if count else 0.0
                 for micro_batch, count in zip(batch.micro, batch.weights, strict=True)
             )
-            total = self._strategy.reduce(float(sum(weights)), "sum")
+            with self._seam.phase("wait"):
+                total = self._strategy.reduce(float(sum(weights)), "sum")
             yield replace(batch, weights=weights, global_weight=total, samples=int(sum(batch.weights)))
 
     def weights(self) -> Iterator[tuple[str, tf.Tensor]]:

@@ -84,10 +84,11 @@ class TorchTraining(Training):
 
     def _train(self, batch: Batch) -> Pending:
         clip_norm = self._options.clip_norm
-        self._earlier_loss.settle()
+        engine = self.engine
+        with engine.waiting():
+            self._earlier_loss.settle()
         if batch.random_seed is not None:
             _seed(batch.random_seed, self._strategy.device)
-        engine = self.engine
         engine.zero_grad()
         last = len(batch.micro) - 1
         placeholder_not_finite = False
@@ -101,7 +102,8 @@ class TorchTraining(Training):
                 with self._seam.phase("forward", number):
                     loss = engine.forward(micro_batch)
                 _check_loss(loss)
-                weight_of_all = total_of(batch)
+                with engine.waiting():
+                    weight_of_all = total_of(batch)
                 placeholder_not_finite |= is_placeholder_not_finite(loss, weight)
                 if weight > 0:
                     weighted = loss.detach().to(torch.float64) * (weight / weight_of_all)
@@ -170,7 +172,7 @@ class TorchTraining(Training):
                 own = torch.tensor(sum(weights), dtype=torch.float64)
                 global_weight = self._start_sum(own, "weight", self._earlier_weight)
             seed = mix(order.seed, epoch, step, worker.rank)
-            yield Batch(micro, weights, global_weight, order.after(epoch, step, loop), seed, samples)
+            yield Batch(micro, weights, global_weight, order.after(epoch, step, loop), seed, samples=samples)
 
     def evaluate(self, dataset: Any, fn: Callable[[Any, Any], Any], batch_size: int, **loader_options: Any) -> Any:
         strategy = self._strategy

@@ -26,10 +26,12 @@ class Rows(NamedTuple):
 
     data: its rows; a placeholder row if it has none.
     fraction: its fraction of the batch, from 0 to 1, float64.
+    count: how many rows it has, int64.
     """
 
     data: Any
     fraction: tf.Tensor
+    count: tf.Tensor
 
 
 def own_rows(data: Any, worker: Worker) -> Rows:
@@ -41,7 +43,7 @@ def own_rows(data: Any, worker: Worker) -> Rows:
     begin = tf.where(count > 0, start, 0)
     end = tf.where(count > 0, start + count, 1)
     rows = keras.tree.map_structure(lambda leaf: None if leaf is None else _rows(leaf, begin, end), data)
-    return Rows(rows, tf.cast(count, tf.float64) / tf.cast(total, tf.float64))
+    return Rows(rows, tf.cast(count, tf.float64) / tf.cast(total, tf.float64), count)
 
 
 def fingerprint(data: Any) -> tf.Tensor:

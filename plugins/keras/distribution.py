@@ -18,7 +18,7 @@ from .compat import CompiledLoss, EpochIterator, FitModel
 from .data import OTHER_ORDER, fingerprint, own_rows, specs_of_share
 from .metrics import MetricStates
 from .optimizer import reduce_before_applying
-from .records import LOSS, WAITS, Records
+from .records import LOSS, ROWS, TIMES, Records
 
 _REFUSED_REDUCTIONS = {
     "sum": "a sum grows with the batch: use reduction='sum_over_batch_size'",
@@ -153,16 +153,16 @@ class Distribution:
         rows = own_rows(batch, self._strategy.worker)
         counts = rows.fraction > 0
         metrics = MetricStates(self._model, self._strategy)
-        waits: list[tf.Tensor] | None = [] if self.records.waits else None
+        times: list[tf.Tensor] | None = [] if self.records.timed else None
         with (
-            reduce_before_applying(self._model, self._strategy, rows.fraction, name, waits),
+            reduce_before_applying(self._model, self._strategy, rows.fraction, name, times),
             keep_when_placeholder(self._model, counts),
         ):
             logs = step(rows.data)
         logs = metrics.reduce(logs, rows.fraction, fingerprint(batch), name, OTHER_ORDER)
-        if waits:
-            logs = {**logs, WAITS: tf.stack(waits)}
-        return {**logs, LOSS: metrics.step_loss()} if self.records.told else logs
+        if times:
+            logs = {**logs, TIMES: tf.stack(times)}
+        return {**logs, LOSS: metrics.step_loss(), ROWS: rows.count} if self.records.told else logs
 
     def _test(self, step: Callable[[Any], Any], batch: Any, name: str) -> Any:
         self._check_losses()

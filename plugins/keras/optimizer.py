@@ -19,36 +19,39 @@ _SAME_VARIABLES = "each optimizer must be applied to the same variables on all w
 
 @contextlib.contextmanager
 def reduce_before_applying(
-    model: Any, strategy: TensorFlowStrategy, fraction: tf.Tensor, name: str, waits: list[tf.Tensor] | None = None
+    model: Any, strategy: TensorFlowStrategy, fraction: tf.Tensor, name: str, times: list[tf.Tensor] | None = None
 ) -> Iterator[None]:
     """Inside the block, make all optimizers of a model apply the mean over the global batch.
 
     A worker's loss is the mean over its rows; times their `fraction` of the batch, the workers' sum is the mean.
 
     Args:
-        waits: gets, for each reduction, the times of this worker's own gradients and of their sum: (2,).
+        times: gets, for each update, the times of this worker's loss (-1 if it is not known), of its gradients, and of
+            their sum: (3,).
     """
-    if strategy.worker.world_size == 1 and strategy.tf_strategy is tf.distribute.get_strategy():
+    if times is None and strategy.worker.world_size == 1 and strategy.tf_strategy is tf.distribute.get_strategy():
         yield
         return
     with contextlib.ExitStack() as stack:
         for number, optimizer in enumerate(_optimizers(model)):
             strategy.prepare_optimizer(optimizer)
-            stack.enter_context(_reducing(optimizer, strategy, fraction, f"{name}.{number}", waits))
+            stack.enter_context(_reducing(optimizer, strategy, fraction, f"{name}.{number}", times))
         yield
 
 
 @contextlib.contextmanager
 def _reducing(
-    optimizer: Any, strategy: TensorFlowStrategy, fraction: tf.Tensor, name: str, waits: list[tf.Tensor] | None
+    optimizer: Any, strategy: TensorFlowStrategy, fraction: tf.Tensor, name: str, times: list[tf.Tensor] | None
 ) -> Iterator[None]:
     stock_scale, stock_apply = optimizer.scale_loss, optimizer.apply
     scaled = False
     calls = 0
+    trained: Any = None  # when the loss was there
 
     def scale_loss(loss: Any) -> Any:
-        nonlocal scaled
+        nonlocal scaled, trained
         scaled = True
+        trained = None if times is None else stamp_after([loss])
         return weigh(stock_scale(loss), fraction)
 
     def apply(gradients: Any, variables: Any = None) -> Any:
@@ -61,10 +64,11 @@ def _reducing(
         own, used = agreed_gradients(strategy, signature, variables, gradients, clips, _SAME_VARIABLES)
         if not scaled:  # the user's own train_step may not call scale_loss
             own = [weigh(gradient, fraction) for gradient in own]
-        begin = None if waits is None else stamp_after(own)
+        begin = None if times is None else stamp_after(own)
         reduced = strategy.sum_in_graph(own, f"{name}.{calls}")
-        if waits is not None:
-            waits.append(tf.stack([begin, stamp_after(reduced)]))
+        if times is not None:
+            known = tf.constant(-1.0, tf.float64) if trained is None else trained
+            times.append(tf.stack([known, begin, stamp_after(reduced)]))
         return stock_apply(reduced, used)
 
     optimizer.scale_loss, optimizer.apply = scale_loss, apply

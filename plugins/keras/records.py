@@ -19,10 +19,12 @@ from ...adapters.tensorflow.stamps import Clock, stamp_after
 from ...adapters.tensorflow.strategy import TensorFlowStrategy
 
 LOSS = "farandole.loss"
+ROWS = "farandole.rows"
 STAMPS = "farandole.stamps"
-WAITS = "farandole.waits"
-"""Entries that a compiled step returns: its own loss; the times when it asked for its batch and got it; and, for each
-reduction, the times when it had its own gradients and their sum.
+TIMES = "farandole.times"
+"""Entries that a compiled step returns: its own loss; this worker's samples; the times when it asked for its batch and
+got it; and, for each optimizer's update, the times when it had the loss (-1 if it is not known), its own gradients, and
+their sum.
 """
 
 
@@ -31,15 +33,16 @@ class Records:
 
     told: whether a compiled step returns its own loss, beside the epoch's.
     stamped: whether it returns when it asked for its batch, and when it had it.
-    waits: whether it returns when it began to wait for the other workers, and when it had their gradients.
+    timed: whether it returns the times of its loss and of its gradients.
     """
 
     def __init__(self, strategy: TensorFlowStrategy) -> None:
-        self.told = self.stamped = self.waits = False
+        self.told = self.stamped = self.timed = False
         self._strategy = strategy
         self._nobody = Seam((), strategy.worker)
         self._seam = self._nobody
         self._loss: Any = None
+        self._rows: Any = None
 
     @contextmanager
     def to(self, seam: Seam, model: Any) -> Iterator[None]:
@@ -49,11 +52,11 @@ class Records:
                 f"steps_per_execution={model.steps_per_execution}: farandole's callbacks watch each step, and "
                 "Keras runs several as one. Compile the model with steps_per_execution=1, or leave the callbacks out"
             )
-        known = self.told, self.stamped, self.waits
+        known = self.told, self.stamped, self.timed
         self.told |= bool(seam)
         self.stamped |= seam.watches("data")
-        self.waits |= seam.watches("wait")
-        if known != (self.told, self.stamped, self.waits):
+        self.timed |= any(seam.watches(phase) for phase in ("forward", "backward", "wait"))
+        if known != (self.told, self.stamped, self.timed):
             model.train_function = None  # the compiled function does not return it
         self._seam = seam
         try:
@@ -72,7 +75,8 @@ class Records:
     def end_step(self, after: Progress) -> None:
         """Call after a step."""
         loss = self._loss
-        self._seam.end_step(after, Pending(lambda: float("nan") if loss is None else float(loss.numpy())))
+        samples = None if self._rows is None else int(self._rows.numpy())
+        self._seam.end_step(after, Pending(lambda: float("nan") if loss is None else float(loss.numpy())), samples)
 
     def of(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return a compiled training step that keeps its entries for the record."""
@@ -84,21 +88,34 @@ class Records:
             if not self.told:
                 return logs
             logs = dict(logs)
-            self._loss = logs.pop(LOSS, None)
-            stamps, waits = logs.pop(STAMPS, None), logs.pop(WAITS, None)
+            self._loss, self._rows = logs.pop(LOSS, None), logs.pop(ROWS, None)
+            stamps, times = logs.pop(STAMPS, None), logs.pop(TIMES, None)
             start = clock.start
             if stamps is not None and self._seam.watches("data"):
-                ((asked, fetched),) = clock.spans(stamps[None])
-                self._seam.note("data", asked, fetched)
-                start = fetched
-            for begin, done in sorted(clock.spans(waits)) if waits is not None and self._seam.watches("wait") else ():
-                self._seam.note("update", start, begin)
-                self._seam.note("wait", begin, done)
-                start = done
+                asked, start = clock.read(*stamps.numpy())
+                self._seam.note("data", asked, start)
+            if times is not None:
+                start = self._note(clock, start, times)
             self._seam.note("update", start, end)
             return logs
 
         return recorded
+
+    def _note(self, clock: Clock, start: float, times: tf.Tensor) -> float:
+        """Report the phases of each update of a step that started to train at `start`; return the end of the last."""
+        for loss, begin, done in sorted(times.numpy().tolist(), key=lambda row: row[1]):
+            trained, reducing, reduced = clock.read(max(loss, 0.0), begin, done, since=start)
+            if loss < 0:
+                self._note_part("update", start, reducing)
+            else:
+                self._note_part("forward", start, trained)
+                self._note_part("backward", trained, reducing)
+            self._note_part("wait", reducing, reduced)
+            start = reduced
+        return start
+
+    def _note_part(self, name: str, start: float, end: float) -> None:
+        self._seam.note(name if self._seam.watches(name) else "update", start, end)
 
 
 class StepHooks(keras.callbacks.Callback):  # type: ignore[misc]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...adapters.pending import Pending
 from ...adapters.seam import Seam
+from ...adapters.torch.engine import Engine
 from ...adapters.torch.pending_reductions import EarlierReduction
 from ...adapters.torch.strategy import TorchStrategy
 
@@ -21,16 +23,24 @@ class Recording:
     seam: Seam
     adapter: TorchStrategy
 
+    if TYPE_CHECKING:
+
+        @property
+        def engines(self) -> list[Engine]: ...
+
+        def samples_of_batch(self) -> int | None: ...
+
     def _record_nothing_yet(self) -> None:
         self._micro = 0
         self._loss_of_step: torch.Tensor | None = None
+        self._samples: int | None = 0
         self._earlier_loss = EarlierReduction()
         self._loss_name = ""
 
     def tell(self, seam: Seam) -> None:
         """Report to these callbacks from now on."""
         self.seam = seam
-        self._loss_of_step = None
+        self.drop_step()
         if seam:
             self._loss_name = f"lightning{self.adapter.next_training()}.loss"
             self.adapter.settle_before_leaving(self._earlier_loss.settle, keep=False)
@@ -41,6 +51,8 @@ class Recording:
 
     def end_batch(self, outputs: Any) -> None:
         """Call after a batch."""
+        own = self.samples_of_batch()
+        self._samples = None if own is None or self._samples is None else self._samples + own
 
     def note_loss(self, loss: torch.Tensor) -> None:
         """Add a loss to the step's, weighted so that its mean over workers is the mean over samples."""
@@ -50,13 +62,19 @@ class Recording:
 
     def drop_step(self) -> None:
         """Forget a step that did not finish."""
-        self._loss_of_step = None
+        self._loss_of_step, self._samples = None, 0
+
+    def take_samples(self) -> int | None:
+        """Return how many samples this worker has trained on in a step."""
+        samples, self._samples = self._samples, 0
+        return samples
 
     def take_loss(self) -> Pending:
         """Return the loss of a step; all workers call it."""
         own = torch.zeros((), dtype=torch.float64) if self._loss_of_step is None else self._loss_of_step
         self._loss_of_step = None
-        self._earlier_loss.settle()
+        with self.engines[0].waiting() if self.engines else contextlib.nullcontext():
+            self._earlier_loss.settle()
         adapter = self.adapter
         finish = adapter.start_all_reduce(own.reshape(1).to(adapter.device), "sum", self._loss_name)
         self._earlier_loss.replace(finish)

@@ -57,7 +57,7 @@ class Records:
         self._source.end_batch(outputs)
         if self._is_last(number) or (number + 1) % self._accumulate() == 0:
             self._in_step = False
-            self.seam.end_step(self._after(number), self._source.take_loss())
+            self.seam.end_step(self._after(number), self._source.take_loss(), self._source.take_samples())
 
     def begin_epoch(self) -> None:
         """Call when an epoch begins; the last one may have ended within a step."""
@@ -139,6 +139,9 @@ class Hooks:
         """Return the loss of a step."""
         losses, self._losses = self._losses, []
         return Pending(lambda: float(sum(losses)))
+
+    def take_samples(self) -> None:
+        """Return `None`: Lightning does not tell how many samples a batch has."""
 
     def settle_loss(self) -> None:
         """Do nothing: no worker has another's loss."""

@@ -132,6 +132,10 @@ class Sharing(Joining, _DDPStrategy):  # type: ignore[misc]
                 log_without_weight(self.lightning_module.trainer)
             return super().training_step(*args, **kwargs)
 
+    def samples_of_batch(self) -> int | None:
+        """Return how many samples this worker has in the batch; `None` if that is not known."""
+        return next((share.weight for share in self._shares.values()), None)
+
     def _counts_for_nothing(self) -> bool:
         return bool(self._shares) and all(share.weight == 0 for share in self._shares.values())
 

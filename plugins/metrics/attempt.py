@@ -36,7 +36,7 @@ class Attempt:
     """
 
     def __init__(
-        self, strategy: Strategy, info: RunInfo, every: int, writer: Writer, lock: RunLock | None, clock: Clock
+        self, strategy: Strategy, info: RunInfo, every: int, writer: Writer, lock: RunLock | None, clock: WallClock
     ) -> None:
         self.info, self.step = info, info.step
         self._strategy, self._writer, self._lock, self._clock = strategy, writer, lock, clock
@@ -91,8 +91,13 @@ class Attempt:
     def _start_of(self, step: StepRecord) -> float:
         if self._ended is not None:
             return self._ended
-        # Other work comes between epochs, for example validation: a step begins when it asks for its data.
-        return max((p.start for p in step.phases if p.name == "data" and p.start < self._begun), default=self._begun)
+        # Other work comes between epochs, for example validation: a step begins when it asks for its data. They may be
+        # waited for in several phases.
+        start = None
+        for phase in reversed(step.phases):
+            if phase.start < self._begun and phase.name in ("data", "wait") and start in (None, phase.end):
+                start = phase.start
+        return self._begun if start is None else start
 
     def _close_window(self) -> None:
         values = self._values(read=True)
@@ -175,7 +180,7 @@ class Attempt:
         }
 
 
-class Clock:
+class WallClock:
     """Seconds since 1970 that grow, whatever the machine's clock does in the meantime."""
 
     def __init__(self) -> None:

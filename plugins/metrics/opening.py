@@ -17,7 +17,7 @@ from ...adapters.callback import Run
 from ...adapters.errors import OptionError
 from ...adapters.progress import Progress
 from ..launch.installed import versions
-from .attempt import Attempt, Clock
+from .attempt import Attempt, WallClock
 from .folder import Claimed, Reader, claim
 from .json_lines import JsonLines
 from .records import Event, finite
@@ -47,7 +47,7 @@ class Wanted:
 
 def open_attempt(run: Run, wanted: Wanted, every: int, sinks: Sequence[Sink]) -> Attempt:
     """Begin an attempt; all workers call it together."""
-    strategy, worker, clock = run.strategy, run.strategy.worker, Clock()
+    strategy, worker, clock = run.strategy, run.strategy.worker, WallClock()
     hosts = strategy.gather(socket.gethostname())
     entry = {
         "world_size": worker.world_size,

@@ -284,8 +284,8 @@ MUTANTS = (
     Mutant(
         "tf_waits_unseen",
         "adapters/tensorflow/step.py",
-        "stamp_after(reduced)",
-        "begin",
+        "self._stamp(stamps, reduced)",
+        "self._stamp(stamps, used)",
         _conformance("straggler", "TestTensorFlowHorovod"),
     ),
     Mutant(

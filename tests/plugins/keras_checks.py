@@ -399,8 +399,11 @@ def callbacks_that_horovods_users_know(strategy: Any, folder: Path) -> None:
     assert metrics.folder == folder / "run"
     for rank in range(worker.world_size):
         assert sum(window.steps for window in windows if window.rank == rank) == 9
+    assert sum(window.samples or 0 for window in windows) == 3 * 96
+    parts = {f"{name}_ms" for name in ("data", "forward", "backward", "update", "communication", "wait", "other")}
     for window in windows:
-        assert {"step_ms", "data_ms", "update_ms", "wait_ms", "communication_ms"} <= window.values.keys()
+        assert parts <= window.values.keys() and window.values["forward_ms"].mean > 0
+        assert sum(window.values[part].mean for part in parts) == pytest.approx(window.values["step_ms"].mean, rel=1e-3)
     last = worker.world_size - 1
     for variable in model.trainable_variables:
         variable.assign(tf.ones_like(variable) * (worker.rank + 2.0))
@@ -429,8 +432,10 @@ def callbacks_of_farandoles_see_each_step(strategy: Any, folder: Path) -> None:
         losses = np.array([float(record.loss) for record in watcher.records]).reshape(2, 4)
         assert (losses * lengths).sum(1) / 97 == pytest.approx(history["loss"], rel=1e-6)
         assert strategy.gather(losses.tolist()) == [losses.tolist()] * strategy.worker.world_size
+        samples = np.array(strategy.gather([record.samples for record in watcher.records]))
+        assert samples.sum(0).tolist() == [*lengths] * 2
         for record in watcher.records:
-            assert [phase.name for phase in record.phases] == ["data", "update", "wait", "update"]
+            assert [phase.name for phase in record.phases] == ["data", "forward", "backward", "wait", "update"]
             assert all(one.end == after.start for one, after in itertools.pairwise(record.phases))
             assert all(phase.start <= phase.end for phase in record.phases)
     # It changes nothing: a model without it, and then with it, trains like one that never had it.

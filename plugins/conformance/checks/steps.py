@@ -13,6 +13,7 @@ import pytest
 
 from ....adapters import Callback, CallbackError, DataError, OptionError, StepRecord, Strategy
 from ....adapters.callback import PHASES
+from ...metrics import Reader, Record, Window, WorkerMetrics, Workers
 from .. import curves
 from ..framework import program_of, reference_curve, reference_loss
 from ..variants import GLOBAL_BATCH, LOSS_BOUND, VARIANTS
@@ -142,3 +143,49 @@ def waiting_for_a_straggler_is_seen(strategy: Strategy, folder: Path) -> None:
             assert one.end <= next_one.start, f"{one} and {next_one} overlap"
     waits = strategy.gather(max(record.seconds("wait") for record in watcher.records[1:]))
     assert all(wait >= delay / 2 for wait in waits[:-1]), waits
+
+
+@SHARED.add
+def worker_metrics(strategy: Strategy, folder: Path) -> None:
+    """Every worker's numbers are in the run's folder, and a worker that sleeps in its data is named."""
+    variant, worker, every = VARIANTS["sgd_momentum"], strategy.worker, 5
+    training = curves.prepare(strategy, variant, "float32", callbacks=[WorkerMetrics(folder / "run", every=every)])
+    program, slow = program_of(strategy), worker.world_size - 1
+
+    def weight(micro_batch: Any) -> int:
+        if worker.rank == slow > 0:
+            time.sleep(0.2)
+        return len(micro_batch[0])
+
+    batches = training.batches(program.dataset(variant, "float32"), 16, epochs=every, weight=weight)
+    found: list[Record] = []
+    for last in (every, 2 * every, 3 * every):  # a busy machine may hide it in one window
+        for _, batch in zip(range(every), batches, strict=False):
+            training.step(batch)
+        found = _written(folder / "run", last, worker.world_size)
+        of_all = next(record for record in found if isinstance(record, Workers))
+        if slow == 0 or of_all.straggler is not None:
+            break
+    if slow > 0:
+        assert of_all.straggler is not None and of_all.values["data_ms"].max >= 200
+        assert (of_all.straggler.rank, of_all.straggler.cause) == (slow, "data")
+    windows = [record for record in found if isinstance(record, Window)]
+    assert sum(window.samples or 0 for window in windows) == every * 16
+    for window in windows:
+        parts = ("data", "forward", "backward", "update", "communication", "wait", "save", "other")
+        split = {name: window.values[f"{name}_ms"].mean for name in parts if f"{name}_ms" in window.values}
+        assert {"data", "forward", "backward", "update"} | ({"wait"} if slow > 0 else set()) <= split.keys()
+        assert sum(split.values()) == pytest.approx(window.values["step_ms"].mean, rel=1e-3), split
+        assert math.isfinite(window.values["loss"].mean) and window.tokens == window.samples
+
+
+def _written(folder: Path, step: int, workers: int) -> list[Record]:
+    """Return the records of the windows up to `step`; they are written in a background thread."""
+    until = time.monotonic() + 20
+    while True:
+        records = [record for record in Reader(folder).poll() if record.step == step]
+        ranks = {record.rank for record in records if isinstance(record, Window)}
+        if ranks == set(range(workers)) and any(isinstance(record, Workers) for record in records):
+            return records
+        assert time.monotonic() < until, records
+        time.sleep(0.02)

@@ -139,6 +139,7 @@ class Watcher(Callback):
         """Check records of steps with this many micro-batches; Lightning's own strategies have no phase "data"."""
         assert self.ended == [None]
         assert self.ahead == [record.progress for record in self.records]
+        assert all((record.samples is None) != fetched for record in self.records)
         for record, count in zip(self.records, micros, strict=True):
             expected: list[tuple[str, int | None]] = []
             for micro in range(count):
