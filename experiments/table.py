@@ -51,6 +51,11 @@ _ENTRIES = (
         "Delay one worker before each step, and compare the others' waiting with the delay.",
     ),
     Entry(
+        "metrics",
+        ".metrics.experiment:Metrics",
+        "Time WorkerMetrics against training without it, and slow single workers to see whether it names them.",
+    ),
+    Entry(
         "memory",
         ".memory.experiment:Memory",
         "Measure memory and time with gradient checkpointing and with budgets, and compare losses and gradients.",

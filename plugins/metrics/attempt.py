@@ -156,7 +156,9 @@ class Attempt:
             return None
 
     def _write_workers(self, compared: Compared, steps: int) -> None:
-        straggler = self._watch.next(compared.summaries)
+        # Shorter windows, before they are widened, show what else the machine does.
+        long = compared.step * steps >= SHORTEST / 2
+        straggler = self._watch.next(compared.summaries, steps) if long else None
         self._writer.put(Workers(**self._position(), steps=steps, values=compared.across(), straggler=straggler))
         if straggler is not None and not _same(straggler, self._named):
             who = f"worker {straggler.rank} on {self.info.hosts[straggler.rank]}"

@@ -23,6 +23,9 @@ EXPLAINS = 0.8
 _CLEAR = 0.14
 """The share that names a worker after one window, if its quick steps are slower than the others' slow ones."""
 
+_FEW = 5
+"""Steps of a window that is enough to name a worker."""
+
 _FAULTS = 10
 """Pages read from a disk in a step, more than the other workers read, that count as memory pressure."""
 
@@ -46,15 +49,15 @@ class StragglerWatch:
         self._before: Suspect | None = None
         self._named: int | None = None
 
-    def next(self, workers: Sequence[Summary]) -> Straggler | None:
-        """Return the straggler, from the next window of all workers in rank order."""
+    def next(self, workers: Sequence[Summary], steps: int) -> Straggler | None:
+        """Return the straggler, from the next window of `steps` steps of all workers in rank order."""
         suspect, before = suspect_of(workers), self._before
         self._before = suspect
         if suspect is None:
             self._named = None
             return None
         again = before is not None and before.rank == suspect.rank
-        if not (suspect.clear or again or self._named == suspect.rank):
+        if not ((suspect.clear and steps >= _FEW) or again or self._named == suspect.rank):
             self._named = None
             return None
         self._named = suspect.rank

@@ -24,6 +24,7 @@ from farandole.experiments.compare.experiment import Compare
 from farandole.experiments.compare.memory_bounds import expected_state_bytes
 from farandole.experiments.curve import max_loss_diff
 from farandole.experiments.experiment import Column, Finished, Job, placements
+from farandole.experiments.metrics.experiment import Metrics
 from farandole.experiments.options import frontends_option
 from farandole.experiments.overhead.experiment import Overhead
 from farandole.experiments.overhead.pairs import time_pairs
@@ -294,6 +295,40 @@ def test_waiting_counts_what_the_others_waited_for_longer_than_the_least():
     assert [(job.strategy, job.workers) for job in jobs] == [("ddp", 2), ("ddp", 3)]
 
 
+def test_metrics_rows_count_trials_and_alarms():
+    cost = Job("ddp", 2, {"study": "cost", "model": "medium"})
+    turns = [{"with": [1.0, 1.02, 1.01], "without": [1.0, 1.0, 1.0]}, {"with": [1.0, 1.04, 1.03], "without": [1.0] * 3}]
+    (row,) = Metrics().rows([Finished(cost, turns)])
+    assert (row["cost_ratio"], row["step_ms"]) == pytest.approx((1.03, 1000))
+    assert Metrics().judge([row]) == [
+        "strategy=ddp, workers=2, frontend=loop, model=medium: cost_ratio is 1.03, must be at most 1.01"
+    ]
+    right = {"rank": 1, "named": 1, "after": 12}
+    trials = [
+        {"slowed": "data", "cause": "data", **right},
+        {"slowed": "data", "cause": "data", **right, "after": 18},
+        {"slowed": "forward", "cause": "backward", **right},
+        {"slowed": "backward", "rank": 0, "named": None, "cause": None, "after": None},
+    ]
+    found = {"step_ms": 150.0, "trials": trials, "false_alarms": 2, "windows": 20, "other_share": 0.01}
+    slowed = Job("ddp", 2, {"study": "stragglers", "model": "large"})
+    data, forward, backward, nothing = Metrics().rows([Finished(slowed, [found, {}])])
+    assert (data["trials"], data["named_right"], data["cause_right"], data["named_after_steps"]) == (2, 1, 1, 15)
+    assert (forward["named_right"], forward["cause_right"]) == (1, 0)
+    assert (backward["named_right"], backward["named_after_steps"]) == (0, None)
+    failures = Metrics().judge([data, forward, backward, nothing])
+    said = [line.rpartition(": ")[2].split(",")[0] for line in failures]
+    assert said == ["cause_right is 0", "named_right is 0", "cause_right is 0", "false_alarms is 2"]
+    asked = {"studies": ["cost", "stragglers"], "cost_model": "small", "slowed_model": "large", "trials": 1, "pairs": 2}
+    jobs = Metrics().jobs(["ddp", "fsdp"], [1, 2], asked)
+    assert [(job.strategy, job.options["model"]) for job in jobs] == [
+        ("ddp", "small"),
+        ("fsdp", "small"),
+        ("ddp", "large"),
+        ("fsdp", "large"),
+    ]
+
+
 def test_parity_runs_lightning_on_the_strategies_that_it_knows():
     asked = {"frontends": ["loop", "lightning"], "variants": ["clip"]}
     jobs = Parity().jobs(["ddp", "horovod", "tf_horovod"], [2, 3], asked)
@@ -372,9 +407,16 @@ def test_report_json_is_strict_and_complete(tmp_path: Path):
 
 
 def tables() -> list[tuple[str, tuple[Column, ...]]]:
-    """Each experiment's tables; `checkpoint` has two."""
-    one = [(name, experiment_entry(name).load().columns) for name in EXPERIMENTS if name != "checkpoint"]
-    return [*one, ("checkpoint", Checkpoint.pair_columns), ("checkpoint", Checkpoint.throughput_columns)]
+    """Each experiment's tables; `checkpoint` has two, and `metrics` three."""
+    several = {
+        "checkpoint": [Checkpoint.pair_columns, Checkpoint.throughput_columns],
+        "metrics": [Metrics.cost_columns, Metrics.slowed_columns, Metrics.quiet_columns],
+    }
+    return [
+        (name, columns)
+        for name in EXPERIMENTS
+        for columns in several.get(name) or [experiment_entry(name).load().columns]
+    ]
 
 
 @pytest.mark.parametrize(("name", "columns"), tables())

@@ -88,13 +88,13 @@ def test_the_collectives_own_time_is_not_waiting() -> None:
 
 @pytest.mark.parametrize("cause", ["data", "forward", "backward", "update"])
 def test_a_straggler_is_named_with_its_phase(cause: str) -> None:
-    assert StragglerWatch().next(slowed(0.040, **{cause: 0.040})) == Straggler(
+    assert StragglerWatch().next(slowed(0.040, **{cause: 0.040}), 10) == Straggler(
         rank=1, cause=cause, impact=pytest.approx(1 / 6), level="warning", seconds_an_hour=pytest.approx(600)
     )
 
 
 def test_a_costly_one_is_critical() -> None:
-    found = StragglerWatch().next(slowed(0.060, backward=0.060))
+    found = StragglerWatch().next(slowed(0.060, backward=0.060), 10)
     assert found is not None and found.level == "critical"
     assert found.seconds_an_hour == pytest.approx(3600 * 0.06 / 0.26)
 
@@ -111,24 +111,31 @@ def test_a_costly_one_is_critical() -> None:
     ],
 )
 def test_a_cause_explains_most_of_it(phases: dict[str, float], cause: str) -> None:
-    found = StragglerWatch().next(slowed(0.060, **phases))
+    found = StragglerWatch().next(slowed(0.060, **phases), 10)
     assert found is not None and (found.rank, found.cause) == (1, cause)
 
 
 def test_none_is_named_for_little_or_for_one_window() -> None:
-    assert StragglerWatch().next(slowed(0.015, data=0.015)) is None
+    assert StragglerWatch().next(slowed(0.015, data=0.015), 10) is None
     watch = StragglerWatch()
     some = slowed(0.026, data=0.026)  # 11.5 %
-    assert watch.next(some) is None
-    assert watch.next([USUAL] * 3) is None and watch.next(some) is None
-    found = watch.next(some)
+    assert watch.next(some, 10) is None
+    assert watch.next([USUAL] * 3, 10) is None and watch.next(some, 10) is None
+    found = watch.next(some, 10)
     assert found is not None and found.rank == 1, "twice in a row"
-    assert watch.next([some[1], some[0], some[0]]) is None, "another one, once"
+    assert watch.next([some[1], some[0], some[0]], 10) is None, "another one, once"
+
+
+def test_few_steps_are_not_enough_at_once() -> None:
+    watch, slow = StragglerWatch(), slowed(0.060, data=0.060)
+    assert watch.next(slow, 4) is None
+    found = watch.next(slow, 4)
+    assert found is not None and found.rank == 1
 
 
 def test_a_slow_step_or_a_noisy_worker_is_not_one() -> None:
     noisy = [replace(worker, low=USUAL.low) for worker in slowed(0.040, data=0.040)]
-    assert StragglerWatch().next(noisy) is None
+    assert StragglerWatch().next(noisy, 10) is None
     hidden = [replace(worker, wait=USUAL.wait) for worker in slowed(0.040, data=0.040)]
     assert suspect_of(hidden) is None, "nobody waits for it"
     assert suspect_of([USUAL]) is None
@@ -138,5 +145,5 @@ def test_without_waits_only_data_tell() -> None:
     workers = [replace(worker, wait=NAN) for worker in slowed(0.060, backward=0.060)]
     assert suspect_of(workers) is None
     workers = [replace(worker, wait=NAN) for worker in slowed(0.060, data=0.060)]
-    found = StragglerWatch().next(workers)
+    found = StragglerWatch().next(workers, 10)
     assert found is not None and (found.rank, found.cause) == (1, "data")
