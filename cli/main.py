@@ -14,6 +14,7 @@ COMMANDS = {
         ".checkpoint.commands:checkpoint", "Show what is in a checkpoint; convert it from and to others."
     ),
     "horovod": LazyCommand(".horovod.commands:horovod", "Build Horovod for the PyTorch and TensorFlow you have."),
+    "comet": LazyCommand(".metrics.comet:comet", "Send a run's numbers to Comet."),
     "experiment": LazyCommand(
         "..experiments.cli:experiment", "Run a study that compares strategies, and say whether it passed."
     ),

@@ -20,6 +20,9 @@ from pathlib import Path
 from arrows import PACKAGE, modules
 
 UNDOCUMENTED = (
+    "comet_ml.config",
+    "comet_ml.connection",
+    "comet_ml.utils",
     "deepspeed.comm.comm",
     "deepspeed.launcher",
     "deepspeed.ops",

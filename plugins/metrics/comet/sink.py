@@ -1,0 +1,160 @@
+"""The sink: a run's numbers in Comet, of every worker, in one experiment or in one each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from ....adapters.errors import EngineUnavailableError, OptionError, did_you_mean
+from ..folder import RunFolder
+from ..sinks import RunInfo, Sink
+from .client import Denied, Experiment
+from .names import MODES, Mode
+from .run import experiment_key, parameters, share, tags
+from .sender import Description, Messages, Sender
+
+
+class Comet(Sink):
+    """Sends a run's numbers to Comet while it trains: `WorkerMetrics(sinks=[Comet(project="digits")])`.
+
+    The API key is the one that comet_ml finds: in `COMET_API_KEY`, or where `comet login` wrote it. Without one, and
+    while the server is away, the numbers stay in the run's folder; `farandole comet replay DIR` sends them later.
+    Training waits for none of it. After a restart the same experiment goes on.
+
+    Args:
+        project, workspace: in Comet; by default those of comet_ml's settings.
+        mode: "single": one experiment, in which worker 3 has `worker_3/step_time`, and all of them together
+            `workers/step_time_max`. "per_worker": one for each worker, with tags for the run, the rank and the host.
+            "main_only": one, with the numbers of rank 0 and of all workers together.
+        offline: send nothing now; comet_ml need not be installed.
+        name: of the experiment; by default Comet invents one.
+        tags: of the experiment.
+        wait: seconds to go on sending when the training has ended.
+
+    Raises:
+        OptionError: there is no such mode.
+        EngineUnavailableError: comet_ml is not installed.
+    """
+
+    name = "comet"
+
+    def __init__(
+        self,
+        project: str | None = None,
+        workspace: str | None = None,
+        mode: Mode = "single",
+        *,
+        offline: bool = False,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        wait: float = 10.0,
+    ) -> None:
+        if mode not in MODES:
+            raise OptionError(f"Comet has no mode {mode!r}.{did_you_mean(mode, MODES)} Its modes: {', '.join(MODES)}")
+        if not offline:
+            _import()
+        self.project, self.workspace, self.mode, self.offline = project, workspace, mode, offline
+        self._named, self._tags, self._wait = name, list(tags), wait
+        self._sender: Sender | None = None
+        self._tell = Messages()
+
+    def share(self, run: RunInfo) -> Mapping[str, Any]:
+        """Return where the run goes: once that is chosen, it stays so for all attempts."""
+        chosen = {"project": self.project, "workspace": self.workspace, "mode": self.mode}
+        told = {"name": self._named, "tags": self._tags}
+        earlier = run.shared
+        if "experiment" not in earlier:
+            return {"experiment": run.run, **chosen, **told}
+        if any(earlier[key] != value for key, value in chosen.items()):
+            was = ", ".join(f"{key}={earlier[key]!r}" for key in chosen)
+            self._tell(f"this run goes on in the experiment of its first attempt ({was})")
+        return {**earlier, **told}
+
+    def open(self, run: RunInfo) -> None:
+        mode: Mode = run.shared["mode"]
+        if self.offline or (mode == "main_only" and run.rank):
+            return
+        api_key = self._key(run)
+        if api_key is None:
+            return
+        folder, shared = RunFolder(run.folder), run.shared
+        key = experiment_key(shared["experiment"], mode, run.rank)
+        files = [folder.worker_file(run.rank), *([folder.workers_file] if run.rank == 0 else [])]
+        description = None
+        if run.rank == 0 or mode == "per_worker":
+            marks = tags(mode, run.run, run.rank, run.host, self._tags)
+            description = Description(
+                run.attempt, parameters(_attempts(folder, run)), marks, _name(shared, mode, run.rank)
+            )
+        self._sender = Sender(
+            lambda: Experiment(api_key, key, shared["project"], shared["workspace"]),
+            files,
+            mode,
+            share(mode, run.world_size),
+            self._tell,
+            description,
+        )
+        self._sender.start()
+
+    def close(self) -> None:
+        if self._sender is not None:
+            self._sender.finish(self._wait)
+            self._sender = None
+
+    def _key(self, run: RunInfo) -> str | None:
+        """Return the API key; say once on each machine if there is none."""
+        try:
+            return api_key()
+        except Denied as reason:
+            if run.rank == 0 or (run.local_rank == 0 and run.host != run.hosts[0]):
+                self._tell(
+                    f"{reason}. The numbers stay in {run.folder}; `farandole comet replay {run.folder}` sends them "
+                    "when there is one. Without an account, use Comet(offline=True), or no Comet at all"
+                )
+            return None
+
+
+def api_key() -> str:
+    """Return the API key that comet_ml finds.
+
+    Raises:
+        Denied: there is none, or it is not of the form of one.
+    """
+    from . import compat
+
+    try:
+        found = compat.api_key()
+    except ValueError:
+        raise Denied("the API key is not of the form of one; `comet login` sets it") from None
+    if found is None:
+        raise Denied("there is no API key: set COMET_API_KEY, or run `comet login`")
+    return found
+
+
+def _import() -> None:
+    """Import comet_ml now, in the main thread.
+
+    Raises:
+        EngineUnavailableError: it is not installed, or lacks what is used of it.
+    """
+    if find_spec("comet_ml") is None:
+        raise EngineUnavailableError(
+            "Comet needs comet_ml, which is not installed. Install it with: pip install 'farandole[comet]'. "
+            "Comet(offline=True) needs it only for `farandole comet replay`"
+        )
+    from . import compat  # noqa: F401
+
+
+def _attempts(folder: RunFolder, run: RunInfo) -> list[Mapping[str, Any]]:
+    """Return the attempts in `run.json`; on another machine than rank 0's there may be none but this."""
+    try:
+        return list(folder.info()["attempts"])
+    except OptionError:
+        names = ("step", "world_size", "strategy", "options", "frontend", "launcher", "hosts", "commit", "versions")
+        return [{name: getattr(run, name) for name in names}]
+
+
+def _name(shared: Mapping[str, Any], mode: Mode, rank: int) -> str | None:
+    name = shared.get("name")
+    return f"{name} worker {rank}" if name and mode == "per_worker" else name
