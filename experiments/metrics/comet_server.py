@@ -22,9 +22,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qs, urlsplit
+
+from ...plugins.metrics import RunFolder
+from ...plugins.metrics.comet.fold import Fold
+from ...plugins.metrics.comet.run import experiment_key
+from ...plugins.metrics.records import from_line
 
 API_KEY = "standinstandinstandin1234"
 """The only key that it takes."""
@@ -167,6 +173,37 @@ class CometServer:
             comet = server
 
         return Handler
+
+
+_NO_LIMIT = 1e12  # values a minute
+
+
+class Arrival(NamedTuple):
+    """Values of a run's folder that were to be sent, and those that came, did not come, and came again."""
+
+    sent: int
+    received: int
+    lost: int
+    doubled: int
+
+
+def arrival(folder: Path, experiments: Mapping[str, Received]) -> Arrival:
+    """Compare a run's folder with what the server received; for runs whose windows were not widened."""
+    run = RunFolder(folder)
+    shared = run.info()["sinks"]["comet"]
+    wanted: Counter[tuple[str, tuple[str, int, int]]] = Counter()
+    for file in run.files():
+        rank = 0 if file == run.workers_file else int(file.stem.partition("-")[2])
+        if shared["mode"] == "main_only" and rank:
+            continue
+        fold, key = Fold(), experiment_key(shared["experiment"], shared["mode"], rank)
+        for record in map(from_line, file.read_bytes().splitlines()):
+            if record is not None:
+                wanted.update((key, value.identity) for value in fold.feed(record, shared["mode"], _NO_LIMIT))
+    came: Counter[tuple[str, tuple[str, int, int]]] = Counter()
+    for key, received in experiments.items():
+        came.update({(key, identity): count for identity, count in received.counts().items()})
+    return Arrival(wanted.total(), came.total(), (wanted - came).total(), (came - wanted).total())
 
 
 class _Threads(ThreadingHTTPServer):

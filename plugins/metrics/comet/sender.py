@@ -33,16 +33,23 @@ class Description:
 
 
 class Messages:
-    """Tells each thing once."""
+    """Tells each thing once, and what all workers see on one worker of a machine.
+
+    speaks: whether this is the one.
+    """
 
     def __init__(self) -> None:
+        self.speaks = True
         self._told: set[str] = set()
 
-    def __call__(self, text: str, about: str = "") -> None:
-        """Log a warning, unless one with the same text, or about the same, was logged."""
+    def __call__(self, text: str, about: str = "", own: bool = False) -> None:
+        """Log a warning, unless one with the same text, or about the same, was logged.
+
+        own: it is about this worker only.
+        """
         if (about or text) not in self._told:
             self._told.add(about or text)
-            _log.warning("Comet: %s", text)
+            _log.log(logging.WARNING if own or self.speaks else logging.INFO, "Comet: %s", text)
 
 
 class Sender(threading.Thread):
@@ -66,7 +73,7 @@ class Sender(threading.Thread):
         super().__init__(name="farandole-comet", daemon=True)
         self._reach, self._tell, self._description = reach, tell, description
         self._open = [partial(Delivery, file, mode, share, tell) for file in files]
-        self._folder = files[0].parent
+        self.files, self._folder = files, files[0].parent
         self._experiment: Experiment | None = None
         self._deliveries: list[Delivery] = []
         self._closing = threading.Event()
@@ -167,4 +174,5 @@ class Sender(threading.Thread):
                 raise
 
     def _left(self) -> None:
-        self._tell(f"not all numbers are sent yet: `farandole comet replay {self._folder}` sends the rest", "left")
+        text = f"not all numbers are sent yet: `farandole comet replay {self._folder}` sends the rest"
+        self._tell(text, "left", own=True)

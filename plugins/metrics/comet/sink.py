@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ....adapters.errors import EngineUnavailableError, OptionError, did_you_mean
 from ..folder import RunFolder
+from ..records import Event, Record, Workers, to_line
 from ..sinks import RunInfo, Sink
 from .client import Denied, Experiment
 from .names import MODES, Mode
@@ -57,6 +60,7 @@ class Comet(Sink):
         self.project, self.workspace, self.mode, self.offline = project, workspace, mode, offline
         self._named, self._tags, self._wait = name, list(tags), wait
         self._sender: Sender | None = None
+        self._last: dict[bool, Record] = {}  # the latest record, by whether it is of all workers
         self._tell = Messages()
 
     def share(self, run: RunInfo) -> Mapping[str, Any]:
@@ -72,6 +76,7 @@ class Comet(Sink):
         return {**earlier, **told}
 
     def open(self, run: RunInfo) -> None:
+        self._tell.speaks = run.local_rank == 0
         mode: Mode = run.shared["mode"]
         if self.offline or (mode == "main_only" and run.rank):
             return
@@ -97,10 +102,24 @@ class Comet(Sink):
         )
         self._sender.start()
 
+    def write(self, record: Record) -> None:
+        if not isinstance(record, Event):
+            self._last[record.kind == Workers.kind] = record
+
     def close(self) -> None:
-        if self._sender is not None:
-            self._sender.finish(self._wait)
-            self._sender = None
+        sender, self._sender = self._sender, None
+        if sender is None:
+            return
+        until = time.monotonic() + self._wait
+        for file in sender.files:  # another thread writes them
+            last = self._last.pop(file.stem == "workers", None)
+            while last is not None and not _has(file, last) and time.monotonic() < until:
+                time.sleep(0.02)
+        sender.finish(max(0.0, until - time.monotonic()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the thread: a copy begins its own."""
+        return {**self.__dict__, "_sender": None, "_last": {}}
 
     def _key(self, run: RunInfo) -> str | None:
         """Return the API key; say once on each machine if there is none."""
@@ -144,6 +163,17 @@ def _import() -> None:
             "Comet(offline=True) needs it only for `farandole comet replay`"
         )
     from . import compat  # noqa: F401
+
+
+def _has(file: Path, record: Record) -> bool:
+    """Whether a record is among the last of a file."""
+    line = to_line(record).encode()
+    try:
+        with open(file, "rb") as stream:
+            stream.seek(-min(stream.seek(0, 2), len(line) + 65_536), 2)
+            return line in stream.read()
+    except OSError:
+        return False
 
 
 def _attempts(folder: RunFolder, run: RunInfo) -> list[Mapping[str, Any]]:
