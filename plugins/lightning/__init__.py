@@ -12,6 +12,7 @@ from .deepspeed import DeepSpeedStrategy
 from .environment import LauncherEnvironment
 from .fabric import FabricDeepSpeedStrategy, FabricHorovodStrategy
 from .horovod import HorovodStrategy
+from .logger import MetricsLogger
 from .names import register
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "HorovodStrategy",
     "LauncherEnvironment",
     "LightningCallback",
+    "MetricsLogger",
     "WorkerMetrics",
 ]
 

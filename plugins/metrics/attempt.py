@@ -54,6 +54,8 @@ class Attempt:
         self._late: tuple[SupportsFloat, SupportsFloat | None] | None = None  # the last step but one
         self._last: tuple[SupportsFloat, SupportsFloat | None] | None = None
         self._odd: set[str] = set()
+        self._done = False
+        self._afterwards: Writer | None = None
 
     def begin_step(self) -> None:
         """Call before a step."""
@@ -80,9 +82,27 @@ class Attempt:
         self.tell("end", "finished" if error is None else f"ended by {type(error).__name__}")
         self._pauses.end()
         self._use.close()
+        self._done, self._late, self._last = True, None, None
+        del self._strategy  # it may be dropped, though numbers are still logged
         self._writer.close(_CLOSE if error is None else _CLOSE_AFTER_A_FAILURE)
         if self._lock is not None:
             self._lock.release()
+
+    def log(self, numbers: Mapping[str, SupportsFloat]) -> None:
+        """Record numbers of this worker at once, also after the end."""
+        record = self._record(self.step, self._epoch, self._clock.at(time.perf_counter()), numbers)
+        if not self._done:
+            self._writer.put(record)
+        elif self._afterwards is None:
+            self._afterwards = self._writer.again(record)
+        else:
+            self._afterwards.put(record)
+
+    def settle(self) -> None:
+        """Let the sinks have what was logged after the end."""
+        writer, self._afterwards = self._afterwards, None
+        if writer is not None:
+            writer.close(_CLOSE)
 
     def tell(self, event: EventName, text: str, **details: Any) -> None:
         """Record an event."""
@@ -140,11 +160,13 @@ class Attempt:
 
     def _write_logged(self) -> None:
         logged, self._logged = self._logged, []
-        for step, epoch, at, numbers in logged:
-            read = {name: self._number(name, given) for name, given in numbers.items()}
-            values = {name: number for name, number in read.items() if number is not None}
-            position = {**self._position(), "step": step, "epoch": epoch, "time": at}
-            self._writer.put(Logged(**position, values=values))
+        for each in logged:
+            self._writer.put(self._record(*each))
+
+    def _record(self, step: int, epoch: int, at: float, numbers: Mapping[str, SupportsFloat]) -> Logged:
+        read = {name: self._number(name, given) for name, given in numbers.items()}
+        values = {name: number for name, number in read.items() if number is not None}
+        return Logged(attempt=self.info.attempt, rank=self.info.rank, time=at, epoch=epoch, step=step, values=values)
 
     def _number(self, name: str, given: Any) -> float | None:
         try:

@@ -2,7 +2,7 @@
 
 run.json         the run and its attempts, written by rank 0: {"format": 1, "run": id, "started": seconds since 1970,
                  "attempts": [{"started", "step", "world_size", "strategy", "options", "frontend", "launcher",
-                 "hosts", "commit", "versions"}, ...], "sinks": {name: what its workers share}}
+                 "parameters", "hosts", "commit", "versions"}, ...], "sinks": {name: what its workers share}}
 worker-R.jsonl   the windows and logged numbers of worker R, and its events if it is not rank 0
 workers.jsonl    what rank 0 found over all workers, and its events
 run.lock         held by rank 0 of the job that writes

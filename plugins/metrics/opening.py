@@ -37,12 +37,14 @@ class Wanted:
     given: whether the program gave it.
     run: the run that it must hold, if it holds one.
     step: updates since the run began; `None` if they are not known.
+    parameters: of the program's own.
     """
 
     folder: Path | None
     given: bool
     run: str | None
     step: int | None
+    parameters: Mapping[str, Any]
 
 
 def open_attempt(run: Run, wanted: Wanted, every: int, sinks: Sequence[Sink]) -> Attempt:
@@ -55,6 +57,7 @@ def open_attempt(run: Run, wanted: Wanted, every: int, sinks: Sequence[Sink]) ->
         "options": _plain(strategy.options),
         "launcher": strategy.launch.launcher,
         "frontend": run.frontend,
+        "parameters": _plain(wanted.parameters),
         "hosts": hosts,
         "commit": _commit() if worker.is_main else None,
         "versions": versions() if worker.is_main else {},

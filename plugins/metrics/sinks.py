@@ -28,6 +28,7 @@ class RunInfo:
     hosts: of all workers, in rank order.
     commit: of the program's git repository, if it is in one.
     versions: of the installed distributions that matter here.
+    parameters: of the program's own, as given to `WorkerMetrics`.
     shared: what the sink's `share` returned on rank 0.
     """
 
@@ -47,6 +48,7 @@ class RunInfo:
     hosts: Sequence[str]
     commit: str | None
     versions: Mapping[str, str]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from ...adapters.callback import Callback, Run, StepRecord
 from ...adapters.errors import OptionError
@@ -14,6 +15,8 @@ from .attempt import Attempt
 from .opening import Wanted, open_attempt
 from .sinks import Sink, resolve
 from .window import PHASES
+
+_log = logging.getLogger("farandole")
 
 
 class WorkerMetrics(Callback):
@@ -35,6 +38,7 @@ class WorkerMetrics(Callback):
         OptionError: `every` is not positive, or a sink is not one.
 
     folder: the run's folder; `None` before training has begun.
+    parameters: of the program's own, to note with the run (JSON); set them before training begins.
     """
 
     watches = frozenset(PHASES)
@@ -51,6 +55,9 @@ class WorkerMetrics(Callback):
         self._state: dict[str, Any] = {}  # {"folder": ..., "run": id, "step": updates}
         self._run: Run | None = None
         self._attempt: Attempt | None = None
+        self._ended: Attempt | None = None
+        self._early: list[Mapping[str, SupportsFloat]] = []
+        self.parameters: dict[str, Any] = {}
 
     def on_begin(self, run: Run) -> None:
         self._run = run
@@ -70,6 +77,22 @@ class WorkerMetrics(Callback):
         self._close(error)
         self._run = None
 
+    def log(self, values: Mapping[str, SupportsFloat]) -> None:
+        """Record numbers of this worker's own, also between steps, and before or after the training."""
+        attempt = self._attempt or self._ended
+        if attempt is not None:
+            attempt.log(values)
+        else:
+            self._early.append(dict(values))
+
+    def settle(self) -> None:
+        """Let the sinks have what was logged after the training; for a program that logs then."""
+        if self._ended is not None:
+            self._ended.settle()
+        elif self._early and self._attempt is None:
+            self._early.clear()
+            _log.warning("metrics: numbers that were logged without any training are not kept: they belong to no run")
+
     def state_dict(self) -> dict[str, Any]:
         """Return where the run is: its folder, its id, and its updates."""
         if self._attempt is not None:
@@ -83,20 +106,29 @@ class WorkerMetrics(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the running attempt: a copy begins its own."""
-        return {**self.__dict__, "_attempt": None, "_run": None, "_state": dict(self.state_dict())}
+        return {**self.__dict__, "_attempt": None, "_ended": None, "_run": None, "_state": dict(self.state_dict())}
 
     def _open(self) -> None:
         assert self._run is not None
+        if self._ended is not None:
+            self._ended.settle()
+            self._ended = None
         known = self._state.get("folder")
         folder = self._given or (None if known is None else Path(known))
-        wanted = Wanted(folder, self._given is not None, self._state.get("run"), self._state.get("step"))
+        wanted = Wanted(
+            folder, self._given is not None, self._state.get("run"), self._state.get("step"), self.parameters
+        )
         self._attempt = open_attempt(self._run, wanted, self._every, self._sinks)
         info = self._attempt.info
         self.folder = info.folder
         self._state = {"folder": str(info.folder.absolute()), "run": info.run, "step": info.step}
+        early, self._early = self._early, []
+        for values in early:
+            self._attempt.log(values)
 
     def _close(self, error: BaseException | None) -> None:
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             self._state["step"] = attempt.step
             attempt.end(error)
+            self._ended = attempt

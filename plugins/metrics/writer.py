@@ -31,7 +31,7 @@ class Writer:
     """
 
     def __init__(self, run: RunInfo, first: Sink, sinks: Sequence[tuple[Sink, RunInfo]], begin: Record) -> None:
-        self._run, self._last = run, begin
+        self._run, self._last, self._opened = run, begin, sinks
         self._first = SinkThread(first, run, 10 * QUEUED, lambda text: None)
         self._others = [SinkThread(sink, own, QUEUED, self._record) for sink, own in sinks]
         self.put(begin)
@@ -41,6 +41,10 @@ class Writer:
         self._last = record
         for thread in [self._first, *self._others]:
             thread.put(record)
+
+    def again(self, record: Record) -> Writer:
+        """Open the sinks once more, after `close`."""
+        return Writer(self._run, type(self._first.sink)(), self._opened, record)
 
     def close(self, seconds: float) -> None:
         """Write what is queued, and close all sinks; those that take longer are left."""
@@ -71,7 +75,7 @@ class SinkThread:
     """Calls the methods of one sink in a thread, in order."""
 
     def __init__(self, sink: Sink, run: RunInfo, most: int, tell: Callable[[str], None]) -> None:
-        self._sink, self._run, self._tell = sink, run, tell
+        self.sink, self._run, self._tell = sink, run, tell
         self._name = sink.name or type(sink).__name__
         self._told: set[str] = set()
         self._queue: deque[Record] = deque(maxlen=most)
@@ -112,7 +116,7 @@ class SinkThread:
 
     def _call(self, method: str, *arguments: Any) -> None:
         try:
-            getattr(self._sink, method)(*arguments)
+            getattr(self.sink, method)(*arguments)
         except Exception as error:
             self._say(method, f"failed in {method}: {type(error).__name__}: {error}")
 

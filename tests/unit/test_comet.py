@@ -17,9 +17,12 @@ import pytest
 from click.testing import CliRunner
 from comet_runs import Run, logged, window, workers
 
+from farandole.adapters import create_strategy
 from farandole.adapters.errors import EngineUnavailableError, OptionError
 from farandole.cli.main import main
-from farandole.experiments.metrics.comet_server import API_KEY, Arrival, CometServer, Order, Received, arrival
+from farandole.experiments.metrics.arrival import Arrival, Received, arrival
+from farandole.experiments.metrics.comet_server import API_KEY, CometServer, Order
+from farandole.plugins.metrics import WorkerMetrics
 from farandole.plugins.metrics.comet import Comet, client, delivery, replay, sender
 
 pytest.importorskip("comet_ml")
@@ -215,6 +218,45 @@ def test_a_sink_can_be_copied_while_it_sends(server: CometServer, tmp_path: Path
     (sink,) = run.begin()
     copy.deepcopy(sink).close()
     sink.close()
+
+
+@pytest.mark.usefixtures("no_launcher", "one_thread")
+def test_a_training_arrives_with_what_is_logged_around_it(
+    server: CometServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr("farandole.plugins.metrics.attempt.SHORTEST", 0.0)
+    metrics = WorkerMetrics(tmp_path / "1", every=2, sinks=[Comet("digits")])
+    metrics.parameters = {"layers": 1}
+    metrics.log({"before": 1.0})
+    model = torch.nn.Linear(2, 1)
+    with create_strategy("local") as strategy:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean(), callbacks=[metrics])
+        for batch in training.batches(torch.ones(40, 2), 8, epochs=2):
+            training.log("twice", 2 * float(training.step(batch)))
+    values = server.values
+    assert values > 50
+    metrics.log({"test/accuracy": 0.5})
+    metrics.log({"test/loss": 0.1})
+    metrics.settle()
+    assert server.values == values + 2
+    assert arrival(tmp_path / "1", server.experiments) == Arrival(values + 2, values + 2, 0, 0)
+    assert steps(server.only, "worker_0/step_time") == [2, 4, 6, 8, 10]
+    assert steps(server.only, "before") == [0]
+    assert steps(server.only, "test/accuracy") == steps(server.only, "test/loss") == [10]
+    assert server.only.parameters["layers"] == 1
+    assert server.only.batches_of_parameters == 1
+    assert server.only.beats[-1] is False
+
+
+def test_numbers_of_no_training_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = WorkerMetrics()
+    metrics.settle()
+    assert caplog.text == ""
+    metrics.log({"test/accuracy": 0.5})
+    metrics.settle()
+    assert "belong to no run" in caplog.text
 
 
 WORKER = """

@@ -38,6 +38,7 @@ def parameters(attempts: list[Mapping[str, Any]]) -> dict[str, Any]:
     changes = [sizes[0], *(now for before, now in pairwise(sizes) if now[0] != before[0])]
     if len(changes) > 1:
         plain["world_size_changes"] = ", ".join(f"{size} from step {step}" for size, step in changes)
+    plain |= {name: _plain(value) for name, value in (latest.get("parameters") or {}).items()}
     plain |= {f"option/{name}": _plain(value) for name, value in (latest.get("options") or {}).items()}
     plain |= {f"version/{name}": _plain(value) for name, value in (latest.get("versions") or {}).items()}
     return plain

@@ -181,7 +181,18 @@ def _attempts(folder: RunFolder, run: RunInfo) -> list[Mapping[str, Any]]:
     try:
         return list(folder.info()["attempts"])
     except OptionError:
-        names = ("step", "world_size", "strategy", "options", "frontend", "launcher", "hosts", "commit", "versions")
+        names = (
+            "step",
+            "world_size",
+            "strategy",
+            "options",
+            "frontend",
+            "launcher",
+            "hosts",
+            "commit",
+            "versions",
+            "parameters",
+        )
         return [{name: getattr(run, name) for name in names}]
 
 

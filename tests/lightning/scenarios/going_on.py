@@ -14,20 +14,49 @@ import torch
 from lightning.pytorch import callbacks
 
 from farandole.adapters import DataError
+from farandole.plugins.metrics import Logged, Reader, RunFolder, Window
 
 from .setting import HELD_OUT, Net, Numbers, Setting, Watcher, data, metrics, scenario, weights
 
 
 @scenario
 def fitted_again(setting: Setting) -> Numbers:
-    """The same module with a second Trainer, after an evaluation by the first."""
+    """The same module with a second Trainer, after an evaluation by the first, whose numbers each worker logs."""
+    from farandole.plugins.lightning import MetricsLogger, WorkerMetrics
+    from farandole.plugins.metrics.comet import Comet
+
     net, train, held_out = Net(), setting.loader(data()), setting.loader(data(HELD_OUT, 3))
-    trainer = setting.trainer(max_epochs=1)
+    measured = WorkerMetrics(setting.folder / "run", every=4, sinks=[Comet(offline=True)])
+    logger = MetricsLogger(measured)
+    trainer = setting.trainer(max_epochs=1, callbacks=[measured], logger=logger)
+    logger.log_hyperparams({"net": {"hidden": 16}})
+    logger.log_metrics({"early": 1.0})
     trainer.fit(net, train)
     found = {f"first_{name}": value for name, value in trainer.validate(net, held_out, verbose=False)[0].items()}
+    logger.log_metrics({"late": trainer.global_rank, "epoch": 1})
+    logger.finalize("success")
+    _check_logged(setting, trainer.global_rank)
     trainer = setting.trainer(max_epochs=1)
     trainer.fit(net, train, held_out)
     return {**found, **weights(trainer), **metrics(trainer)}
+
+
+def _check_logged(setting: Setting, rank: int) -> None:
+    records = Reader(setting.folder / "run").poll()
+    logged = [record for record in records if record.rank == rank and isinstance(record, Logged)]
+    assert [list(record.values) for record in logged] == [
+        ["early"],
+        ["train_loss"],
+        ["val_loss", "val_accuracy"],
+        ["late"],
+    ]
+    assert logged[-1].values["late"] == rank
+    windows = [record.step for record in records if record.rank == rank and isinstance(record, Window)]
+    assert logged[0].step == 0
+    assert logged[-1].step == windows[-1]
+    info = RunFolder(setting.folder / "run").info()
+    assert info["attempts"][0]["parameters"] == {"net/hidden": 16}
+    assert info["sinks"]["comet"]["experiment"] == info["run"]
 
 
 @scenario
