@@ -421,6 +421,7 @@ def test_importing_comet_changes_nothing(tmp_path: Path) -> None:
         "assert 'comet_ml' in sys.modules\n"
         "assert random.getstate() == before and dict(os.environ) == environment\n"
         "assert not any('comet' in type(finder).__module__ for finder in sys.meta_path)\n"
+        "assert sys.excepthook is sys.__excepthook__\n"
         "import sentry_sdk\n"
         "assert not sentry_sdk.is_initialized()\n"
     )

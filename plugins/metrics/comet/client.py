@@ -46,8 +46,8 @@ class Unreached(Away):
 class Busy(Exception):
     """Nothing was taken, and it has to wait for `seconds`; `by_server` if the server says so."""
 
-    def __init__(self, seconds: float, by_server: bool = False) -> None:
-        super().__init__(f"the server asks to wait for {seconds:.0f} s" if by_server else f"wait for {seconds:.1f} s")
+    def __init__(self, seconds: float, why: str, by_server: bool = False) -> None:
+        super().__init__(f"{why}: waiting for {seconds:.0f} s")
         self.seconds = seconds
         self.by_server = by_server
 
@@ -194,7 +194,7 @@ class Experiment:
                 return missing
             refused = self._refused(error.response)
         except Exception as error:  # an answer that is none of Comet's; the text of some errors has the key
-            refused = Failed(f"its answer cannot be read ({type(error).__name__})")
+            refused = Failed(f"the server's answer cannot be read ({type(error).__name__})")
         raise Failed(str(refused)) if isinstance(refused, Unwanted) else refused
 
     def _refused(self, answer: Any) -> Exception:
@@ -204,9 +204,9 @@ class Experiment:
             code, text = content.get("sdk_error_code"), str(content.get("msg") or "")
         except (ValueError, AttributeError):
             code, text = None, ""
-        said = f"it answers {status}" + (f": {text.replace(self._http.key, '***')[:200]}" if text else "")
+        said = f"the server answers {status}" + (f": {text.replace(self._http.key, '***')[:200]}" if text else "")
         if status == 429:
-            return Busy(_seconds(answer.headers), by_server=True)
+            return Busy(_seconds(answer.headers), "the server is asked too often", by_server=True)
         if status in (401, 403) or code == _NO_SUCH_KEY:
             return Denied(f"{said}; is the API key right?")
         if status == 404:
@@ -235,7 +235,7 @@ def _unanswered(error: Exception) -> Away:
     from requests import ConnectTimeout
     from urllib3.exceptions import NewConnectionError
 
-    text = f"it does not answer ({type(error).__name__})"
+    text = f"the server does not answer ({type(error).__name__})"
     reason = getattr(error.args[0], "reason", None) if error.args else None
     return (
         Unreached(text) if isinstance(error, ConnectTimeout) or isinstance(reason, NewConnectionError) else Away(text)

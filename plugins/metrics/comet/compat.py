@@ -29,13 +29,13 @@ _KEY = re.compile(r"[!-)+-~]+(\*[A-Za-z0-9+/=_-]+)?")
 def _importing() -> Iterator[None]:
     """Keep the import from changing the program, unless the program has imported comet_ml itself.
 
-    It hooks into frameworks, reports its own errors over the network in every second process, and chooses these
-    processes by Python's random numbers, which training may use.
+    It hooks into frameworks and into `sys.excepthook`, reports its own errors over the network in every second process,
+    and chooses these processes by Python's random numbers, which training may use.
     """
     if "comet_ml" in sys.modules:
         yield
         return
-    drawn = random.getstate()
+    drawn, hook = random.getstate(), sys.excepthook
     chosen = {"COMET_DISABLE_AUTO_LOGGING": "1", "COMET_ERROR_TRACKING_ENABLE": "0"}
     added = [name for name in chosen if name not in os.environ]
     os.environ.update({name: chosen[name] for name in added})
@@ -43,6 +43,7 @@ def _importing() -> Iterator[None]:
         yield
     finally:
         random.setstate(drawn)
+        sys.excepthook = hook
         for name in added:
             os.environ.pop(name, None)
 

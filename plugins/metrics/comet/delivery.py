@@ -68,7 +68,7 @@ class Delivery:
     def __init__(self, records: Path, mode: Mode, share: float, tell: Tell, pace: Allowance | None = None) -> None:
         self._records, self._mode, self._share, self._tell = records, mode, share, tell
         folder = records.parent / FOLDER
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / f"{records.stem}.json"
         self._lock = RunLock(folder / f"{records.stem}.lock")
         self._state = _read(self._file)
@@ -113,7 +113,7 @@ class Delivery:
         wait = self._pace.wait(len(values), time.monotonic())
         if wait > 0:
             self._forget()
-            raise Busy(wait)
+            raise Busy(wait, "Comet takes 12,000 values a minute")
         self._pace.take(len(values))
         last = last and len(self._values) < BATCH
         self._note({"to": self._offset, "last": last, "mode": self._mode, "share": self._share}, TIMEOUT + SETTLE)
@@ -129,7 +129,7 @@ class Delivery:
         assert sending is not None
         wait = sending["known"] - time.time()
         if 0 < wait <= TIMEOUT + SETTLE:  # else the clock was set
-            raise Busy(wait)
+            raise Busy(wait, "what was sent last may still arrive")
         self._forget()
         for record, end in _lines(self._records, self._offset, sending["to"]):
             if record is not None:

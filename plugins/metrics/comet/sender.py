@@ -85,7 +85,7 @@ class Sender(threading.Thread):
         """Send what is left, at most for a while, and end; what remains is for `farandole comet replay`."""
         self._until = time.monotonic() + seconds
         self._closing.set()
-        self.join(seconds)
+        self.join(max(seconds, 0.5))
         if self.is_alive():
             self._left()
 
