@@ -10,6 +10,8 @@ COMMANDS = {
     "run": LazyCommand(".run:run", "Run SCRIPT on several workers, by the engine's launcher."),
     "strategies": LazyCommand(".strategies:strategies", "List the strategies, or show the options of one."),
     "doctor": LazyCommand(".doctor:doctor", "Check engines, launchers and tools, and say how to fix them."),
+    "watch": LazyCommand(".metrics.watch:watch", "Show the run in DIR: its speed, each worker's time, stragglers."),
+    "report": LazyCommand(".metrics.report:report", "Write the run in DIR as one page of HTML, with charts."),
     "checkpoint": LazyCommand(
         ".checkpoint.commands:checkpoint", "Show what is in a checkpoint; convert it from and to others."
     ),

@@ -92,6 +92,8 @@ class RunFolder:
 class Reader:
     """Reads a run's records, also while they are written.
 
+    skipped: how many lines were torn, or of a kind that is not known.
+
     Raises:
         OptionError: it is not the folder of a run.
     """
@@ -99,6 +101,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.folder = RunFolder(path)
         self.folder.info()
+        self.skipped = 0
         self._read: dict[Path, int] = {}  # bytes
 
     def poll(self) -> list[Record]:
@@ -106,7 +109,12 @@ class Reader:
 
         A line that is not whole yet is left for the next call; one that never became whole is skipped.
         """
-        return [record for path in self.folder.files() for record in self._lines(path)]
+        return list(self.records())
+
+    def records(self) -> Iterator[Record]:
+        """Yield what `poll` returns, one file after the other: a run of many workers may not fit into memory."""
+        for path in self.folder.files():
+            yield from self._lines(path)
 
     def _lines(self, path: Path) -> Iterator[Record]:
         with open(path, "rb") as file:
@@ -117,6 +125,8 @@ class Reader:
         for line in content[:whole].splitlines():
             if (record := from_line(line)) is not None:
                 yield record
+            else:
+                self.skipped += 1
 
 
 @dataclass(frozen=True)
