@@ -15,7 +15,7 @@ from packaging.metadata import Metadata
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("adapters", "plugins", "experiments", "cli")
-EXTRAS = {"horovod", "deepspeed", "torch", "tensorflow", "lightning", "comet", "report", "all"}
+EXTRAS = {"horovod", "deepspeed", "torch", "tensorflow", "lightning", "comet", "report", "tensorboard", "all"}
 
 # Runs in an environment that has Farandole and nothing else. It prints where the package is.
 PROGRAM = """\
