@@ -79,7 +79,8 @@ class Attempt:
         if len(self._steps):
             self._write_window(self._values(read=error is None))
         self._write_logged()
-        self.tell("end", "finished" if error is None else f"ended by {type(error).__name__}")
+        kind = None if error is None else type(error).__name__
+        self.tell("end", "finished" if kind is None else f"ended by {kind}", error=kind)
         self._pauses.end()
         self._use.close()
         self._done, self._late, self._last = True, None, None

@@ -364,6 +364,7 @@ def test_a_failure_is_recorded_without_its_text(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError, match="a secret"):
         program()
-    assert [event.text for event in of(Event, tmp_path / "run")][-1] == "ended by KeyError"
+    ended = of(Event, tmp_path / "run")[-1]
+    assert (ended.text, ended.details) == ("ended by KeyError", {"error": "KeyError"})
     assert [window.step for window in of(Window, tmp_path / "run")] == [2, 3]
     assert not any("a secret" in path.read_text() for path in (tmp_path / "run").iterdir())
