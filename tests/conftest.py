@@ -20,7 +20,7 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "T
 
 ROOT = Path(__file__).parents[1]
 
-MakeDistribution = Callable[[str, str, dict[str, str]], Path]
+MakeDistribution = Callable[..., Path]
 
 START_BY_HAND = """
 import json, os, subprocess, sys
@@ -61,14 +61,14 @@ def _shares_workers(path: str) -> bool:
 def make_distribution(tmp_path: Path) -> MakeDistribution:
     """Return a function that writes a distribution, and returns the folder to put on PYTHONPATH."""
 
-    def make(name: str, source: str, strategies: dict[str, str]) -> Path:
+    def make(name: str, source: str, entry_points: dict[str, str], group: str = "farandole.strategies") -> Path:
         folder = tmp_path / "site"
         metadata = folder / f"{name}-1.0.dist-info"
         metadata.mkdir(parents=True)
         (folder / f"{name}.py").write_text(source)
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nSummary: of a test\n")
-        rows = "".join(f"{strategy} = {name}:{target}\n" for strategy, target in strategies.items())
-        (metadata / "entry_points.txt").write_text(f"[farandole.strategies]\n{rows}")
+        rows = "".join(f"{entry_point} = {name}:{target}\n" for entry_point, target in entry_points.items())
+        (metadata / "entry_points.txt").write_text(f"[{group}]\n{rows}")
         return folder
 
     return make

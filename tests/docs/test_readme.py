@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -23,7 +24,7 @@ from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from farandole.adapters import detect_launch, strategy_row, strategy_rows
+from farandole.adapters import create_strategy, detect_launch, strategy_row, strategy_rows
 from farandole.adapters.launch.start import find_launcher
 from farandole.adapters.registry import ENTRY_POINT_GROUP
 from farandole.cli.main import main
@@ -31,6 +32,8 @@ from farandole.plugins.conformance.servers import WorkerServers
 from farandole.plugins.gradient_checkpointing import GradientCheckpointing
 from farandole.plugins.launch.installed import package, problem
 from farandole.plugins.launch.job import JobResult, run_marked
+from farandole.plugins.metrics import WorkerMetrics
+from farandole.plugins.metrics.sinks import ENTRY_POINT_GROUP as SINKS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -147,7 +150,8 @@ def plug_in(folder: Path, name: str) -> None:
 
 
 def test_programs_are_all_run_here() -> None:
-    assert set(programs()) == {"train.py", "waits.py", "lightning_train.py", "fit.py", "test_mine.py"}
+    run_here = {"train.py", "waits.py", "sqlite_sink.py", "lightning_train.py", "fit.py", "test_mine.py"}
+    assert set(programs()) == run_here
 
 
 @pytest.mark.skipif(HOROVOD_IS_MISSING, reason="Horovod is not installed")
@@ -202,9 +206,41 @@ def test_trainer_as_written(folder: Path, worker_servers: WorkerServers) -> None
     assert by_us == pytest.approx(alone, abs=1e-5)
 
 
+def entry_points_of(group: str) -> dict[str, str]:
+    """The entry points of a group in the one block that has it."""
+    blocks = [tomllib.loads(block)["project"]["entry-points"] for block in fences("toml")]
+    (found,) = (block[group] for block in blocks if group in block)
+    return found
+
+
+@pytest.mark.timeout(60)
+def test_sink_of_your_own(
+    make_distribution: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by its name, and writes what a training measures and logs."""
+    import torch
+
+    ((name, target),) = entry_points_of(SINKS).items()
+    module, _, made = target.partition(":")
+    site = make_distribution(module, programs()[f"{module}.py"], {name: made}, group=SINKS)
+    monkeypatch.syspath_prepend(str(site))
+    with create_strategy("local", device="cpu") as strategy, strategy.scope():
+        model = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        metrics = WorkerMetrics(tmp_path / "run", sinks=[name])
+        training = strategy.prepare(model, optimizer, lambda m, x: m(x).square().mean(), callbacks=[metrics])
+        for batch in training.batches(torch.ones(64, 4), global_batch_size=16, epochs=5):
+            training.log("twice", 2 * training.progress.step)
+            training.step(batch)
+    database = sqlite3.connect(tmp_path / "run" / "worker-0.db")
+    names = {row[0] for row in database.execute("SELECT DISTINCT name FROM measured")}
+    database.close()
+    assert {"step_ms", "loss", "twice"} <= names
+
+
 @pytest.mark.timeout(60)
 def test_strategy_of_your_own(make_distribution: Callable[..., Path], folder: Path) -> None:
-    (row,) = tomllib.loads(fences("toml")[0])["project"]["entry-points"][ENTRY_POINT_GROUP]
+    (row,) = entry_points_of(ENTRY_POINT_GROUP)
     site = make_distribution("toy", TOY, {row: "ToyStrategy"})
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", "test_mine.py"],
