@@ -1,4 +1,8 @@
-"""Contract 1: the same curve (the curves themselves are compared outside the job)."""
+"""Contract 1: the same curve.
+
+The curves themselves, with clipping, accumulation and schedules, are in `variants`; `plugins/pytest/suite.py` compares
+them with the reference.
+"""
 
 from __future__ import annotations
 
