@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 from ...adapters.callback import StepRecord
+from ...adapters.errors import WorkerLostError
 from ...adapters.strategy import Strategy
 from .compared import Compared, flat, parted
 from .gpu import Gpu
@@ -69,25 +70,28 @@ class Attempt:
         self._epoch = step.progress.epoch
         self._late, self._last = self._last, (step.loss, step.grad_norm)
         if step.logged:
-            self._logged.append((self.step, self._epoch, self._clock.at(now), step.logged))
+            logged = {name: _detached(value) for name, value in step.logged.items()}
+            self._logged.append((self.step, self._epoch, self._clock.at(now), logged))
         if len(self._steps) >= self._width:
             self._close_window()
         self._ended = None if step.progress.step == 0 else time.perf_counter()
 
     def end(self, error: BaseException | None) -> None:
         """Call after the last step, perhaps on this worker only."""
-        if len(self._steps):
-            self._write_window(self._values(read=error is None))
-        self._write_logged()
-        kind = None if error is None else type(error).__name__
-        self.tell("end", "finished" if kind is None else f"ended by {kind}", error=kind)
-        self._pauses.end()
-        self._use.close()
-        self._done, self._late, self._last = True, None, None
-        del self._strategy  # it may be dropped, though numbers are still logged
-        self._writer.close(_CLOSE if error is None else _CLOSE_AFTER_A_FAILURE)
-        if self._lock is not None:
-            self._lock.release()
+        try:
+            if len(self._steps):
+                self._write_window(self._values(read=error is None))
+            self._write_logged()
+            kind = None if error is None else type(error).__name__
+            self.tell("end", "finished" if kind is None else f"ended by {kind}", error=kind)
+        finally:
+            self._pauses.end()
+            self._use.close()
+            self._done, self._late, self._last = True, None, None
+            del self._strategy  # it may be dropped, though numbers are still logged
+            self._writer.close(_CLOSE if error is None else _CLOSE_AFTER_A_FAILURE)
+            if self._lock is not None:
+                self._lock.release()
 
     def log(self, numbers: Mapping[str, SupportsFloat]) -> None:
         """Record numbers of this worker at once, also after the end."""
@@ -172,7 +176,9 @@ class Attempt:
     def _number(self, name: str, given: Any) -> float | None:
         try:
             return float(given)
-        except (TypeError, ValueError):
+        except WorkerLostError:
+            raise
+        except Exception:  # for example a tensor of several elements
             if name not in self._odd:
                 self._odd.add(name)
                 _log.warning("metrics: the value logged as %r is not a number: %r", name, given)
@@ -214,6 +220,12 @@ class WallClock:
     def at(self, moment: float) -> float:
         """Return the time of a moment of `time.perf_counter`."""
         return self._wall + moment - self._start
+
+
+def _detached(value: Any) -> Any:
+    """Return a logged value without the graph that it may hold in PyTorch."""
+    detach = getattr(value, "detach", None)
+    return value if detach is None else detach()
 
 
 def _same(one: Straggler, other: Straggler | None) -> bool:

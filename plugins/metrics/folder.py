@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.checkpoint.storage import Storage
-from ...adapters.errors import OptionError
+from ...adapters.errors import CheckpointError, OptionError
 from .lock import Held, RunLock
 from .records import Record, finite, from_line
 
@@ -43,7 +43,7 @@ class RunFolder:
         """Return what `run.json` says.
 
         Raises:
-            OptionError: there is none, or another version wrote it.
+            OptionError: there is none, it is damaged, or another version wrote it.
         """
         try:
             info = json.loads((self.path / _FILE).read_text())
@@ -53,6 +53,11 @@ class RunFolder:
             raise OptionError(f"{self.path / _FILE} cannot be read: {error}") from None
         if not isinstance(info, dict) or info.get("format") != FORMAT:
             raise OptionError(f"{self.path / _FILE} is not of format {FORMAT}: another version of farandole wrote it")
+        attempts, sinks = info.setdefault("attempts", []), info.get("sinks", {})
+        if not (isinstance(attempts, list) and all(isinstance(each, dict) for each in attempts)):
+            raise OptionError(f"{self.path / _FILE} is damaged: it has no list of attempts")
+        if not (isinstance(sinks, dict) and all(isinstance(each, dict) for each in sinks.values())):
+            raise OptionError(f"{self.path / _FILE} is damaged: what sinks share cannot be read")
         return info
 
     def change(self, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -164,7 +169,7 @@ def claim(wanted: Path | None, run: str | None, base: Path, attempt: Mapping[str
         fresh = _fresh(base, "", 1) if wanted is None else _fresh(wanted.parent, f"{wanted.name}-", 2)
         notes = [f"{note}. This run is in {fresh}" for note in notes]
         return _begin(fresh, None, attempt, notes)
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         path = wanted or base / "1"
         notes.append(f"cannot write to {path}: {error}")
         return Claimed(RunFolder(path), uuid.uuid4().hex, 0, {}, None, tuple(notes))

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...adapters.errors import LauncherError
 from ...adapters.launch.gpu import gpu_of
 from ...adapters.strategy import Strategy
 
@@ -30,7 +29,7 @@ class Gpu:
             return None
         try:
             return cls(pynvml, _handle(pynvml, strategy))
-        except (pynvml.NVMLError, LauncherError, ValueError):
+        except Exception:  # another worker may find its own: training must not end here
             pynvml.nvmlShutdown()
             return None
 

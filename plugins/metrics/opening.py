@@ -81,8 +81,8 @@ def open_attempt(run: Run, wanted: Wanted, every: int, sinks: Sequence[Sink]) ->
     )
     writer = Writer(info, JsonLines(), opened, begin)
     attempt = Attempt(strategy, info, every, writer, None if claimed is None else claimed.lock, clock)
-    if claimed is not None and claimed.earlier:
-        before = claimed.earlier["attempts"][-1]["world_size"]
+    if claimed is not None and claimed.earlier.get("attempts"):
+        before = claimed.earlier["attempts"][-1].get("world_size", worker.world_size)
         if before != worker.world_size:
             text = f"{worker.world_size} workers instead of {before}"
             attempt.tell("world_size", text, before=before, after=worker.world_size)

@@ -44,7 +44,8 @@ class Writer:
 
     def again(self, record: Record) -> Writer:
         """Open the sinks once more, after `close`."""
-        return Writer(self._run, type(self._first.sink)(), self._opened, record)
+        opened = [(sink, replace(own, step=record.step)) for sink, own in self._opened]
+        return Writer(replace(self._run, step=record.step), type(self._first.sink)(), opened, record)
 
     def close(self, seconds: float) -> None:
         """Write what is queued, and close all sinks; those that take longer are left."""

@@ -96,6 +96,14 @@ def test_another_runs_folder_is_left_alone(tmp_path: Path) -> None:
     assert "cannot be read" in claimed(tmp_path / "7", tmp_path).notes[0]
 
 
+@pytest.mark.parametrize("damage", ['"attempts": null', '"attempts": [7]', '"sinks": null', '"sinks": {"comet": 7}'])
+def test_a_damaged_folder_is_left_alone(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "run.json").write_text(f'{{"format": 1, {damage}}}')
+    made = claimed(tmp_path / "7", tmp_path)
+    assert made.folder.path == tmp_path / "7-2" and "is damaged" in made.notes[0]
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path
