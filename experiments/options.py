@@ -33,6 +33,25 @@ def some_of(kind: str, known: Sequence[str]) -> _Callback:
     return chosen
 
 
+def names_option(
+    name: str,
+    kind: str,
+    known: Sequence[str],
+    help: str,
+    default: Sequence[str] | None = None,
+    show_default: bool = True,
+) -> click.Option:
+    """Return an option that takes some of `known`, separated by commas; by default `default`, or all of them."""
+    return click.Option(
+        [name],
+        metavar="A,B",
+        default=",".join(default or known),
+        show_default=show_default,
+        callback=some_of(kind, known),
+        help=help,
+    )
+
+
 def file_option(names: Sequence[str], help: str) -> click.Option:
     """Return an option that takes a file to write, of which the folder is there."""
 

@@ -12,7 +12,7 @@ import click
 from ...adapters.registry import strategy_row
 from ..curve import max_loss_diff
 from ..experiment import Column, Experiment, Finished, Job, Row, above, below, failure, placements
-from ..options import file_option, some_of
+from ..options import file_option, names_option
 from ..peak import FREE_AT_ONCE
 from .picture import picture_of
 from .settings import BLOCKS, NATIVE, PLAIN, TORCH, setting, settings_of
@@ -55,13 +55,12 @@ class Memory(Experiment):
         Column("grad_diff", ".1e"),
     )
     options = (
-        click.Option(
-            ["--models"],
-            metavar="A,B",
-            default=",".join(DEFAULT),
-            show_default=True,
-            callback=some_of("model", tuple(SHAPES)),
-            help=f"Train these: {', '.join(SHAPES)} (a transformer of a billion parameters, for a GPU).",
+        names_option(
+            "--models",
+            "model",
+            tuple(SHAPES),
+            f"Train these: {', '.join(SHAPES)} (a transformer of a billion parameters, for a GPU).",
+            default=DEFAULT,
         ),
         click.Option(
             ["--settings"],

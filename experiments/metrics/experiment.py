@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..experiment import Column, Experiment, Finished, Job, Row, above, below, placements
-from ..options import some_of
+from ..options import names_option
 from ..overhead.shapes import SHAPES
 from ..overhead.statistics import median_interval
 
@@ -57,14 +57,7 @@ class Metrics(Experiment):
     )
     columns = tuple(dict.fromkeys((*cost_columns, *slowed_columns, *quiet_columns)))
     options = (
-        click.Option(
-            ["--studies"],
-            metavar="A,B",
-            default=",".join(_STUDIES),
-            show_default=True,
-            callback=some_of("study", _STUDIES),
-            help="Run these only.",
-        ),
+        names_option("--studies", "study", _STUDIES, "Run these only."),
         click.Option(
             ["--trials"], type=click.IntRange(min=1), default=5, show_default=True, help="Trials of each slowed phase."
         ),

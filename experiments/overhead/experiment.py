@@ -10,7 +10,7 @@ import click
 
 from ...adapters.registry import strategy_row
 from ..experiment import Column, Experiment, Finished, Job, Row, above, placements
-from ..options import frontends_option, some_of
+from ..options import frontends_option, names_option
 from .statistics import median_interval
 
 BOUNDS = {  # of the ratio, with more than one worker
@@ -70,14 +70,7 @@ class Overhead(Experiment):
         Column("ratio_high", ".3f"),
     )
     options = (
-        click.Option(
-            ["--models"],
-            metavar="A,B",
-            default=",".join(_MODELS),
-            show_default=True,
-            callback=some_of("model", _MODELS),
-            help="Time these only.",
-        ),
+        names_option("--models", "model", _MODELS, "Time these only."),
         frontends_option(
             tuple(_FRONTENDS),
             "Time these only: loop compares our step with the raw one; lightning and keras compare fit with our loop.",

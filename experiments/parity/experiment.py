@@ -6,13 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from ...plugins.conformance.lightning.variants import STRATEGIES as LIGHTNING_STRATEGIES
 from ...plugins.conformance.lightning.variants import VARIANTS as LIGHTNING_VARIANTS
 from ...plugins.conformance.variants import DTYPES, LOSS_BOUND, VARIANTS, WEIGHT_BOUND
 from ..experiment import Column, Experiment, Finished, Job, Row, above, placements
-from ..options import frontends_option, some_of
+from ..options import frontends_option, names_option
 
 if TYPE_CHECKING:
     from ...plugins.conformance.curves import Curve
@@ -48,12 +46,12 @@ class Parity(Experiment):
             _FRONTENDS,
             "Compare these only: loop is a loop of our steps; lightning is its Trainer, compared with one device.",
         ),
-        click.Option(
-            ["--variants"],
-            metavar="A,B",
-            default=",".join(_ALL_VARIANTS),
-            callback=some_of("variant", _ALL_VARIANTS),
-            help=f"Train these only, of {', '.join(_ALL_VARIANTS)}.  [default: all]",
+        names_option(
+            "--variants",
+            "variant",
+            _ALL_VARIANTS,
+            f"Train these only, of {', '.join(_ALL_VARIANTS)}.  [default: all]",
+            show_default=False,
         ),
     )
 
