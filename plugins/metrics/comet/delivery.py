@@ -22,6 +22,7 @@ from ..records import Record, from_line
 from .client import TIMEOUT, Busy, Denied, Experiment, Failed, Unreached, Unwanted, Value
 from .fold import Allowance, Fold
 from .names import Mode
+from .run import Description
 
 FOLDER = "comet"
 """The folder in a run's folder that has the small files."""
@@ -82,14 +83,11 @@ class Delivery:
         """Values that the server has, of all attempts."""
         return self._state.sent
 
-    @property
-    def described(self) -> int:
-        """The attempt whose parameters the server has; -1 if none."""
-        return self._state.described
-
-    def note_described(self, attempt: int) -> None:
-        """Note that the server has an attempt's parameters."""
-        self._save(replace(self._state, described=attempt))
+    def describe(self, experiment: Experiment, wanted: Description) -> None:
+        """Have the experiment say this of the run, unless it says so of this attempt already."""
+        if self._state.described < wanted.attempt:
+            experiment.describe(wanted.parameters, wanted.tags, wanted.name)
+            self._save(replace(self._state, described=wanted.attempt))
 
     def deliver(self, experiment: Experiment, last: bool = False) -> int:
         """Send what is there, at most a batch; return how many values it was.

@@ -16,8 +16,8 @@ from .client import Away, Busy, Denied, Experiment
 from .delivery import Delivery
 from .fold import A_MINUTE, Allowance
 from .names import Mode
-from .run import experiment_key, parameters, share, tags
-from .sink import _import, _name, api_key
+from .run import description, experiment_key, share
+from .sink import api_key, import_comet
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ def replay(path: Path, say: Say, patience: float = 60.0) -> Replayed:
     shared = info.get("sinks", {}).get("comet")
     if not shared:
         raise OptionError(f"{path} was not meant for Comet: its WorkerMetrics had no Comet among its sinks")
-    _import()
+    import_comet()
     try:
         key = api_key()
     except Denied as reason:
@@ -100,12 +100,10 @@ def _replay_file(
     with closing(experiment), closing(Delivery(file, mode, share(mode, latest["world_size"]), say, pace)) as delivery:
         before, wait = delivery.sent, _Patience(say, patience)
         wait.until(experiment.create)
-        if file.name.startswith("worker-") and (rank == 0 or mode == "per_worker"):
-            host = dict(enumerate(latest.get("hosts") or ())).get(rank)
-            marks = tags(mode, info["run"], rank, host, shared.get("tags") or [])
-            if delivery.described < len(attempts) - 1:
-                wait.until(lambda: experiment.describe(parameters(attempts), marks, _name(shared, mode, rank)))
-                delivery.note_described(len(attempts) - 1)
+        host = dict(enumerate(latest.get("hosts") or ())).get(rank)
+        wanted = description(info["run"], len(attempts) - 1, attempts, shared, rank, host)
+        if wanted is not None and file.name.startswith("worker-"):
+            wait.until(lambda: delivery.describe(experiment, wanted))
         try:
             while wait.until(lambda: delivery.deliver(experiment, last=True)):
                 pass

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from .fold import A_MINUTE
 from .names import Mode
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an experiment says of the run, as of an attempt."""
+
+    attempt: int
+    parameters: Mapping[str, Any]
+    tags: Sequence[str] = ()
+    name: str | None = None
 
 
 def experiment_key(key: str, mode: Mode, rank: int) -> str:
@@ -23,7 +34,7 @@ def share(mode: Mode, world_size: int) -> float:
     return A_MINUTE / (2 if mode == "main_only" else world_size + 1)
 
 
-def parameters(attempts: list[Mapping[str, Any]]) -> dict[str, Any]:
+def parameters(attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what an experiment says of a run: of its latest attempt, and how many workers there were before.
 
     Args:
@@ -44,11 +55,31 @@ def parameters(attempts: list[Mapping[str, Any]]) -> dict[str, Any]:
     return plain
 
 
-def tags(mode: Mode, run: str, rank: int, host: str | None, more: list[str]) -> list[str]:
-    """Return an experiment's tags. Where each worker has one, they are grouped by the run's."""
-    if mode != "per_worker":
-        return more
-    return [*more, f"run {run[:8]}", f"rank {rank}", *([f"host {host}"] if host else [])]
+def description(
+    run: str,
+    attempt: int,
+    attempts: Sequence[Mapping[str, Any]],
+    shared: Mapping[str, Any],
+    rank: int,
+    host: str | None,
+) -> Description | None:
+    """Return what this worker has its experiment say of the run; `None` if another worker does.
+
+    Where each worker has an experiment, they are grouped by the run's tag.
+
+    Args:
+        run: the run's id.
+        attempt: the number of the latest attempt.
+        attempts: as in `run.json`; on another machine than rank 0's perhaps the latest only.
+        shared: what the sink shares with all workers.
+    """
+    tags, name = list(shared.get("tags") or ()), shared.get("name")
+    if shared["mode"] == "per_worker":
+        tags += [f"run {run[:8]}", f"rank {rank}", *([f"host {host}"] if host else [])]
+        name = f"{name} worker {rank}" if name else None
+    elif rank:
+        return None
+    return Description(attempt, parameters(attempts), tags, name)
 
 
 def _plain(value: Any) -> Any:

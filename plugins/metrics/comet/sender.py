@@ -5,31 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..lock import Held
 from .client import Away, Busy, Denied, Experiment
 from .delivery import BATCH, Delivery
 from .names import Mode
+from .run import Description
 
 _log = logging.getLogger("farandole")
 
 INTERVAL = 2.0  # seconds between requests, as comet_ml's own
 PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds, after requests that were not answered
-
-
-@dataclass(frozen=True)
-class Description:
-    """What an experiment says of the run."""
-
-    attempt: int
-    parameters: Mapping[str, Any]
-    tags: Sequence[str] = ()
-    name: str | None = None
 
 
 class Messages:
@@ -123,7 +112,8 @@ class Sender(threading.Thread):
                 experiment = self._reach()
                 experiment.create()
                 self._experiment = experiment
-            self._describe(self._experiment)
+            if self._description is not None:
+                self._deliveries[0].describe(self._experiment, self._description)
             self._beat(alive=True)
             sent = self._deliver(self._experiment, last)
         except Busy as asked:
@@ -156,12 +146,6 @@ class Sender(threading.Thread):
         if waits and not sent:
             raise min(waits, key=lambda wait: wait.seconds)
         return sent
-
-    def _describe(self, experiment: Experiment) -> None:
-        wanted = self._description
-        if wanted is not None and self._deliveries[0].described < wanted.attempt:
-            experiment.describe(wanted.parameters, wanted.tags, wanted.name)
-            self._deliveries[0].note_described(wanted.attempt)
 
     def _beat(self, alive: bool) -> None:
         """Keep the experiment marked as running; the worker that describes it does so."""

@@ -14,8 +14,8 @@ from ..records import Event, Record, Workers, to_line
 from ..sinks import RunInfo, Sink
 from .client import Denied, Experiment
 from .names import MODES, Mode
-from .run import experiment_key, parameters, share, tags
-from .sender import Description, Messages, Sender
+from .run import description, experiment_key, share
+from .sender import Messages, Sender
 
 
 class Comet(Sink):
@@ -56,7 +56,7 @@ class Comet(Sink):
         if mode not in MODES:
             raise OptionError(f"Comet has no mode {mode!r}.{did_you_mean(mode, MODES)} Its modes: {', '.join(MODES)}")
         if not offline:
-            _import()
+            import_comet()
         self.project, self.workspace, self.mode, self.offline = project, workspace, mode, offline
         self._named, self._tags, self._wait = name, list(tags), wait
         self._sender: Sender | None = None
@@ -86,19 +86,13 @@ class Comet(Sink):
         folder, shared = RunFolder(run.folder), run.shared
         key = experiment_key(shared["experiment"], mode, run.rank)
         files = [folder.worker_file(run.rank), *([folder.workers_file] if run.rank == 0 else [])]
-        description = None
-        if run.rank == 0 or mode == "per_worker":
-            marks = tags(mode, run.run, run.rank, run.host, self._tags)
-            description = Description(
-                run.attempt, parameters(_attempts(folder, run)), marks, _name(shared, mode, run.rank)
-            )
         self._sender = Sender(
             lambda: Experiment(api_key, key, shared["project"], shared["workspace"]),
             files,
             mode,
             share(mode, run.world_size),
             self._tell,
-            description,
+            description(run.run, run.attempt, _attempts(folder, run), shared, run.rank, run.host),
         )
         self._sender.start()
 
@@ -151,7 +145,7 @@ def api_key() -> str:
     return found
 
 
-def _import() -> None:
+def import_comet() -> None:
     """Import comet_ml now, in the main thread.
 
     Raises:
@@ -181,21 +175,4 @@ def _attempts(folder: RunFolder, run: RunInfo) -> list[Mapping[str, Any]]:
     try:
         return list(folder.info()["attempts"])
     except OptionError:
-        names = (
-            "step",
-            "world_size",
-            "strategy",
-            "options",
-            "frontend",
-            "launcher",
-            "hosts",
-            "commit",
-            "versions",
-            "parameters",
-        )
-        return [{name: getattr(run, name) for name in names}]
-
-
-def _name(shared: Mapping[str, Any], mode: Mode, rank: int) -> str | None:
-    name = shared.get("name")
-    return f"{name} worker {rank}" if name and mode == "per_worker" else name
+        return [vars(run)]
