@@ -53,8 +53,7 @@ class Screen:
 
     def update(self) -> None:
         """Read what was written since the last call."""
-        info = self._reader.folder.info()
-        self._attempts = info.get("attempts", [])
+        self._attempts = self._reader.folder.info()["attempts"]
         for record in self._reader.records():
             self._add(record)
         now = len(self._attempts) - 1

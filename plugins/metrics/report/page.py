@@ -55,7 +55,7 @@ def make_page(folder: Path) -> str:
     reader = Reader(folder)
     info = reader.folder.info()
     history = History(reader.records())
-    attempts = [attempt for attempt in info.get("attempts", []) if isinstance(attempt, dict)]
+    attempts = info["attempts"]
     css, script, library = (_HERE / "page.css").read_text(), (_HERE / "page.js").read_text(), get_plotlyjs()
     numbers = _numbers(history, attempts)
     # All text is escaped, but for these four, which are no text of the run's, or hold no "<".
