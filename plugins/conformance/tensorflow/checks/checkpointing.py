@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +85,7 @@ def budgets_hold_for_larger_batches_with_one_plan(strategy: Strategy, folder: Pa
 
 def _stepped(strategy: Strategy, checkpointing: Sequence[GradientCheckpointing]) -> tuple[list[float], list[Any]]:
     """Return the losses of two epochs of larger batches each, and the plans after them."""
-    with strategy.scope(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about BatchNormalization, which has its own check
-        model = Net()
-        model.build((None, 8))
-        training = strategy.prepare(
-            model,
-            keras.optimizers.SGD(0.01),
-            lambda m, x: tf.reduce_mean(tf.square(m(x, training=True) - 1)),
-            callbacks=checkpointing,
-        )
+    training = _prepared(strategy, lambda: keras.optimizers.SGD(0.01), callbacks=checkpointing)
     data = np.random.RandomState(4).randn(13, 8).astype(np.float32)
     losses, plans = [], []
     for size in (12, 13):
@@ -107,19 +98,24 @@ def _trained(
     strategy: Strategy, callbacks: Sequence[Callback], traces: int
 ) -> tuple[list[float], dict[str, np.ndarray[Any, Any]]]:
     """Return losses and weights of a few steps, two micro-batches each, the last one with empty shares."""
+    training = _prepared(
+        strategy,
+        lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+        accumulate=2,
+        clip_norm=1.0,
+        callbacks=callbacks,
+    )
+    data = np.random.RandomState(4).randn(49, 8).astype(np.float32)
+    losses = [float(training.step(batch)) for batch in training.batches(data, 12, epochs=2)]
+    assert [block.traces for block in training.model.blocks] == [2 * traces] * 3, "once for each micro-batch and pass"
+    return losses, weights_of(training)
+
+
+def _prepared(strategy: Strategy, optimizer: Callable[[], Any], **options: Any) -> Any:
     with strategy.scope(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about BatchNormalization, which has its own check
         model = Net()
         model.build((None, 8))
-        training = strategy.prepare(
-            model,
-            keras.optimizers.AdamW(0.01, weight_decay=0.1),
-            lambda m, x: tf.reduce_mean(tf.square(m(x, training=True) - 1)),
-            accumulate=2,
-            clip_norm=1.0,
-            callbacks=callbacks,
+        return strategy.prepare(
+            model, optimizer(), lambda m, x: tf.reduce_mean(tf.square(m(x, training=True) - 1)), **options
         )
-    data = np.random.RandomState(4).randn(49, 8).astype(np.float32)
-    losses = [float(training.step(batch)) for batch in training.batches(data, 12, epochs=2)]
-    assert [block.traces for block in model.blocks] == [2 * traces] * 3, "once for each micro-batch and pass"
-    return losses, weights_of(training)
